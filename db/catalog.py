@@ -1,0 +1,179 @@
+"""Reading PostgreSQL's catalog: what a relation is, its columns and keys, and what we may do with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection
+
+from db.errors import SourceError
+from db.identifiers import Relation, display, identifier
+from db.statements import compose, one, run, run_dicts
+
+_NUMBERS = {"smallint", "integer", "bigint", "numeric", "real"}
+_KEY_TYPES = {
+    "smallint": "smallint",
+    "integer": "integer",
+    "bigint": "bigint",
+    "uuid": "uuid",
+    "text": "text",
+    "character varying": "text",
+}
+
+
+@dataclass(frozen=True)
+class ColumnInfo:
+    """A column and its type as format_type prints it without a modifier, domains resolved to their base."""
+
+    name: str
+    type_name: str
+    not_null: bool
+
+    @property
+    def feature_kind(self) -> str | None:
+        """The db.definition.Feature kind it can be read as, or None if it cannot be a feature."""
+        if self.type_name == "double precision":
+            return "double"
+        if self.type_name in _NUMBERS:
+            return "number"
+        if self.type_name == "boolean":
+            return "boolean"
+        if self.type_name in {"real[]", "double precision[]"}:
+            return "array"
+        if self.type_name == "timestamp with time zone":
+            return "timestamptz"
+        if self.type_name in {"timestamp without time zone", "date"}:
+            return "timestamp"
+        return None
+
+    @property
+    def key_type(self) -> str | None:
+        return _KEY_TYPES.get(self.type_name)
+
+
+@dataclass(frozen=True)
+class RelationInfo:
+    """kind is pg_class.relkind; unique_columns holds the column lists of all usable unique indexes."""
+
+    relation: Relation
+    oid: int
+    kind: str
+    persistence: str
+    columns: dict[str, ColumnInfo]
+    unique_columns: list[tuple[str, ...]]
+
+    def column(self, name: str) -> ColumnInfo:
+        """Raises SourceError, naming close matches, if there is no such column."""
+        if name in self.columns:
+            return self.columns[name]
+        alike = [c for c in self.columns if c.lower() == name.lower()]
+        hint = (
+            f"Did you mean {display(alike[0])}?"
+            if alike
+            else f"It has: {', '.join(map(display, self.columns))}."
+        )
+        raise SourceError(f"{self.relation} has no column {display(name)}. {hint}")
+
+
+def inspect(connection: Connection, relation: Relation) -> RelationInfo:
+    """Raises SourceError if there is no such relation or schema."""
+    found = run_dicts(
+        connection,
+        "SELECT c.oid::bigint AS oid, c.relkind::text AS kind, c.relpersistence::text AS persistence"
+        " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = %s AND c.relname = %s",
+        (relation.schema, relation.name),
+    )
+    if not found:
+        raise SourceError(f"There is no table {relation}.{_similar_relation(connection, relation)}")
+    oid = found[0]["oid"]
+    columns = run_dicts(
+        connection,
+        # A domain is read as the type beneath it.
+        "SELECT a.attname AS name, a.attnotnull AS not_null,"
+        " format_type(CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.oid END, NULL) AS type_name"
+        " FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid"
+        " WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
+        (oid,),
+    )
+    unique = run_dicts(
+        connection,
+        "SELECT array_agg(a.attname::text ORDER BY k.position) AS names FROM pg_index i"
+        " CROSS JOIN LATERAL unnest(i.indkey[0 : i.indnkeyatts - 1]) WITH ORDINALITY k (attnum, position)"
+        " JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum"
+        " WHERE i.indrelid = %s AND i.indisunique AND i.indisvalid AND i.indimmediate"
+        " AND i.indpred IS NULL AND i.indexprs IS NULL GROUP BY i.indexrelid",
+        (oid,),
+    )
+    return RelationInfo(
+        relation=relation,
+        oid=oid,
+        kind=found[0]["kind"],
+        persistence=found[0]["persistence"],
+        columns={c["name"]: ColumnInfo(c["name"], c["type_name"], c["not_null"]) for c in columns},
+        unique_columns=[tuple(u["names"]) for u in unique],
+    )
+
+
+def _similar_relation(connection: Connection, relation: Relation) -> str:
+    other = run_dicts(
+        connection,
+        "SELECT n.nspname AS schema, c.relname AS name FROM pg_class c JOIN pg_namespace n"
+        " ON n.oid = c.relnamespace WHERE lower(c.relname) = lower(%s) AND c.relkind IN ('r', 'p')"
+        " ORDER BY (lower(n.nspname) = lower(%s)) DESC LIMIT 1",
+        (relation.name, relation.schema),
+    )
+    return f" Did you mean {Relation(other[0]['schema'], other[0]['name'])}?" if other else ""
+
+
+def has_table_privilege(connection: Connection, relation: Relation, privilege: str) -> bool:
+    return bool(
+        one(
+            connection,
+            "SELECT has_table_privilege(c.oid, %s) FROM pg_class c JOIN pg_namespace n"
+            " ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s",
+            (privilege, relation.schema, relation.name),
+        )
+    )
+
+
+def missing_grants(connection: Connection, relations: list[tuple[Relation, str]]) -> list[str]:
+    """The GRANT statements the connected role would need. relations: (relation, privilege) pairs."""
+    role = display(str(one(connection, "SELECT current_user::text")))
+    grants: list[str] = []
+    for schema in dict.fromkeys(relation.schema for relation, _ in relations):
+        if not one(connection, "SELECT has_schema_privilege(%s, 'USAGE')", (schema,)):
+            grants.append(f"GRANT USAGE ON SCHEMA {display(schema)} TO {role};")
+    grants += [
+        f"GRANT {privilege} ON {relation} TO {role};"
+        for relation, privilege in relations
+        if not has_table_privilege(connection, relation, privilege)
+    ]
+    if not one(connection, "SELECT has_schema_privilege('outlier', 'CREATE')"):
+        grants.append(f"GRANT USAGE, CREATE ON SCHEMA outlier TO {role};")
+    return grants
+
+
+def array_lengths(connection: Connection, relation: Relation, column: str) -> set[int]:
+    """The lengths of an array column seen in a sample of rows; empty for an empty table."""
+    rows = run(
+        connection,
+        compose(
+            "SELECT DISTINCT cardinality(c) FROM (SELECT {column} AS c FROM {relation}"
+            " WHERE {column} IS NOT NULL LIMIT 1000) s",
+            column=identifier(column),
+            relation=relation.sql(),
+        ),
+    ).fetchall()
+    return {row[0] for row in rows}
+
+
+def server_facts(connection: Connection) -> dict[str, Any]:
+    """server_version_num, in_recovery, clock (timestamptz), max_connections."""
+    return run_dicts(
+        connection,
+        "SELECT current_setting('server_version_num')::int AS server_version_num,"
+        " current_setting('server_version') AS server_version, pg_is_in_recovery() AS in_recovery,"
+        " clock_timestamp() AS clock, current_user::text AS role, current_database()::text AS database",
+    )[0]

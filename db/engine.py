@@ -1,0 +1,48 @@
+"""The engine: how every process connects to PostgreSQL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+from sqlalchemy import URL, Connection, Engine, create_engine, make_url
+from sqlalchemy.exc import ArgumentError
+
+from db.errors import SettingsError
+
+# Scores and the claim that led to them are lost together if the server crashes, and are then made again:
+# a scoring transaction need not wait for the disk (docs/decisions/0003-scoring-commits.md).
+APPLICATION_NAME = "pgoutlier"
+
+
+def sqlalchemy_url(database_url: str) -> URL:
+    """The URL with the psycopg 3 driver named. Raises SettingsError if it cannot be parsed."""
+    try:
+        return make_url(database_url).set(drivername="postgresql+psycopg")
+    except ArgumentError:
+        raise SettingsError(
+            "PGOUTLIER_DATABASE_URL cannot be parsed; write postgresql://user:password@host:5432/database."
+        ) from None
+
+
+def make_engine(database_url: str, *, pool_size: int = 5, application_name: str = APPLICATION_NAME) -> Engine:
+    """An engine whose pooled connections are checked before use, so that a server restart is survived."""
+    return create_engine(
+        sqlalchemy_url(database_url),
+        pool_size=pool_size,
+        max_overflow=pool_size,
+        pool_pre_ping=True,
+        connect_args={
+            "application_name": application_name,
+            "client_encoding": "utf8",
+            "connect_timeout": 10,
+        },
+    )
+
+
+def driver_connection(connection: Connection) -> psycopg.Connection[Any]:
+    """The psycopg connection beneath, for COPY and for composed identifiers; same transaction."""
+    driver = connection.connection.driver_connection
+    if not isinstance(driver, psycopg.Connection):
+        raise TypeError("the engine must use the psycopg driver")
+    return driver

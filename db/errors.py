@@ -1,0 +1,49 @@
+"""Errors a user can mend. Each carries data and a sentence that says what is wrong and what to do next."""
+
+from __future__ import annotations
+
+
+class PgoutlierError(Exception):
+    """Base of every error the command line prints as one sentence.
+
+    exit_code: 2 for input that has to be changed, 1 for something that failed.
+    """
+
+    exit_code = 2
+
+    def __init__(self, sentence: str, **data: object) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.data = data
+
+
+class SettingsError(PgoutlierError):
+    """A PGOUTLIER_* variable or .env line that cannot be used."""
+
+
+class SourceError(PgoutlierError):
+    """A relation, column, key or feature that cannot be watched, or no such source."""
+
+
+class MissingPrivilege(SourceError):
+    """The connecting role lacks a right; the sentence names the GRANT that mends it."""
+
+
+class SchemaNotReady(PgoutlierError):
+    """The schema `outlier` is missing or older than this program."""
+
+
+class DatabaseUnavailable(PgoutlierError):
+    """PostgreSQL cannot be reached."""
+
+    exit_code = 1
+
+
+class ModelError(PgoutlierError):
+    """No such model version or alias, or a move of an alias that cannot be made."""
+
+
+class TrainingBusy(PgoutlierError):
+    """Another training of the same source is under way."""
+
+    exit_code = 1

@@ -1,0 +1,61 @@
+"""The five key types a source may have, as they travel in PostgreSQL's binary COPY format.
+
+Keys stay in their wire form between reading a batch and writing its scores; nothing is decoded row by row.
+Wire formats: the type's send function, big-endian integers, 16 raw bytes for uuid, UTF-8 for text
+(https://www.postgresql.org/docs/current/sql-copy.html, "Binary Format").
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from psycopg import sql
+
+Keys = npt.NDArray[Any]
+
+_INTEGERS = {"smallint": ">i2", "integer": ">i4", "bigint": ">i8"}
+KEY_TYPES = (*_INTEGERS, "uuid", "text")
+
+
+def wire_dtype(key_type: str, *, text_bytes: int = 1) -> np.dtype[Any]:
+    """Of one key inside a COPY field. Text is padded to `text_bytes`, its true length beside it."""
+    if key_type in _INTEGERS:
+        return np.dtype(_INTEGERS[key_type])
+    if key_type == "uuid":
+        return np.dtype("V16")
+    if key_type == "text":
+        return np.dtype([("length", "<i4"), ("bytes", "u1", (text_bytes,))])
+    raise ValueError(f"not a key type: {key_type}")
+
+
+def to_parameters(keys: Keys, key_type: str) -> list[Any]:
+    """The keys as a list the driver can send as an array of the key's type.
+
+    For the few rows that do not go through COPY (flagged, re-scored, quarantined).
+    """
+    if key_type in _INTEGERS:
+        return keys.tolist()  # type: ignore[no-any-return]
+    if key_type == "uuid":
+        return [uuid.UUID(bytes=raw) for raw in keys.tolist()]
+    return [
+        bytes(row[:length]).decode()
+        for row, length in zip(keys["bytes"], keys["length"].tolist(), strict=True)
+    ]
+
+
+def array_type(key_type: str) -> sql.SQL:
+    """The SQL name of an array of this key type."""
+    return {name: sql.SQL(f"{name}[]") for name in KEY_TYPES}[key_type]
+
+
+def scalar_type(key_type: str) -> sql.SQL:
+    """The SQL name of this key type."""
+    return {name: sql.SQL(name) for name in KEY_TYPES}[key_type]
+
+
+def to_texts(keys: Keys, key_type: str) -> list[str]:
+    """The keys as PostgreSQL prints them."""
+    return [str(key) for key in to_parameters(keys, key_type)]

@@ -1,0 +1,228 @@
+"""SQL of the model registry: versions, aliases and their history, training runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from psycopg import sql
+from psycopg.types.json import Jsonb
+from sqlalchemy import Connection
+
+from db.identifiers import identifier
+from db.statements import one, run, run_dicts
+
+CHAMPION = "champion"
+
+
+@dataclass(frozen=True)
+class StoredArtifact:
+    """What a worker needs to rebuild a detector. artifact is None if it is larger than was asked for."""
+
+    version_id: int
+    version: int
+    artifact: bytes | None
+    n_bytes: int
+    sha256: str
+    signature: str | None
+    feature_names: tuple[str, ...]
+
+
+def insert_version(connection: Connection, source_id: int, row: dict[str, Any]) -> int:
+    """Add an immutable version, numbered one past the source's highest. Returns its number."""
+    run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.versions'), %s)", (source_id,))
+    return int(
+        one(
+            connection,
+            """
+            INSERT INTO outlier.model_versions
+                (source_id, version, recipe_name, recipe, feature_names, artifact, sha256, signature, threshold,
+                 metrics, n_training_rows, training_from, training_to, parent_version)
+            SELECT %(source_id)s, coalesce(max(version), 0) + 1, %(recipe_name)s, %(recipe)s, %(feature_names)s,
+                   %(artifact)s, %(sha256)s, %(signature)s, %(threshold)s, %(metrics)s, %(n_training_rows)s,
+                   %(training_from)s, %(training_to)s, %(parent_version)s
+            FROM outlier.model_versions WHERE source_id = %(source_id)s
+            RETURNING version
+            """,
+            {
+                **row,
+                "source_id": source_id,
+                "recipe": Jsonb(row["recipe"]),
+                "feature_names": Jsonb(row["feature_names"]),
+                "metrics": Jsonb(row["metrics"]),
+            },
+        )
+    )
+
+
+def alias(connection: Connection, source_id: int, name: str = CHAMPION) -> tuple[int, int] | None:
+    """(version id, version) that an alias points at, or None. This is read in every scoring transaction."""
+    return run(
+        connection,
+        "SELECT v.id, v.version FROM outlier.model_aliases a JOIN outlier.model_versions v"
+        " USING (source_id, version) WHERE a.source_id = %s AND a.alias = %s",
+        (source_id, name),
+    ).fetchone()
+
+
+def version_id(connection: Connection, source_id: int, version: int) -> int | None:
+    """The id of a version, or None if there is no such version."""
+    found: int | None = one(
+        connection,
+        "SELECT id FROM outlier.model_versions WHERE source_id = %s AND version = %s",
+        (source_id, version),
+    )
+    return found
+
+
+def lock_alias(connection: Connection, source_id: int) -> None:
+    """One mover of a source's aliases at a time, until the transaction ends."""
+    run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.aliases'), %s)", (source_id,))
+
+
+def move_alias(
+    connection: Connection,
+    source_id: int,
+    *,
+    name: str,
+    from_version: int | None,
+    to_version: int,
+    action: str,
+    reason: str,
+) -> None:
+    """Point an alias at a version and record who moved it and why. The caller holds `lock_alias`."""
+    run(
+        connection,
+        "INSERT INTO outlier.model_aliases (source_id, alias, version) VALUES (%s, %s, %s)"
+        " ON CONFLICT (source_id, alias) DO UPDATE SET version = excluded.version, moved_at = now()",
+        (source_id, name, to_version),
+    )
+    run(
+        connection,
+        "INSERT INTO outlier.alias_events (source_id, alias, from_version, to_version, action, reason)"
+        " VALUES (%s, %s, %s, %s, %s, %s)",
+        (source_id, name, from_version, to_version, action, reason),
+    )
+
+
+def alias_history(connection: Connection, source_id: int, name: str = CHAMPION) -> list[dict[str, Any]]:
+    """Every move of an alias, the newest first."""
+    return run_dicts(
+        connection,
+        "SELECT id, action, from_version, to_version, reason, created_at, created_by"
+        " FROM outlier.alias_events WHERE source_id = %s AND alias = %s ORDER BY id DESC",
+        (source_id, name),
+    )
+
+
+def artifact(
+    connection: Connection, source_id: int, version: int, *, max_bytes: int
+) -> StoredArtifact | None:
+    """A version's artifact; its bytes are not sent when there are more than max_bytes of them."""
+    row = run(
+        connection,
+        "SELECT id, version, CASE WHEN octet_length(artifact) <= %(max)s THEN artifact END, octet_length(artifact),"
+        " sha256, signature, feature_names FROM outlier.model_versions"
+        " WHERE source_id = %(source_id)s AND version = %(version)s",
+        {"max": max_bytes, "source_id": source_id, "version": version},
+        binary=True,
+    ).fetchone()
+    if row is None:
+        return None
+    return StoredArtifact(
+        version_id=row[0],
+        version=row[1],
+        artifact=None if row[2] is None else bytes(row[2]),
+        n_bytes=row[3],
+        sha256=row[4],
+        signature=row[5],
+        feature_names=tuple(row[6]),
+    )
+
+
+def versions(connection: Connection, source_id: int) -> list[dict[str, Any]]:
+    """All versions of a source without their artifacts, the newest first."""
+    return run_dicts(
+        connection,
+        """
+        SELECT v.version, v.recipe_name, v.threshold, v.n_training_rows, v.training_from, v.training_to,
+               v.parent_version, v.metrics, v.created_at, v.created_by, v.sha256, v.signature IS NOT NULL AS signed,
+               octet_length(v.artifact) AS n_bytes, v.feature_names, v.recipe,
+               (SELECT array_agg(a.alias::text ORDER BY a.alias) FROM outlier.model_aliases a
+                WHERE a.source_id = v.source_id AND a.version = v.version) AS aliases
+        FROM outlier.model_versions v WHERE v.source_id = %s ORDER BY v.version DESC
+        """,
+        (source_id,),
+    )
+
+
+def try_training_lock(connection: Connection, source_id: int) -> bool:
+    """Whether this session now holds the one training lock of the source. Freed by closing the session."""
+    return bool(
+        one(connection, "SELECT pg_try_advisory_lock(hashtext('outlier.training'), %s)", (source_id,))
+    )
+
+
+def release_training_lock(connection: Connection, source_id: int) -> None:
+    run(connection, "SELECT pg_advisory_unlock(hashtext('outlier.training'), %s)", (source_id,))
+
+
+def start_run(connection: Connection, source_id: int, *, recipe: dict[str, Any], seed: int) -> int:
+    """Open a training run; runs left open by a process that died are closed first. Returns its id.
+
+    The caller holds the training lock, so an open run of the same source has nobody left to finish it.
+    """
+    run(
+        connection,
+        "UPDATE outlier.training_runs SET status = 'abandoned', finished_at = now(),"
+        " error = 'the training process ended without a word'"
+        " WHERE source_id = %s AND status = 'running'",
+        (source_id,),
+    )
+    return int(
+        one(
+            connection,
+            "INSERT INTO outlier.training_runs (source_id, recipe, seed) VALUES (%s, %s, %s) RETURNING id",
+            (source_id, Jsonb(recipe), seed),
+        )
+    )
+
+
+def update_run(connection: Connection, run_id: int, **values: Any) -> None:
+    """Set columns of a training run, dicts as JSON, and its heartbeat."""
+    assignments = sql.SQL(", ").join(
+        sql.SQL("{} = {}").format(identifier(column), sql.Placeholder(column)) for column in values
+    )
+    statement = sql.SQL("UPDATE outlier.training_runs SET {}, heartbeat_at = now() WHERE id = %(run_id)s")
+    parameters = {k: Jsonb(v) if isinstance(v, dict) else v for k, v in values.items()}
+    run(connection, statement.format(assignments), {**parameters, "run_id": run_id})
+
+
+def finish_run(connection: Connection, run_id: int, *, status: str, **values: Any) -> None:
+    """Close a training run as succeeded or failed."""
+    update_run(connection, run_id, status=status, **values)
+    run(connection, "UPDATE outlier.training_runs SET finished_at = now() WHERE id = %s", (run_id,))
+
+
+def runs(connection: Connection, source_id: int, *, limit: int) -> list[dict[str, Any]]:
+    """The newest training runs of a source first."""
+    return run_dicts(
+        connection,
+        "SELECT * FROM outlier.training_runs WHERE source_id = %s ORDER BY id DESC LIMIT %s",
+        (source_id, limit),
+    )
+
+
+def sources_to_retrain(connection: Connection, *, older_than_seconds: float) -> list[str]:
+    """Names of sources with a version and no training run started within that time."""
+    return [
+        row[0]
+        for row in run(
+            connection,
+            "SELECT s.name FROM outlier.sources s"
+            " WHERE EXISTS (SELECT FROM outlier.model_versions v WHERE v.source_id = s.id)"
+            " AND NOT EXISTS (SELECT FROM outlier.training_runs r WHERE r.source_id = s.id"
+            " AND r.started_at > now() - make_interval(secs => %s)) ORDER BY s.name",
+            (older_than_seconds,),
+        ).fetchall()
+    ]

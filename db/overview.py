@@ -1,0 +1,141 @@
+"""Figures for `status` and `flagged`: cheap reads over all sources."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from psycopg import sql
+from sqlalchemy import Connection
+
+from db import models, queue
+from db import sources as source_store
+from db.definition import SourceDefinition
+from db.errors import SourceError
+from db.identifiers import display, identifier, ours
+from db.statements import compose, one, run, run_dicts
+
+
+def scored_so_far(connection: Connection) -> dict[str, int]:
+    """Rows ever inserted into or updated in each source's scores, from PostgreSQL's statistics."""
+    rows = run(
+        connection,
+        "SELECT relname, n_tup_ins + n_tup_upd FROM pg_stat_user_tables"
+        " WHERE schemaname = 'outlier' AND relname LIKE 'scores\\_%%'",
+    ).fetchall()
+    return {name.removeprefix("scores_"): int(n) for name, n in rows}
+
+
+def sources(connection: Connection) -> list[dict[str, Any]]:
+    """One dict a source: name, relation, queue figures, champion, quarantine, last training, problem."""
+    rows = []
+    for source in source_store.every(connection):
+        champion = models.alias(connection, source.id)
+        depth = queue.depth(connection, source.definition)
+        training = models.runs(connection, source.id, limit=1)
+        rows.append(
+            {
+                "name": source.name,
+                "relation": str(source.definition.relation),
+                "n_queued": depth["n_keys"],
+                "n_postponed": depth["n_postponed"],
+                "oldest_queued_seconds": depth["oldest_seconds"],
+                "champion": champion[1] if champion else None,
+                "n_scored_estimate": _estimate(connection, source.definition),
+                "n_quarantined": one(
+                    connection, "SELECT count(*) FROM outlier.quarantine WHERE source_id = %s", (source.id,)
+                ),
+                "training": _training(training[0]) if training else None,
+                "problem": source.last_problem,
+            }
+        )
+    return rows
+
+
+def _training(row: dict[str, Any]) -> dict[str, Any]:
+    kept = (
+        "status",
+        "epoch",
+        "n_epochs",
+        "loss",
+        "eta_seconds",
+        "version",
+        "promoted",
+        "error",
+        "started_at",
+    )
+    return {key: row[key] for key in kept}
+
+
+def _estimate(connection: Connection, source: SourceDefinition) -> int:
+    """Live rows of the scores table as PostgreSQL estimates them: a count would read the whole table."""
+    return int(
+        one(
+            connection,
+            "SELECT coalesce(n_live_tup, 0) FROM pg_stat_user_tables"
+            " WHERE schemaname = 'outlier' AND relname = %s",
+            (f"scores_{source.name}",),
+        )
+        or 0
+    )
+
+
+def listeners(connection: Connection) -> int:
+    """How many listener processes are connected."""
+    return int(
+        one(
+            connection,
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgoutlier listener'"
+            " AND datname = current_database()",
+        )
+    )
+
+
+def flagged(
+    connection: Connection, source: SourceDefinition, *, since: datetime | None, limit: int
+) -> list[dict[str, Any]]:
+    """The last flagged rows, the newest first: the user's columns and the score's."""
+    return run_dicts(
+        connection,
+        compose(
+            "SELECT * FROM {view} WHERE scored_at >= coalesce(%(since)s::timestamptz, '-infinity')"
+            " ORDER BY scored_at DESC, {key} DESC LIMIT %(limit)s",
+            view=ours("flagged", source.name),
+            key=identifier(source.key_column),
+        ),
+        {"since": since, "limit": limit},
+    )
+
+
+def grants(connection: Connection, role: str, *, analyst: bool) -> list[sql.Composed]:
+    """Statements that give a role what an analyst (reads views) or a worker (scores, trains) needs.
+
+    Raises SourceError if there is no such role.
+    """
+    if not one(connection, "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = %s)", (role,)):
+        raise SourceError(
+            f"There is no role {display(role)}; make it first: CREATE ROLE {display(role)} LOGIN;"
+        )
+    to = identifier(role)
+    found = source_store.every(connection)
+    statements = [compose("GRANT USAGE ON SCHEMA outlier TO {role}", role=to)]
+    if analyst:
+        return statements + [
+            compose("GRANT SELECT ON {view} TO {role}", view=ours(view, source.name), role=to)
+            for source in found
+            for view in ("scored", "flagged")
+        ]
+    relations = {r for s in found for r in (s.definition.relation, s.definition.feature_relation)}
+    return [
+        *statements,
+        compose("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA outlier TO {role}", role=to),
+        compose("GRANT USAGE ON ALL SEQUENCES IN SCHEMA outlier TO {role}", role=to),
+        *(
+            statement
+            for relation in sorted(relations, key=str)
+            for statement in (
+                compose("GRANT USAGE ON SCHEMA {s} TO {role}", s=identifier(relation.schema), role=to),
+                compose("GRANT SELECT ON {r} TO {role}", r=relation.sql(), role=to),
+            )
+        ),
+    ]

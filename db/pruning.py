@@ -1,0 +1,30 @@
+"""Removing what belongs to rows of the user's that are gone."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection
+
+from db import quarantine
+from db.identifiers import identifier, ours
+from db.sources import Source
+from db.statements import compose, run
+
+
+def prune(connection: Connection, source: Source, *, keep_training_runs: int) -> int:
+    """Delete scores and quarantine entries without a row, and all but the newest training runs."""
+    orphans = run(
+        connection,
+        compose(
+            "DELETE FROM {scores} s WHERE NOT EXISTS (SELECT FROM {relation} t WHERE t.{key} = s.key)",
+            scores=ours("scores", source.name),
+            relation=source.definition.relation.sql(),
+            key=identifier(source.definition.key_column),
+        ),
+    ).rowcount
+    old_runs = run(
+        connection,
+        "DELETE FROM outlier.training_runs WHERE source_id = %(source_id)s AND status <> 'running' AND id NOT IN"
+        " (SELECT id FROM outlier.training_runs WHERE source_id = %(source_id)s ORDER BY id DESC LIMIT %(keep)s)",
+        {"source_id": source.id, "keep": keep_training_runs},
+    ).rowcount
+    return orphans + old_runs + quarantine.prune(connection, source.definition, source.id)

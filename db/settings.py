@@ -1,0 +1,95 @@
+"""Settings: read once from PGOUTLIER_* and .env, typed, frozen, passed down as plain values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from db.embedded import default_data_dir
+from db.errors import SettingsError
+
+PREFIX = "PGOUTLIER_"
+Seconds = Annotated[float, Field(gt=0, le=366 * 86_400)]
+
+
+class Settings(BaseSettings):
+    """Everything that can be changed from outside. Durations are seconds, sizes are bytes or rows."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_file=".env", env_file_encoding="utf-8", frozen=True, extra="ignore"
+    )
+
+    database_url: SecretStr | None = Field(
+        None, description="PostgreSQL 15 or later, as postgresql://user@host/db; unset: the embedded server"
+    )
+    broker_url: SecretStr | None = Field(
+        None, description="Redis 6.2+ or Valkey, as redis://host:6379/0; unset: the embedded server"
+    )
+    data_dir: Path = Field(
+        default_factory=default_data_dir, description="where the embedded servers keep their data"
+    )
+    signing_key: SecretStr | None = Field(
+        None, description="when set, model artifacts are signed with it, and unsigned ones are refused"
+    )
+    log_format: Literal["auto", "console", "json"] = Field(
+        "auto", description="auto: readable on a terminal, JSON elsewhere"
+    )
+
+    batch_rows: int = Field(
+        10_000, ge=1, le=100_000, description="rows claimed and scored in one transaction"
+    )
+    drain_budget_seconds: Seconds = Field(
+        30, description="how long one drain task goes on before it hands over"
+    )
+    max_attempts: int = Field(3, ge=1, le=20, description="whole-batch retries before a batch is bisected")
+    retry_base_seconds: Seconds = Field(1, description="delay after the first failure; doubles each time")
+    score_threads: int = Field(2, ge=1, le=64, description="threads of the score worker that `up` starts")
+
+    drain_every_seconds: Seconds = Field(5, description="beat: safety net in case a wake-up was lost")
+    sweep_every_seconds: Seconds = Field(300, description="beat: look for rows that got past the triggers")
+    retrain_every_seconds: Seconds = Field(86_400, description="beat: train a new version of every source")
+    prune_every_seconds: Seconds = Field(3_600, description="beat: remove scores of rows that are gone")
+    keep_training_runs: int = Field(1_000, ge=1, description="training_runs kept per source by prune")
+
+    training_rows: int = Field(200_000, ge=200, description="newest rows read for one training")
+    artifact_max_bytes: int = Field(64 * 2**20, ge=2**10, description="a larger model artifact is refused")
+
+    @field_validator("database_url", "broker_url", "signing_key", mode="before")
+    @classmethod
+    def _empty_means_unset(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database_scheme(cls, value: SecretStr | None) -> SecretStr | None:
+        if value and value.get_secret_value().split("://")[0] not in {
+            "postgresql",
+            "postgres",
+            "postgresql+psycopg",
+        }:
+            raise ValueError("must start with postgresql://")
+        return value
+
+    @field_validator("broker_url")
+    @classmethod
+    def _known_broker_scheme(cls, value: SecretStr | None) -> SecretStr | None:
+        schemes = {"redis", "rediss", "redis+socket", "valkey", "valkeys"}
+        if value and value.get_secret_value().split("://")[0] not in schemes:
+            raise ValueError("must start with redis://, rediss:// or redis+socket://")
+        return value
+
+
+def load_settings() -> Settings:
+    """Settings from the environment and .env. Raises SettingsError naming each variable that cannot be used."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        # The value itself is left out: it may be a secret.
+        complaints = "; ".join(
+            f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors()
+        )
+        raise SettingsError(f"Cannot use the settings: {complaints}. Mend the environment or .env.") from None

@@ -1,0 +1,239 @@
+"""The objects made for each source: queue, scores, triggers, views. `attach --dry-run` prints exactly these."""
+
+from __future__ import annotations
+
+from psycopg import sql
+
+from db import keys as key_codec
+from db.definition import SourceDefinition
+from db.identifiers import CHANNEL, identifier, ours
+from db.queue import KEYS_PER_QUEUE_ROW
+from db.statements import as_text, compose
+
+SCORE_COLUMNS = ("reconstruction_error", "flagged", "model_version", "scored_at", "top_features")
+TRIGGERS = ("insert", "update")
+
+
+def create(source: SourceDefinition, source_columns: tuple[str, ...]) -> list[sql.Composed]:
+    """Statements that make a source's objects, in order. source_columns: of the user's table, for the views."""
+    return [
+        *_queue(source),
+        *_scores(source),
+        *(_trigger_function(source, event) for event in TRIGGERS),
+        *(_close_function(source, event) for event in TRIGGERS),
+        *(_trigger(source, event) for event in TRIGGERS),
+        *_views(source, source_columns),
+    ]
+
+
+def drop(source: SourceDefinition, *, relation_exists: bool) -> list[sql.Composed]:
+    """Statements that remove them all and leave the user's table as it was."""
+    triggers = [
+        compose(
+            "DROP TRIGGER IF EXISTS {trigger} ON {relation}",
+            trigger=trigger_name(source.name, event),
+            relation=source.relation.sql(),
+        )
+        for event in TRIGGERS
+        if relation_exists
+    ]
+    views = [
+        compose("DROP VIEW IF EXISTS {view}", view=ours(view, source.name)) for view in ("flagged", "scored")
+    ]
+    functions = [
+        compose("DROP FUNCTION IF EXISTS {f}()", f=_function(source.name, event)) for event in TRIGGERS
+    ]
+    tables = [
+        compose("DROP TABLE IF EXISTS {table}", table=ours(table, source.name))
+        for table in ("scores", "queue")
+    ]
+    return [*triggers, *views, *functions, *tables]
+
+
+def trigger_name(source_name: str, event: str) -> sql.Composable:
+    return identifier(f"outlier_{source_name}_{event}")
+
+
+def _function(source_name: str, event: str) -> sql.Composable:
+    return ours(f"enqueue_{event}", source_name)
+
+
+def _queue(source: SourceDefinition) -> list[sql.Composed]:
+    queue = ours("queue", source.name)
+    return [
+        compose(
+            """
+CREATE TABLE {queue} (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    change_id bigint,
+    keys {keys} NOT NULL,
+    n_keys integer NOT NULL,
+    queued_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    not_before timestamptz,
+    attempts integer NOT NULL DEFAULT 0,
+    rescore boolean NOT NULL DEFAULT false,
+    last_error text
+) WITH (fillfactor = 90, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
+        autovacuum_vacuum_insert_scale_factor = 0.5, autovacuum_analyze_scale_factor = 0.5)""",
+            queue=queue,
+            keys=key_codec.array_type(source.key_type),
+        ),
+        # Compressing key arrays took more of the writer's time than all the rest of the trigger.
+        compose("ALTER TABLE {queue} ALTER COLUMN keys SET STORAGE EXTERNAL", queue=queue),
+    ]
+
+
+def _scores(source: SourceDefinition) -> list[sql.Composed]:
+    scores = ours("scores", source.name)
+    return [
+        compose(
+            """
+CREATE TABLE {scores} (
+    key {key} PRIMARY KEY,
+    change_id bigint NOT NULL,
+    reconstruction_error double precision NOT NULL,
+    scored_at timestamptz NOT NULL DEFAULT now(),
+    model_version integer NOT NULL,
+    flagged boolean NOT NULL,
+    top_features jsonb
+)""",
+            scores=scores,
+            key=key_codec.scalar_type(source.key_type),
+        ),
+        compose(
+            "CREATE INDEX {name} ON {scores} (scored_at, reconstruction_error) WHERE flagged",
+            name=identifier(f"scores_{source.name}_flagged_idx"),
+            scores=scores,
+        ),
+    ]
+
+
+def _trigger_function(source: SourceDefinition, event: str) -> sql.Composed:
+    """Collects the statement's keys. SECURITY DEFINER: the writer needs no right on our schema.
+
+    An UPDATE counts where a feature changed, compared as stored bytes: that needs no operator of the column's
+    type, so none can be planted in the writer's search path.
+    """
+    return compose(
+        """
+CREATE OR REPLACE FUNCTION {function}() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $outlier$
+DECLARE
+    changed {keys};
+    n integer;
+BEGIN
+    SELECT array_agg(r.{key}) INTO changed FROM {rows};
+    n := cardinality(changed);
+    IF n IS NULL THEN
+        RETURN NULL;
+    END IF;
+    IF n <= {chunk} THEN
+        INSERT INTO {queue} (keys, n_keys, rescore) VALUES (changed, n, {rescore});
+    ELSE
+        INSERT INTO {queue} (keys, n_keys, rescore) {chunked};
+    END IF;
+    PERFORM pg_notify({channel}, {source});
+    RETURN NULL;
+END
+$outlier$""",
+        function=_function(source.name, event),
+        keys=key_codec.array_type(source.key_type),
+        key=identifier(source.key_column),
+        rows=_changed_rows(source, event),
+        chunk=sql.Literal(KEYS_PER_QUEUE_ROW),
+        queue=ours("queue", source.name),
+        rescore=sql.Literal(event == "update"),
+        chunked=_chunks(source, event),
+        channel=sql.Literal(CHANNEL),
+        source=sql.Literal(source.name),
+    )
+
+
+def _changed_rows(source: SourceDefinition, event: str) -> sql.Composable:
+    key = identifier(source.key_column)
+    if event == "insert":
+        return sql.SQL("new_rows r")
+    if source.feature_view is not None:  # any column may feed the view
+        changed: sql.Composable = sql.SQL("r OPERATOR(pg_catalog.*<>) o")
+    else:
+        columns = dict.fromkeys(feature.column for feature in source.features)
+        both = [
+            sql.SQL("ROW({})").format(
+                sql.SQL(", ").join(
+                    compose("{t}.{c}", t=sql.SQL(side), c=identifier(column)) for column in columns
+                )
+            )
+            for side in ("r", "o")
+        ]
+        changed = compose("{new} OPERATOR(pg_catalog.*<>) {old}", new=both[0], old=both[1])
+    return compose(
+        "new_rows r LEFT JOIN old_rows o ON o.{key} = r.{key} WHERE o.{key} IS NULL OR {changed}",
+        key=key,
+        changed=changed,
+    )
+
+
+def _chunks(source: SourceDefinition, event: str) -> sql.Composable:
+    """Slices of a long key array. Slicing an array of text walks it from the start, so that is numbered."""
+    parts = {"n": sql.Literal(KEYS_PER_QUEUE_ROW), "rescore": sql.Literal(event == "update")}
+    if source.key_type == "text":
+        return compose(
+            "SELECT array_agg(s.k), count(*), {rescore} FROM (SELECT u.k, (row_number() OVER () - 1) / {n}"
+            " AS chunk FROM unnest(changed) AS u (k)) AS s GROUP BY s.chunk ORDER BY s.chunk",
+            **parts,
+        )
+    return compose(
+        "SELECT changed[g.first : g.first + {n} - 1], least({n}, n - g.first + 1), {rescore}"
+        " FROM generate_series(1, n, {n}) AS g (first)",
+        **parts,
+    )
+
+
+def _close_function(source: SourceDefinition, event: str) -> sql.Composed:
+    return compose("REVOKE ALL ON FUNCTION {f}() FROM PUBLIC", f=_function(source.name, event))
+
+
+def _trigger(source: SourceDefinition, event: str) -> sql.Composed:
+    """PostgreSQL allows a transition table on a single event without a column list, so each event has its own."""
+    return compose(
+        "CREATE OR REPLACE TRIGGER {trigger} AFTER {event} ON {relation}"
+        " REFERENCING NEW TABLE AS new_rows{old} FOR EACH STATEMENT EXECUTE FUNCTION {f}()",
+        trigger=trigger_name(source.name, event),
+        event=sql.SQL("UPDATE" if event == "update" else "INSERT"),
+        relation=source.relation.sql(),
+        old=sql.SQL(" OLD TABLE AS old_rows" if event == "update" else ""),
+        f=_function(source.name, event),
+    )
+
+
+def _views(source: SourceDefinition, source_columns: tuple[str, ...]) -> list[sql.Composed]:
+    """The user's columns and the score beside them. A column of theirs named as one of ours gets source_ before it."""
+    theirs = [
+        compose(
+            "t.{column} AS {alias}",
+            column=identifier(column),
+            alias=identifier(f"source_{column}" if column in SCORE_COLUMNS else column),
+        )
+        for column in source_columns
+    ]
+    select = compose(
+        "SELECT {theirs}, {ours} FROM {relation} t JOIN {scores} s ON s.key = t.{key}",
+        theirs=sql.SQL(", ").join(theirs),
+        ours=sql.SQL(", ").join(compose("s.{c}", c=identifier(column)) for column in SCORE_COLUMNS),
+        relation=source.relation.sql(),
+        scores=ours("scores", source.name),
+        key=identifier(source.key_column),
+    )
+    return [
+        compose("CREATE OR REPLACE VIEW {view} AS {select}", view=ours("scored", source.name), select=select),
+        compose(
+            "CREATE OR REPLACE VIEW {view} AS {select} WHERE s.flagged",
+            view=ours("flagged", source.name),
+            select=select,
+        ),
+    ]
+
+
+def script(statements: list[sql.Composed]) -> str:
+    """The statements as one SQL script."""
+    return "".join(f"{as_text(statement).strip()};\n" for statement in statements)

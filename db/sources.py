@@ -1,0 +1,172 @@
+"""The sources table: attach, detach, find."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from psycopg import sql
+from psycopg.types.json import Jsonb
+from sqlalchemy import Connection
+
+from db import catalog, source_ddl
+from db.definition import SourceDefinition
+from db.errors import SourceError
+from db.identifiers import display
+from db.statements import one, run, run_dicts
+
+
+@dataclass(frozen=True)
+class Source:
+    """A row of outlier.sources."""
+
+    id: int
+    definition: SourceDefinition
+    recipe: dict[str, Any]
+    attached_xid: int | None
+    last_problem: str | None
+
+    @property
+    def name(self) -> str:
+        return self.definition.name
+
+
+def find(connection: Connection, name: str) -> Source:
+    """Raises SourceError, naming the sources there are."""
+    rows = run_dicts(
+        connection,
+        "SELECT id, definition, recipe, attached_xid, last_problem FROM outlier.sources WHERE name = %s",
+        (name,),
+    )
+    if not rows:
+        known = [source.name for source in every(connection)]
+        hint = f"Sources: {', '.join(known)}." if known else "Attach a table first: pgoutlier attach --help."
+        raise SourceError(f"There is no source {display(name)}. {hint}")
+    return _source(rows[0])
+
+
+def every(connection: Connection) -> list[Source]:
+    """All sources by name."""
+    rows = run_dicts(
+        connection,
+        "SELECT id, definition, recipe, attached_xid, last_problem FROM outlier.sources ORDER BY name",
+    )
+    return [_source(row) for row in rows]
+
+
+def _source(row: dict[str, Any]) -> Source:
+    return Source(
+        id=row["id"],
+        definition=SourceDefinition.model_validate(row["definition"]),
+        recipe=row["recipe"],
+        attached_xid=row["attached_xid"],
+        last_problem=row["last_problem"],
+    )
+
+
+def plan(definition: SourceDefinition, columns: tuple[str, ...]) -> list[sql.Composed]:
+    """The statements that `attach` runs."""
+    return source_ddl.create(definition, columns)
+
+
+def attach(
+    connection: Connection,
+    definition: SourceDefinition,
+    columns: tuple[str, ...],
+    recipe: dict[str, Any],
+    *,
+    backfill: bool,
+) -> bool:
+    """Make the source's objects and its row. Returns False if it was attached like this already.
+
+    backfill: rows that are there already shall be scored too. Raises SourceError if another definition has
+    the name, or the table has another source.
+    """
+    run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.attach'))")
+    for source in every(connection):
+        if source.name == definition.name:
+            _check_same(source, definition, recipe)
+            if backfill:
+                include_old_rows(connection, source.id)
+            repair(connection, source.definition, columns)
+            return False
+        if source.definition.relation == definition.relation:
+            raise SourceError(
+                f"{definition.relation} is attached already, as source {source.name};"
+                f" detach that first: pgoutlier detach {source.name}"
+            )
+    run(connection, "SET LOCAL lock_timeout = '10s'")
+    for statement in plan(definition, columns):
+        run(connection, statement)
+    run(
+        connection,
+        "INSERT INTO outlier.sources (name, definition, recipe, attached_xid) VALUES (%s, %s, %s,"
+        " CASE WHEN %s THEN NULL ELSE pg_current_xact_id()::text::bigint END)",
+        (definition.name, Jsonb(definition.model_dump(mode="json")), Jsonb(recipe), backfill),
+    )
+    return True
+
+
+def _check_same(source: Source, definition: SourceDefinition, recipe: dict[str, Any]) -> None:
+    if source.definition == definition and source.recipe == recipe:
+        return
+    old, new = source.definition.model_dump(), definition.model_dump()
+    different = [field for field in old if old[field] != new[field]]
+    if source.recipe != recipe:
+        different.append("recipe")
+    raise SourceError(
+        f"{source.name} is attached already with another definition (different: {', '.join(different)});"
+        f" detach it first (pgoutlier detach {source.name}) or choose another --name."
+    )
+
+
+def repair(connection: Connection, definition: SourceDefinition, columns: tuple[str, ...]) -> None:
+    """Make triggers and functions again that somebody dropped. Tables are never touched."""
+    for statement in plan(definition, columns):
+        text = source_ddl.script([statement]).lstrip()
+        if text.startswith(("CREATE OR REPLACE FUNCTION", "CREATE OR REPLACE TRIGGER")):
+            run(connection, statement)
+
+
+def detach(connection: Connection, source: Source) -> None:
+    """Drop all our objects of a source and its rows in our tables; the user's table stays as it was."""
+    run(connection, "SET LOCAL lock_timeout = '10s'")
+    relation_exists = True
+    try:
+        catalog.inspect(connection, source.definition.relation)
+    except SourceError:
+        relation_exists = False
+    for statement in source_ddl.drop(source.definition, relation_exists=relation_exists):
+        run(connection, statement)
+    run(connection, "DELETE FROM outlier.sources WHERE id = %s", (source.id,))
+
+
+def include_old_rows(connection: Connection, source_id: int) -> None:
+    """From now on the sweep also finds rows that were there before attach."""
+    run(connection, "UPDATE outlier.sources SET attached_xid = NULL WHERE id = %s", (source_id,))
+
+
+def set_problem(connection: Connection, source_id: int, problem: str | None) -> None:
+    """Record why scoring stands still, or that it no longer does. Writes only on a change."""
+    run(
+        connection,
+        "UPDATE outlier.sources SET last_problem = %s, last_problem_at = now()"
+        " WHERE id = %s AND last_problem IS DISTINCT FROM %s",
+        (problem, source_id, problem),
+    )
+
+
+def triggers_enabled(connection: Connection, definition: SourceDefinition) -> dict[str, bool]:
+    """For each of our triggers: whether it exists and fires for ordinary sessions."""
+    return {
+        event: bool(
+            one(
+                connection,
+                "SELECT t.tgenabled IN ('O', 'A') FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid"
+                " JOIN pg_namespace n ON n.oid = c.relnamespace"
+                " WHERE n.nspname = %s AND c.relname = %s AND t.tgname = %s",
+                (definition.relation_schema, definition.relation_name, f"outlier_{definition.name}_{event}"),
+            )
+        )
+        for event in source_ddl.TRIGGERS
+    }

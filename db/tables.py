@@ -1,0 +1,169 @@
+"""The plugin-wide tables of schema `outlier`. Alembic makes them; tables made per source are in db.source_ddl."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Double,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from db.identifiers import SCHEMA
+
+metadata = MetaData(
+    schema=SCHEMA,
+    naming_convention={
+        "pk": "%(table_name)s_pkey",
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+    },
+)
+
+
+def _created(name: str) -> Column[object]:
+    return Column(name, DateTime(timezone=True), nullable=False, server_default=func.now())
+
+
+def _by() -> Column[object]:
+    return Column("created_by", Text, nullable=False, server_default=text("session_user"))
+
+
+sources = Table(
+    "sources",
+    metadata,
+    Column("id", Integer, Identity(always=True), primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("definition", JSONB, nullable=False, comment="db.sources.SourceDefinition"),
+    Column("recipe", JSONB, nullable=False, comment="detector.Recipe that new versions are trained with"),
+    Column(
+        "attached_xid",
+        BigInteger,
+        comment="rows written by older transactions are not swept up; null: they are",
+    ),
+    Column("last_problem", Text, comment="why scoring stands still, if it does"),
+    Column("last_problem_at", DateTime(timezone=True)),
+    Column("swept_at", DateTime(timezone=True)),
+    _created("created_at"),
+    _by(),
+)
+
+model_versions = Table(
+    "model_versions",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("source_id", Integer, ForeignKey("outlier.sources.id", ondelete="CASCADE"), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("recipe_name", Text, nullable=False),
+    Column("recipe", JSONB, nullable=False),
+    Column("feature_names", JSONB, nullable=False),
+    Column("artifact", LargeBinary, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("signature", Text, comment="HMAC-SHA-256 of the artifact, when a signing key was set"),
+    Column("threshold", Double, nullable=False),
+    Column("metrics", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
+    Column("n_training_rows", BigInteger, nullable=False),
+    Column("training_from", Text, comment="first key or event time of the training rows"),
+    Column("training_to", Text),
+    Column("parent_version", Integer, comment="the champion when this version was trained"),
+    _created("created_at"),
+    _by(),
+    UniqueConstraint("source_id", "version"),
+    CheckConstraint("version > 0", name="version_positive"),
+    CheckConstraint("sha256 ~ '^[0-9a-f]{64}$'", name="sha256_hex"),
+)
+
+model_aliases = Table(
+    "model_aliases",
+    metadata,
+    Column("source_id", Integer, primary_key=True),
+    Column("alias", Text, primary_key=True),
+    Column("version", Integer, nullable=False),
+    _created("moved_at"),
+    ForeignKeyConstraint(
+        ["source_id", "version"],
+        ["outlier.model_versions.source_id", "outlier.model_versions.version"],
+        ondelete="CASCADE",
+    ),
+    CheckConstraint("alias in ('champion', 'challenger')", name="alias_known"),
+)
+
+alias_events = Table(
+    "alias_events",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("source_id", Integer, ForeignKey("outlier.sources.id", ondelete="CASCADE"), nullable=False),
+    Column("alias", Text, nullable=False),
+    Column("from_version", Integer),
+    Column("to_version", Integer),
+    Column("action", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    _created("created_at"),
+    _by(),
+    Index(None, "source_id", "alias", "id"),
+    CheckConstraint("action in ('promote', 'rollback')", name="action_known"),
+)
+
+training_runs = Table(
+    "training_runs",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("source_id", Integer, ForeignKey("outlier.sources.id", ondelete="CASCADE"), nullable=False),
+    Column("status", Text, nullable=False, server_default=text("'running'")),
+    Column("recipe", JSONB, nullable=False),
+    Column("seed", BigInteger, nullable=False),
+    Column("n_rows", BigInteger),
+    Column("left_out", JSONB, comment="rows left out of training, by reason"),
+    Column("epoch", Integer),
+    Column("n_epochs", Integer),
+    Column("loss", Double),
+    Column("eta_seconds", Double),
+    Column("metrics", JSONB),
+    Column("versions", JSONB, comment="of Python, TensorFlow and pgoutlier"),
+    Column("version", Integer, comment="the model version it made"),
+    Column("promoted", Boolean, nullable=False, server_default=text("false")),
+    Column("error", Text),
+    _created("started_at"),
+    Column("heartbeat_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("finished_at", DateTime(timezone=True)),
+    _by(),
+    Index(None, "source_id", "id"),
+    CheckConstraint("status in ('running', 'succeeded', 'failed', 'abandoned')", name="status_known"),
+)
+
+quarantine = Table(
+    "quarantine",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("source_id", Integer, ForeignKey("outlier.sources.id", ondelete="CASCADE"), nullable=False),
+    Column("key", Text, nullable=False, comment="the row's key, as text"),
+    Column("reason", Text, nullable=False),
+    Column("column_name", Text),
+    Column("detail", Text),
+    Column(
+        "change_id", BigInteger, nullable=False, comment="queue id of the change that could not be scored"
+    ),
+    _created("quarantined_at"),
+    UniqueConstraint("source_id", "key"),
+    Index(None, "source_id", "change_id"),
+    CheckConstraint(
+        "reason in ('null', 'nan', 'infinite', 'wrong_length', 'missing', 'error')", name="reason_known"
+    ),
+)

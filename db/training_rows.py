@@ -1,0 +1,118 @@
+"""Which rows of a source are trained on, and reading them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from psycopg import sql
+from sqlalchemy import Connection
+
+from db import features
+from db.definition import SourceDefinition
+from db.identifiers import identifier, ours
+from db.statements import compose, one, run_dicts
+
+# Far below the 1 GB of one array, however many features there are.
+_ROWS_PER_BLOCK = 10_000
+# How a label column says fraud; anything else, NULL too, counts as not known to be fraud.
+FRAUD_LABELS = ("1", "1.0", "t", "true", "y", "yes", "fraud", "anomaly")
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """matrix (n, d) float64, the oldest row first; left_out: rows passed over, by reason.
+
+    first, last: event time (or key) of the oldest and the newest row, as text.
+    """
+
+    matrix: npt.NDArray[np.float64]
+    left_out: dict[str, int]
+    first: str | None
+    last: str | None
+
+
+def read(connection: Connection, source: SourceDefinition, source_id: int, *, newest: int) -> TrainingRows:
+    """The newest rows that are neither flagged, nor labelled fraud, nor in quarantine, nor incomplete."""
+    window = _window(source, newest)
+    reason = _reason(source)
+    params: dict[str, Any] = {"source_id": source_id, "fraud": list(FRAUD_LABELS)}
+    counted = run_dicts(
+        connection,
+        compose(
+            "SELECT {reason} AS reason, count(*) AS n, min(w.moment)::text AS first, max(w.moment)::text AS last"
+            " FROM ({window}) w GROUP BY 1",
+            reason=reason,
+            window=window,
+        ),
+        params,
+    )
+    kept = next((row for row in counted if row["reason"] is None), None)
+    origin = compose(
+        "FROM ({window}) w JOIN {relation} t ON t.{key} = w.key WHERE {reason} IS NULL",
+        window=window,
+        relation=source.feature_relation.sql(),
+        key=identifier(source.key_column),
+        reason=reason,
+    )
+    longest = _longest_key(connection, source) if source.key_type == "text" else 0
+    batch = features.read(
+        connection,
+        source,
+        origin=origin,
+        params=params,
+        order=sql.SQL("row_number() OVER (ORDER BY w.moment, w.key)"),
+        longest_key_bytes=longest,
+        rows_per_block=_ROWS_PER_BLOCK,
+    )
+    batch = batch.take(np.argsort(batch.change_ids))
+    complete = np.isfinite(batch.matrix).all(axis=1) & (batch.problems >= 0)
+    left_out = {row["reason"]: int(row["n"]) for row in counted if row["reason"] is not None}
+    if not complete.all():
+        left_out["incomplete"] = int((~complete).sum())
+    return TrainingRows(
+        matrix=batch.matrix[complete],
+        left_out=left_out,
+        first=kept["first"] if kept else None,
+        last=kept["last"] if kept else None,
+    )
+
+
+def _window(source: SourceDefinition, newest: int) -> sql.Composable:
+    moment = identifier(source.time_column or source.key_column)
+    label = (
+        compose("lower(b.{label}::text)", label=identifier(source.label_column))
+        if source.label_column
+        else sql.SQL("NULL::text")
+    )
+    return compose(
+        "SELECT b.{key} AS key, b.{moment} AS moment, {label} AS label FROM {relation} b"
+        " ORDER BY b.{moment} DESC NULLS LAST LIMIT {newest}",
+        key=identifier(source.key_column),
+        moment=moment,
+        label=label,
+        relation=source.relation.sql(),
+        newest=sql.Literal(newest),
+    )
+
+
+def _reason(source: SourceDefinition) -> sql.Composable:
+    """SQL for why a row of the window is left out, NULL if it is trained on."""
+    return compose(
+        "CASE WHEN w.label = ANY (%(fraud)s) THEN 'labelled_fraud'"
+        " WHEN EXISTS (SELECT FROM {scores} s WHERE s.key = w.key AND s.flagged) THEN 'flagged'"
+        " WHEN EXISTS (SELECT FROM outlier.quarantine h WHERE h.source_id = %(source_id)s"
+        " AND h.key = w.key::text) THEN 'quarantined' END",
+        scores=ours("scores", source.name),
+    )
+
+
+def _longest_key(connection: Connection, source: SourceDefinition) -> int:
+    statement = compose(
+        "SELECT coalesce(max(octet_length(convert_to({key}::text, 'UTF8'))), 0) FROM {relation}",
+        key=identifier(source.key_column),
+        relation=source.relation.sql(),
+    )
+    return int(one(connection, statement))

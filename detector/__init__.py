@@ -1,0 +1,41 @@
+"""Pure machine learning: arrays in, arrays out; no database, no job queue.
+
+Importing this package does not import TensorFlow; the first fit or the first score does.
+"""
+
+from detector.builtin_recipes import RECIPES, recipe_named
+from detector.detector import Detector, Scores, top_features
+from detector.errors import (
+    DetectorError,
+    FeatureMismatch,
+    InvalidDetector,
+    InvalidRecipe,
+    NonFiniteFeatures,
+    TrainingDataError,
+    UnknownRecipe,
+)
+from detector.layout import expected_arrays
+from detector.recipes import Recipe
+from detector.thresholds import exceeds
+from detector.training import FitResult, Progress, fit
+
+__all__ = [
+    "RECIPES",
+    "Detector",
+    "DetectorError",
+    "FeatureMismatch",
+    "FitResult",
+    "InvalidDetector",
+    "InvalidRecipe",
+    "NonFiniteFeatures",
+    "Progress",
+    "Recipe",
+    "Scores",
+    "TrainingDataError",
+    "UnknownRecipe",
+    "exceeds",
+    "expected_arrays",
+    "fit",
+    "recipe_named",
+    "top_features",
+]

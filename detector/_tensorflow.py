@@ -1,0 +1,26 @@
+"""The one place that imports TensorFlow and Keras, late, so that importing `detector` stays light."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+
+def tensorflow() -> Any:
+    """The tensorflow module, its start-up chatter silenced unless the caller's environment says otherwise."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # oneDNN announces itself at every import, below any log level, and adds in an order that varies
+    # from one processor to the next; the networks here are too small to gain from it.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    import tensorflow as tf
+
+    return tf
+
+
+def keras() -> Any:
+    """The keras module, on the TensorFlow backend."""
+    tensorflow()
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    import keras
+
+    return keras

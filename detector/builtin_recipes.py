@@ -1,0 +1,120 @@
+"""The recipes that come with the product: our default, and published systems as they were published."""
+
+from __future__ import annotations
+
+from detector.errors import UnknownRecipe
+from detector.recipes import (
+    DropColumns,
+    EarlyStopping,
+    FixedThreshold,
+    GlobalMinMax,
+    Layer,
+    MeanStdThreshold,
+    QuantileThreshold,
+    Recipe,
+    Split,
+    Standardise,
+)
+
+# Chosen on four later slices of the first 70 % of the credit card table, fitted on the rows before each, never
+# on the last 30 % that it is judged by. Mean AUROC and average precision there, by the plain Mahalanobis distance
+# 0.963 and 0.671, by this recipe 0.968 and 0.674.
+# - Whitening the standardised features together with the residual keeps the network from doing worse
+#   than the plain distance, whatever its seed; the residual alone varied much more.
+# - The split is random: statistics calibrated on the latest hours alone took the average precision of
+#   one slice from 0.78 to 0.51, because nights and days differ.
+# - Trimming 10 % before the covariance holds both figures (0.967, 0.671) with the frauds left in unlabelled;
+#   trimming 1 % took the plain distance from 0.670 to 0.320.
+# - Few epochs: 30 of them, which the validation loss still likes, took AUROC from 0.98 to 0.95, because the
+#   network then learns to reconstruct outliers too.
+DEFAULT = Recipe(
+    name="default",
+    preprocessing=(Standardise(),),
+    layers=(
+        Layer(units=64, activation="elu"),
+        Layer(units=16, activation="elu"),
+        Layer(units=64, activation="elu"),
+    ),
+    output_activation="linear",
+    loss="mse",
+    learning_rate=1e-3,
+    batch_size=1024,
+    min_steps_per_epoch=64,
+    epochs=10,
+    early_stopping=None,
+    split=Split(fit_fraction=0.7, order="random"),
+    scoring_precision="float32",
+    trim_fit_fraction=0.05,
+    error_metric="mahalanobis",
+    trim_fraction=0.1,
+    join_input=True,
+    threshold=QuantileThreshold(contamination=0.001),
+)
+
+# The threshold this system used is not known. This one flags 0.18 % of the calibration rows of the first
+# 70 % of the credit card table, which is the share of frauds there: as many alarms as frauds. It also gives
+# what the system was reported to give, high accuracy with low recall (0.3) and precision (0.2).
+FRAUD_DENSE_14_7_4 = Recipe(
+    name="fraud-dense-14-7-4",
+    preprocessing=(Standardise(only=("Time", "Amount")), GlobalMinMax()),
+    layers=(
+        Layer(units=14, activation="tanh", activity_l2=1e-7, dropout=0.2),
+        Layer(units=7, activation="relu"),
+        Layer(units=4, activation="leaky_relu"),
+        Layer(units=7, activation="relu", dropout=0.2),
+        Layer(units=14, activation="relu"),
+    ),
+    output_activation="tanh",
+    batch_size=64,
+    epochs=50,
+    early_stopping=EarlyStopping(min_delta=1e-4, patience=10),
+    split=Split(fit_fraction=0.8, order="random"),
+    seed=2021,
+    threshold=FixedThreshold(value=1e-3),
+)
+
+# Published on the rows with an Amount below 1,500; which rows to fit on is the caller's choice.
+# Of its thresholds the one of the higher precision, 60, is taken.
+FRAUD_DENSE_14_7 = Recipe(
+    name="fraud-dense-14-7",
+    preprocessing=(DropColumns(names=("Time",)), Standardise(only=("Amount",))),
+    layers=(
+        Layer(units=14, activation="tanh", activity_l1=1e-4),
+        Layer(units=7, activation="relu"),
+        Layer(units=7, activation="tanh"),
+    ),
+    output_activation="relu",
+    batch_size=32,
+    epochs=100,
+    early_stopping=None,
+    split=Split(fit_fraction=0.8, order="random"),
+    seed=42,
+    threshold=FixedThreshold(value=60.0),
+)
+
+ECG_DENSE_32_16_8 = Recipe(
+    name="ecg-dense-32-16-8",
+    preprocessing=(GlobalMinMax(),),
+    layers=tuple(Layer(units=units, activation="relu") for units in (32, 16, 8, 16, 32)),
+    output_activation="sigmoid",
+    loss="mae",
+    batch_size=512,
+    epochs=20,
+    early_stopping=None,
+    split=Split(fit_fraction=0.8, order="random"),
+    seed=21,
+    error_metric="mae",
+    threshold=MeanStdThreshold(k=1.0, rows="fit"),
+)
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe for recipe in (DEFAULT, FRAUD_DENSE_14_7_4, FRAUD_DENSE_14_7, ECG_DENSE_32_16_8)
+}
+
+
+def recipe_named(name: str) -> Recipe:
+    """The built-in recipe of this name. Raises UnknownRecipe, which names the known ones."""
+    try:
+        return RECIPES[name]
+    except KeyError:
+        raise UnknownRecipe(name=name, known=RECIPES) from None

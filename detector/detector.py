@@ -1,0 +1,178 @@
+"""A detector: a fitted recipe, ready to score."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from detector import reference
+from detector.arrays import Arrays, Float32Matrix, Float64Matrix, Float64Vector, IntMatrix
+from detector.errors import FeatureMismatch, InvalidDetector, NonFiniteFeatures
+from detector.graph import build_scorer
+from detector.layout import checked_arrays
+from detector.preprocessing import apply_preprocessing
+from detector.recipes import Recipe
+
+# Larger matrices are scored in slices of this many rows, whose intermediate results stay in the
+# processor's cache and whose memory does not grow with the table.
+CHUNK_ROWS = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """reconstruction_error: (n_rows,) float64; contributions: (n_rows, n_features) float32.
+
+    Contributions are not negative and each row's sum to its error.
+    """
+
+    reconstruction_error: Float64Vector
+    contributions: Float32Matrix
+
+
+class Detector:
+    """A fitted recipe: preprocessing arrays, weights, residual statistics, threshold.
+
+    Immutable and safe to share between threads. Made by `from_arrays`, by `fit` too.
+    """
+
+    __slots__ = ("_lock", "_scorer", "arrays", "feature_names", "recipe", "threshold")
+
+    recipe: Recipe
+    feature_names: tuple[str, ...]
+    arrays: Mapping[str, NDArray[Any]]
+    threshold: float
+    _lock: threading.Lock
+    _scorer: Callable[[Any], Any] | None
+
+    def __init__(
+        self, recipe: Recipe, feature_names: Sequence[str], arrays: Arrays, threshold: float
+    ) -> None:
+        names = tuple(feature_names)
+        if len(set(names)) != len(names):
+            raise InvalidDetector("Two features have the same name; give each its own.")
+        if not math.isfinite(threshold):
+            raise InvalidDetector(f"The threshold must be a finite number, not {threshold}.")
+        fields = {
+            "recipe": recipe,
+            "feature_names": names,
+            "arrays": checked_arrays(recipe, names, arrays),
+            "threshold": float(threshold),
+            "_lock": threading.Lock(),
+            "_scorer": None,
+        }
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"A detector is immutable: {name} cannot be set.")
+
+    def __repr__(self) -> str:
+        return (
+            f"Detector(recipe={self.recipe.name!r}, n_features={len(self.feature_names)}, "
+            f"threshold={self.threshold:.6g})"
+        )
+
+    @classmethod
+    def from_arrays(
+        cls, recipe: Recipe, feature_names: Sequence[str], arrays: Arrays, threshold: float
+    ) -> Detector:
+        """The detector made of these arrays, which must be exactly those of `expected_arrays`.
+
+        Raises InvalidDetector naming the array that is missing, unexpected, of another shape or dtype, or
+        not finite; InvalidRecipe when the recipe drops every feature.
+        """
+        return cls(recipe, feature_names, arrays, threshold)
+
+    def score(self, features: ArrayLike) -> Scores:
+        """The reconstruction error of each row, dimensionless, and what each feature adds to it.
+
+        features: (n_rows, n_features) float64 in the source's units, columns in the order of feature_names.
+        The error is, by the recipe's error_metric, the mean squared residual, the mean absolute residual,
+        or the Mahalanobis distance (not its square) as in `detector.residuals`, where a feature's
+        contribution is its share of the squared distance divided by the distance.
+        Raises FeatureMismatch if the column count differs; NonFiniteFeatures naming the rows that hold NaN
+        or infinity, unless the recipe imputes them.
+        """
+        matrix = self._checked(features)
+        scorer = self._compiled()
+        if len(matrix) <= CHUNK_ROWS:
+            error, contributions = scorer(_tensor(matrix))
+            return Scores(error.numpy(), contributions.numpy())
+        errors = np.empty(len(matrix))
+        parts = np.empty(matrix.shape, dtype=np.float32)
+        for start in range(0, len(matrix), CHUNK_ROWS):
+            rows = slice(start, start + CHUNK_ROWS)
+            error, contributions = scorer(_tensor(matrix[rows]))
+            errors[rows], parts[rows] = error.numpy(), contributions.numpy()
+        return Scores(errors, parts)
+
+    def numpy_score(self, features: ArrayLike) -> Scores:
+        """What `score` computes, in plain NumPy: slower, for checking. The same arguments and errors."""
+        matrix = self._checked(features)
+        error, contributions = reference.score(self.recipe, self.feature_names, self.arrays, matrix)
+        return Scores(error, contributions.astype(np.float32))
+
+    def preprocess(self, features: ArrayLike) -> Float32Matrix:
+        """The rows as the network sees them, (n_rows, n_kept) float32, errors as in `score`."""
+        return self._preprocessed(features).astype(np.float32)
+
+    def reconstruct(self, features: ArrayLike) -> Float32Matrix:
+        """The network's output for the rows, (n_rows, n_kept) float32 in preprocessed units."""
+        values = self._preprocessed(features)
+        return reference.reconstruct(self.recipe, self.arrays, values).astype(np.float32)
+
+    def warm_up(self) -> None:
+        """Import TensorFlow and compile, so that the first row does not wait for it."""
+        self.score(np.zeros((1, len(self.feature_names))))
+
+    def _preprocessed(self, features: ArrayLike) -> Float64Matrix:
+        matrix = self._checked(features)
+        return apply_preprocessing(self.recipe, self.arrays, matrix, self.feature_names)
+
+    def _checked(self, features: ArrayLike) -> Float64Matrix:
+        matrix = np.ascontiguousarray(features, dtype=np.float64)
+        if np.ndim(features) != 2 or matrix.shape[1] != len(self.feature_names):
+            got = matrix.shape[1] if np.ndim(features) == 2 else None
+            raise FeatureMismatch(expected=len(self.feature_names), got=got)
+        if self.recipe.missing == "quarantine":
+            finite = np.isfinite(matrix)
+            if not finite.all():
+                raise NonFiniteFeatures.of(finite, self.feature_names)
+        return matrix
+
+    def _compiled(self) -> Callable[[Any], Any]:
+        scorer = self._scorer
+        if scorer is None:
+            with self._lock:
+                scorer = self._scorer
+                if scorer is None:
+                    scorer = build_scorer(self.recipe, self.feature_names, self.arrays)
+                    object.__setattr__(self, "_scorer", scorer)
+        return scorer
+
+
+def _tensor(matrix: Float64Matrix) -> Any:
+    from detector._tensorflow import tensorflow
+
+    return tensorflow().constant(matrix)
+
+
+def top_features(contributions: NDArray[Any], k: int) -> tuple[IntMatrix, NDArray[Any]]:
+    """The k features that contribute most to each row, largest first.
+
+    contributions: (n_rows, n_features). Returns their column indices, (n_rows, k) int64, and their values,
+    (n_rows, k); k is reduced to n_features if larger.
+    """
+    n_features = contributions.shape[1]
+    k = min(k, n_features)
+    some = np.argpartition(-contributions, k - 1, axis=1)[:, :k]
+    values = np.take_along_axis(contributions, some, axis=1)
+    order = np.argsort(-values, axis=1, kind="stable")
+    indices = np.take_along_axis(some, order, axis=1).astype(np.int64)
+    return indices, np.take_along_axis(values, order, axis=1)

@@ -1,0 +1,98 @@
+"""Scoring as one compiled TensorFlow function, from raw features to error and contributions.
+
+Built from plain operations over the detector's arrays, in float64 but for the network where the recipe
+allows float32: residuals are differences of nearly equal numbers, and whitening enlarges what is lost there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from detector._tensorflow import tensorflow
+from detector.arrays import Arrays
+from detector.network import LEAKY_SLOPE
+from detector.preprocessing import LIMIT, RAW_LIMIT
+from detector.recipes import Clip, DropColumns, Recipe
+
+
+def build_scorer(recipe: Recipe, feature_names: Sequence[str], arrays: Arrays) -> Callable[[Any], Any]:
+    """A function of (n_rows, n_features) float64 that gives (errors float64, contributions float32).
+
+    It is traced once, for any number of rows, and safe to call from several threads.
+    """
+    tf = tensorflow()
+    constants = {
+        name: tf.constant(array, recipe.scoring_precision if name.startswith("layer") else tf.float64)
+        for name, array in arrays.items()
+    }
+    kept = recipe.kept_columns(feature_names)
+
+    def score(features: Any) -> Any:
+        values = _preprocess(recipe, constants, features, kept)
+        outputs = _reconstruct(recipe, constants, values)
+        error, contributions = _measure(recipe, constants, values, values - outputs)
+        if len(kept) < len(feature_names):
+            # Column n_kept of the padded matrix is zero: that is what a dropped feature contributes.
+            source = [kept.index(i) if i in kept else len(kept) for i in range(len(feature_names))]
+            contributions = tf.gather(tf.pad(contributions, [[0, 0], [0, 1]]), source, axis=1)
+        return error, tf.cast(contributions, tf.float32)
+
+    signature = [tf.TensorSpec((None, len(feature_names)), tf.float64)]
+    scorer = tf.function(score, input_signature=signature, autograph=False)
+    compiled: Callable[[Any], Any] = scorer.get_concrete_function()
+    return compiled
+
+
+def _preprocess(recipe: Recipe, constants: dict[str, Any], values: Any, kept: tuple[int, ...]) -> Any:
+    tf = tensorflow()
+    n_features = values.shape[1]
+    if recipe.missing == "median":
+        values = tf.where(tf.math.is_finite(values), values, constants["missing.median"])
+    values = tf.clip_by_value(values, np.float64(-RAW_LIMIT), np.float64(RAW_LIMIT))
+    for i, step in enumerate(recipe.preprocessing):
+        if isinstance(step, Clip):
+            values = tf.clip_by_value(values, np.float64(step.low), np.float64(step.high))
+        elif not isinstance(step, DropColumns):
+            values = (values - constants[f"preprocessing.{i}.shift"]) / constants[f"preprocessing.{i}.scale"]
+            values = tf.clip_by_value(values, np.float64(-RAW_LIMIT), np.float64(RAW_LIMIT))
+    if len(kept) < n_features:
+        values = tf.gather(values, kept, axis=1)
+    return tf.clip_by_value(values, np.float64(-LIMIT), np.float64(LIMIT))
+
+
+def _reconstruct(recipe: Recipe, constants: dict[str, Any], values: Any) -> Any:
+    tf = tensorflow()
+    functions = {
+        "tanh": tf.tanh,
+        "relu": tf.nn.relu,
+        "leaky_relu": lambda x: tf.nn.leaky_relu(x, alpha=LEAKY_SLOPE),
+        "sigmoid": tf.sigmoid,
+        "linear": tf.identity,
+        "elu": tf.nn.elu,
+    }
+    values = tf.cast(values, recipe.scoring_precision)
+    activations = [*(layer.activation for layer in recipe.layers), recipe.output_activation]
+    for i, activation in enumerate(activations):
+        values = tf.matmul(values, constants[f"layer.{i}.kernel"]) + constants[f"layer.{i}.bias"]
+        values = functions[activation](values)
+    return tf.cast(values, tf.float64)
+
+
+def _measure(recipe: Recipe, constants: dict[str, Any], values: Any, residual: Any) -> tuple[Any, Any]:
+    """Errors (n_rows,) and contributions (n_rows, n_kept); the rows of the second sum to the first."""
+    tf = tensorflow()
+    n_kept = values.shape[1]
+    if recipe.error_metric != "mahalanobis":
+        terms = tf.abs(residual) if recipe.error_metric == "mae" else tf.square(residual)
+        contributions = terms / np.float64(n_kept)
+        return tf.reduce_sum(contributions, axis=1), contributions
+    joined = tf.concat([values, residual], axis=1) if recipe.join_input else residual
+    whitened = tf.matmul(joined - constants["residual.location"], constants["residual.whitening"])
+    terms = tf.square(whitened)
+    if recipe.join_input:
+        terms = terms[:, :n_kept] + terms[:, n_kept:]
+    error = tf.sqrt(tf.reduce_sum(terms, axis=1))
+    return error, tf.math.divide_no_nan(terms, error[:, tf.newaxis])

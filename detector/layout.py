@@ -1,0 +1,81 @@
+"""Which arrays a detector is made of: the contract between fitting, storing and scoring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from detector.arrays import Arrays
+from detector.errors import InvalidDetector
+from detector.recipes import MAX_FEATURES, GlobalMinMax, Recipe, Standardise
+
+Layout = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
+
+
+def expected_arrays(recipe: Recipe, n_features: int, *, feature_names: Sequence[str] = ()) -> Layout:
+    """Name, shape and dtype of every array of a detector of this recipe; nothing large is allocated.
+
+    feature_names is needed only for a recipe that drops columns, to know how many are left.
+
+    missing.median              (n_features,) float64, source's units   when recipe.missing is "median"
+    preprocessing.<i>.shift     (n_features,) or (1,) float64           for each step that rescales
+    preprocessing.<i>.scale     likewise, positive
+    layer.<i>.kernel            (inputs, units) float32                 hidden layers, then the output
+    layer.<i>.bias              (units,) float32
+    residual.location           (m,) float64                            for error_metric "mahalanobis",
+    residual.whitening          (m, m) float64                          m = n_kept, or twice with join_input
+
+    Raises InvalidDetector when n_features is not within 1 to MAX_FEATURES, InvalidRecipe when every
+    feature is dropped.
+    """
+    if not 1 <= n_features <= MAX_FEATURES:
+        raise InvalidDetector(f"A detector takes 1 to {MAX_FEATURES} features, not {n_features}.")
+    names = feature_names or [f"feature {i}" for i in range(n_features)]
+    n_kept = len(recipe.kept_columns(names))
+    float64, float32 = np.dtype(np.float64), np.dtype(np.float32)
+    layout: Layout = {}
+    if recipe.missing == "median":
+        layout["missing.median"] = ((n_features,), float64)
+    for i, step in enumerate(recipe.preprocessing):
+        if isinstance(step, Standardise | GlobalMinMax):
+            width = n_features if isinstance(step, Standardise) else 1
+            layout[f"preprocessing.{i}.shift"] = ((width,), float64)
+            layout[f"preprocessing.{i}.scale"] = ((width,), float64)
+    widths = [n_kept, *(layer.units for layer in recipe.layers), n_kept]
+    for i, (inputs, units) in enumerate(pairwise(widths)):
+        layout[f"layer.{i}.kernel"] = ((inputs, units), float32)
+        layout[f"layer.{i}.bias"] = ((units,), float32)
+    if recipe.error_metric == "mahalanobis":
+        m = 2 * n_kept if recipe.join_input else n_kept
+        layout["residual.location"] = ((m,), float64)
+        layout["residual.whitening"] = ((m, m), float64)
+    return layout
+
+
+def checked_arrays(
+    recipe: Recipe, feature_names: Sequence[str], arrays: Arrays
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Read-only copies of the arrays, in the layout's order. Raises InvalidDetector naming what is wrong."""
+    layout = expected_arrays(recipe, len(feature_names), feature_names=feature_names)
+    missing, extra = sorted(set(layout) - set(arrays)), sorted(set(arrays) - set(layout))
+    if missing or extra:
+        raise InvalidDetector(
+            f"The arrays do not fit recipe {recipe.name!r}: "
+            f"missing {', '.join(missing) or 'none'}; unexpected {', '.join(extra) or 'none'}."
+        )
+    checked = {}
+    for name, (shape, dtype) in layout.items():
+        array = arrays[name]
+        if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
+            found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise InvalidDetector(f"Array {name!r} must be {dtype} {shape}, not {found}.")
+        if not np.isfinite(array).all():
+            raise InvalidDetector(f"Array {name!r} holds NaN or infinity.")
+        if name.endswith(".scale") and not (array > 0).all():
+            raise InvalidDetector(f"Array {name!r} holds a scale that is not positive.")
+        checked[name] = np.array(array, order="C")
+        checked[name].setflags(write=False)
+    return checked

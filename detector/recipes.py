@@ -1,0 +1,202 @@
+"""A recipe says what to fit: validated data, never code, so one from a stranger can be read safely.
+
+Every number has a bound, so that a hostile recipe cannot ask for a network that fills the memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from detector.errors import InvalidRecipe
+
+FeatureName: TypeAlias = Annotated[str, Field(min_length=1, max_length=256)]
+FeatureNames: TypeAlias = Annotated[tuple[FeatureName, ...], Field(max_length=4096)]
+Activation: TypeAlias = Literal["tanh", "relu", "leaky_relu", "sigmoid", "linear", "elu"]
+Magnitude: TypeAlias = Annotated[float, Field(ge=-1e6, le=1e6)]
+
+MAX_FEATURES = 4096
+MAX_HIDDEN_WEIGHTS = 20_000_000
+MIN_BATCH = 16
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Standardise(_Part):
+    """Subtract the mean and divide by the standard deviation of the fit rows.
+
+    only: names of the features to treat, those absent from the table are ignored; None treats all.
+    """
+
+    step: Literal["standardise"] = "standardise"
+    only: FeatureNames | None = None
+
+
+class GlobalMinMax(_Part):
+    """Map the smallest and largest entry of the whole fit matrix to 0 and 1, one pair for all features."""
+
+    step: Literal["global_min_max"] = "global_min_max"
+
+
+class Clip(_Part):
+    """Bound every feature, in the units that the steps before have made."""
+
+    step: Literal["clip"] = "clip"
+    low: Magnitude
+    high: Magnitude
+
+    @model_validator(mode="after")
+    def _low_below_high(self) -> Clip:
+        if self.low >= self.high:
+            raise ValueError("low must be below high")
+        return self
+
+
+class DropColumns(_Part):
+    """Hide features from the network; their contribution is always zero."""
+
+    step: Literal["drop_columns"] = "drop_columns"
+    names: FeatureNames
+
+
+Step: TypeAlias = Annotated[Standardise | GlobalMinMax | Clip | DropColumns, Field(discriminator="step")]
+
+
+class Layer(_Part):
+    """A dense layer: activation(x @ kernel + bias), then dropout while fitting.
+
+    activity_l1, activity_l2: penalties on the layer's output, averaged over the rows of the batch.
+    """
+
+    units: int = Field(ge=1, le=4096)
+    activation: Activation = "relu"
+    activity_l1: float = Field(default=0.0, ge=0.0, le=10.0)
+    activity_l2: float = Field(default=0.0, ge=0.0, le=10.0)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+
+
+class EarlyStopping(_Part):
+    """Stop once the validation loss has not fallen by min_delta for `patience` epochs."""
+
+    min_delta: float = Field(default=1e-4, ge=0.0, le=1e6)
+    patience: int = Field(default=10, ge=1, le=10_000)
+    restore_best: bool = True
+
+
+class Split(_Part):
+    """Which rows are fitted on; the others calibrate residual statistics and threshold.
+
+    order: "time" fits the earliest rows, "random" draws them.
+    """
+
+    fit_fraction: float = Field(default=0.8, ge=0.1, le=0.95)
+    order: Literal["random", "time"] = "time"
+
+
+class FixedThreshold(_Part):
+    """The threshold is a number of the recipe, in the unit of the reconstruction error."""
+
+    policy: Literal["fixed"] = "fixed"
+    value: float = Field(ge=0.0, le=1e12)
+
+
+class MeanStdThreshold(_Part):
+    """The mean of the reconstruction error plus k of its (population) standard deviations.
+
+    rows: whose errors, those of the calibration rows or, as some published systems do, of the fit rows.
+    """
+
+    policy: Literal["mean_std"] = "mean_std"
+    k: float = Field(ge=-10.0, le=100.0)
+    rows: Literal["calibration", "fit"] = "calibration"
+
+
+class QuantileThreshold(_Part):
+    """The error that a share `contamination` of the calibration rows exceeds."""
+
+    policy: Literal["quantile"] = "quantile"
+    contamination: float = Field(gt=0.0, lt=0.5)
+
+
+ThresholdPolicy: TypeAlias = Annotated[
+    FixedThreshold | MeanStdThreshold | QuantileThreshold, Field(discriminator="policy")
+]
+
+
+class Recipe(_Part):
+    """What to fit and how to score with it.
+
+    layers are the hidden ones; the output layer has as many units as features and `output_activation`.
+    min_steps_per_epoch: with few rows batches get smaller, down to MIN_BATCH rows, to make this many steps.
+    scoring_precision: of the network when scoring; "float32" is faster, and exact to 1e-5 only while residuals
+    are not thousands of times smaller than features; preprocessing and error are float64 always.
+    trim_fit_fraction: share of the fit rows, farthest from the rest, that the network does not see.
+    trim_fraction, join_input: for error_metric "mahalanobis" only, see `detector.residuals`.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
+    preprocessing: tuple[Step, ...] = Field(default=(Standardise(),), max_length=16)
+    missing: Literal["quarantine", "median"] = "quarantine"
+    layers: tuple[Layer, ...] = Field(min_length=1, max_length=32)
+    output_activation: Activation = "linear"
+    loss: Literal["mse", "mae"] = "mse"
+    learning_rate: float = Field(default=1e-3, gt=0.0, le=1.0)
+    batch_size: int = Field(default=256, ge=1, le=65_536)
+    min_steps_per_epoch: int = Field(default=1, ge=1, le=10_000)
+    epochs: int = Field(default=50, ge=1, le=10_000)
+    early_stopping: EarlyStopping | None = EarlyStopping()
+    split: Split = Split()
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
+    scoring_precision: Literal["float32", "float64"] = "float64"
+    trim_fit_fraction: float = Field(default=0.0, ge=0.0, le=0.25)
+    error_metric: Literal["mse", "mae", "mahalanobis"] = "mse"
+    trim_fraction: float = Field(default=0.0, ge=0.0, le=0.25)
+    join_input: bool = False
+    threshold: ThresholdPolicy
+    top_features: int = Field(default=5, ge=1, le=100)
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Recipe:
+        widths = [layer.units for layer in self.layers]
+        if sum(a * b for a, b in pairwise(widths)) > MAX_HIDDEN_WEIGHTS:
+            raise ValueError(f"the hidden layers have more than {MAX_HIDDEN_WEIGHTS} weights")
+        if self.error_metric != "mahalanobis" and (self.join_input or self.trim_fraction):
+            raise ValueError("trim_fraction and join_input belong to error_metric 'mahalanobis'")
+        return self
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Recipe:
+        """The recipe that this JSON text holds. Raises InvalidRecipe naming the first field that is wrong."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the text"
+            raise InvalidRecipe(f"The recipe is invalid at {where}: {first['msg']}.") from error
+
+    def batch_rows(self, n_rows: int) -> int:
+        """How many of n_rows fit rows make a batch."""
+        return min(self.batch_size, max(MIN_BATCH, n_rows // self.min_steps_per_epoch))
+
+    @property
+    def recipe_hash(self) -> str:
+        """SHA-256, hexadecimal, of the recipe's JSON with sorted keys and no spaces."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def kept_columns(self, feature_names: Sequence[str]) -> tuple[int, ...]:
+        """Indices of the features that no step drops. Raises InvalidRecipe when none is left."""
+        dropped = {
+            name for step in self.preprocessing if isinstance(step, DropColumns) for name in step.names
+        }
+        kept = tuple(i for i, name in enumerate(feature_names) if name not in dropped)
+        if not kept:
+            raise InvalidRecipe(f"Recipe {self.name!r} drops every feature; leave it at least one.")
+        return kept

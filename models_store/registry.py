@@ -1,0 +1,234 @@
+"""Use of the registry: register a version, say who is champion, promote, roll back, load what scores."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from sqlalchemy import Connection
+
+from db import models as sql
+from db.errors import ModelError
+from db.sources import Source
+from detector import Detector
+from models_store import artifact
+from models_store.artifact import ArtifactRefused
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class LoadedVersion:
+    """A detector and the version it is; refused names a newer champion that could not be used, and why."""
+
+    version: int
+    detector: Detector
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainingWindow:
+    """What a version was trained on."""
+
+    n_rows: int
+    first: str | None
+    last: str | None
+
+
+class DetectorCache:
+    """The detectors this process scores with, by version id; safe between threads.
+
+    Versions are immutable, so an entry is never stale. Refused ones are remembered too, so that a broken
+    artifact is read once and not with every batch.
+    """
+
+    def __init__(self, *, max_bytes: int, signing_key: str | None, capacity: int = 16) -> None:
+        self._max_bytes = max_bytes
+        self._signing_key = signing_key
+        self._capacity = capacity
+        self._entries: OrderedDict[int, Detector | str] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, connection: Connection, source: Source, version_id: int, version: int) -> Detector:
+        """Raises ArtifactRefused, naming the version."""
+        with self._lock:
+            entry = self._entries.get(version_id)
+            if entry is None:
+                entry = self._load(connection, source, version)
+                self._entries[version_id] = entry
+                while len(self._entries) > self._capacity:
+                    self._entries.popitem(last=False)
+            self._entries.move_to_end(version_id)
+        if isinstance(entry, str):
+            raise ArtifactRefused(entry)
+        return entry
+
+    def _load(self, connection: Connection, source: Source, version: int) -> Detector | str:
+        try:
+            return load(connection, source, version, max_bytes=self._max_bytes, signing_key=self._signing_key)
+        except ArtifactRefused as refusal:
+            log.error("artifact_refused", source=source.name, version=version, reason=str(refusal))
+            return str(refusal)
+
+
+def load(
+    connection: Connection, source: Source, version: int, *, max_bytes: int, signing_key: str | None
+) -> Detector:
+    """The detector of a version. Raises ArtifactRefused naming the version, ModelError if there is none."""
+    stored = sql.artifact(connection, source.id, version, max_bytes=max_bytes)
+    if stored is None:
+        raise ModelError(
+            f"{source.name} has no model version {version}; see: pgoutlier models list {source.name}"
+        )
+    name = f"version {version} of {source.name}"
+    if stored.artifact is None:
+        raise ArtifactRefused(
+            f"{name} is refused: its artifact has {stored.n_bytes} bytes, more than the {max_bytes} of"
+            " PGOUTLIER_ARTIFACT_MAX_BYTES"
+        )
+    try:
+        artifact.verify(
+            stored.artifact, sha256=stored.sha256, signature=stored.signature, signing_key=signing_key
+        )
+        detector = artifact.unpack(stored.artifact)
+    except ArtifactRefused as refusal:
+        raise ArtifactRefused(f"{name} is refused: {refusal}") from None
+    if detector.feature_names != source.definition.feature_names:
+        raise ArtifactRefused(f"{name} is refused: it was trained on other features than the source has now")
+    return detector
+
+
+def register(
+    connection: Connection,
+    source: Source,
+    detector: Detector,
+    *,
+    window: TrainingWindow,
+    metrics: dict[str, Any],
+    signing_key: str | None,
+) -> int:
+    """Store a detector as the source's next version. Returns its number; no alias moves."""
+    packed = artifact.pack(detector)
+    champion = sql.alias(connection, source.id)
+    return sql.insert_version(
+        connection,
+        source.id,
+        {
+            "recipe_name": detector.recipe.name,
+            "recipe": json.loads(detector.recipe.model_dump_json()),
+            "feature_names": list(detector.feature_names),
+            "artifact": packed,
+            "sha256": artifact.digest(packed),
+            "signature": artifact.sign(packed, signing_key) if signing_key else None,
+            "threshold": detector.threshold,
+            "metrics": metrics,
+            "n_training_rows": window.n_rows,
+            "training_from": window.first,
+            "training_to": window.last,
+            "parent_version": champion[1] if champion else None,
+        },
+    )
+
+
+def champion(connection: Connection, source: Source, cache: DetectorCache) -> LoadedVersion | None:
+    """What scores now: the champion, or if its artifact is refused the last champion before it that is sound.
+
+    None if there is no champion yet. Raises ArtifactRefused if no champion there ever was can be used.
+    """
+    current = sql.alias(connection, source.id)
+    if current is None:
+        return None
+    try:
+        return LoadedVersion(current[1], cache.get(connection, source, *current))
+    except ArtifactRefused as refusal:
+        for version in _earlier_champions(connection, source, current[1]):
+            stored = sql.version_id(connection, source.id, version)
+            if stored is None:
+                continue
+            try:
+                detector = cache.get(connection, source, stored, version)
+            except ArtifactRefused:
+                continue
+            return LoadedVersion(version, detector, refused=str(refusal))
+        raise
+
+
+def _earlier_champions(connection: Connection, source: Source, current: int) -> list[int]:
+    """Versions that were champion before, the latest first, without the current one."""
+    seen = dict.fromkeys(
+        version
+        for event in sql.alias_history(connection, source.id)
+        for version in (event["to_version"], event["from_version"])
+        if version is not None
+    )
+    return [version for version in seen if version != current]
+
+
+def promote(
+    connection: Connection,
+    source: Source,
+    version: int,
+    *,
+    reason: str,
+    max_bytes: int,
+    signing_key: str | None,
+) -> bool:
+    """Make a version the champion. Returns False if it is already. The next batch is scored with it.
+
+    Raises ModelError if there is no such version or its artifact cannot be used.
+    """
+    sql.lock_alias(connection, source.id)
+    current = sql.alias(connection, source.id)
+    if current and current[1] == version:
+        return False
+    try:
+        load(connection, source, version, max_bytes=max_bytes, signing_key=signing_key)
+    except ArtifactRefused as refusal:
+        raise ModelError(f"Not promoted: {refusal}. The champion stays as it is.") from None
+    sql.move_alias(
+        connection,
+        source.id,
+        name=sql.CHAMPION,
+        from_version=current[1] if current else None,
+        to_version=version,
+        action="promote",
+        reason=reason,
+    )
+    return True
+
+
+def rollback(connection: Connection, source: Source, *, reason: str) -> tuple[int, int]:
+    """Back to the champion before this one. Returns (from, to); again goes one further back.
+
+    Raises ModelError if there was none before.
+    """
+    sql.lock_alias(connection, source.id)
+    current = sql.alias(connection, source.id)
+    previous = _previous_champion(sql.alias_history(connection, source.id))
+    if current is None or previous is None:
+        raise ModelError(f"{source.name} has no earlier champion to roll back to.")
+    sql.move_alias(
+        connection,
+        source.id,
+        name=sql.CHAMPION,
+        from_version=current[1],
+        to_version=previous,
+        action="rollback",
+        reason=reason,
+    )
+    return current[1], previous
+
+
+def _previous_champion(newest_first: list[dict[str, Any]]) -> int | None:
+    """Replays the history as a stack: a promotion pushes, a rollback pops."""
+    stack: list[int] = []
+    for event in reversed(newest_first):
+        if event["action"] == "rollback" and len(stack) > 1:
+            stack.pop()
+        elif event["action"] == "promote":
+            stack.append(event["to_version"])
+    return stack[-2] if len(stack) > 1 else None

@@ -1,0 +1,51 @@
+"""Celery's configuration, read when the application is first used; nothing connects when `worker` is imported."""
+
+from __future__ import annotations
+
+from db.settings import load_settings
+from worker.runtime import server_urls
+
+_settings = load_settings()
+_, broker_url = server_urls(_settings)
+
+# Results live in Postgres: scores, training_runs, alias_events.
+task_ignore_result = True
+task_serializer = "json"
+accept_content = ["json"]
+timezone = "UTC"
+enable_utc = True
+
+task_default_queue = "admin"
+task_routes = {
+    "score.drain": {"queue": "score"},
+    "score.drain_all": {"queue": "score"},
+    "models.train": {"queue": "train"},
+}
+# A message only says that there may be work, so it is taken off the broker when it is received, and a worker
+# holds no more of them than it has threads.
+task_acks_late = False
+worker_prefetch_multiplier = 1
+worker_hijack_root_logger = False
+worker_cancel_long_running_tasks_on_connection_loss = False
+worker_send_task_events = False
+broker_connection_retry_on_startup = True
+broker_connection_max_retries = None
+broker_transport_options = {"socket_connect_timeout": 5, "socket_keepalive": True}
+task_publish_retry_policy = {"max_retries": 2, "interval_start": 0.1, "interval_step": 0.2}
+
+imports = ("worker.tasks", "worker.signals")
+# When something is due is decided in Postgres, so beat keeps no state of its own.
+beat_scheduler = "celery.beat:Scheduler"
+beat_max_loop_interval = 5
+beat_schedule = {
+    "drain": {"task": "score.drain_all", "schedule": _settings.drain_every_seconds},
+    "sweep": {"task": "score.sweep_all", "schedule": _settings.sweep_every_seconds},
+    "retrain": {
+        "task": "models.train_due",
+        "schedule": min(60.0, _settings.retrain_every_seconds),
+    },
+    "prune": {"task": "maintenance.prune_all", "schedule": _settings.prune_every_seconds},
+}
+for _entry in beat_schedule.values():
+    # A tick nobody took is worth nothing once the next one is there.
+    _entry["options"] = {"expires": max(5.0, float(str(_entry["schedule"])))}

@@ -1,0 +1,80 @@
+"""The command line: `pgoutlier`. Bad input ends with one sentence and exit code 2, a failure with 1."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+from kombu.exceptions import OperationalError as BrokerUnavailable
+from sqlalchemy.exc import DBAPIError
+
+from db.embedded import EmbeddedServerError
+from db.errors import PgoutlierError
+from worker.cli import doctor, look, models, run, sources
+from worker.cli.output import errors
+
+app = typer.Typer(
+    name="pgoutlier",
+    help="Anomaly scoring inside PostgreSQL: every new row of a table gets a reconstruction error and a flag,"
+    " exactly once.",
+    epilog="Settings: PGOUTLIER_DATABASE_URL, PGOUTLIER_BROKER_URL and more, see docs/settings.md."
+    " Without them an embedded PostgreSQL and Valkey are used.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_START, _MODELS, _LOOK, _RUN = "Start", "Models", "Look", "Run"
+app.command(rich_help_panel=_START)(sources.attach)
+app.command(rich_help_panel=_START)(sources.detach)
+app.command(rich_help_panel=_START)(sources.sources)
+app.command(rich_help_panel=_MODELS)(models.train)
+app.add_typer(models.models, name="models", rich_help_panel=_MODELS)
+app.command(rich_help_panel=_LOOK)(look.status)
+app.command(rich_help_panel=_LOOK)(look.flagged)
+app.add_typer(sources.quarantine, name="quarantine", rich_help_panel=_LOOK)
+app.command(rich_help_panel=_LOOK)(doctor.doctor)
+app.command(
+    rich_help_panel=_LOOK, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
+)(run.psql)
+app.command(rich_help_panel=_RUN)(run.up)
+app.command(rich_help_panel=_RUN)(run.listener)
+app.command(rich_help_panel=_RUN)(sources.sweep)
+app.add_typer(run.servers, name="servers", rich_help_panel=_RUN)
+app.add_typer(run.database, name="db", rich_help_panel=_RUN)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    show: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if show:
+        sys.stdout.write(f"pgoutlier {version('pgoutlier')}\n")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run a command and exit with its code; what a user can mend is one sentence, never a traceback."""
+    try:
+        app()
+    except (PgoutlierError, EmbeddedServerError) as error:
+        _fail(str(error), getattr(error, "exit_code", 1))
+    except BrokerUnavailable as error:
+        _fail(f"The broker cannot be reached ({error}); check PGOUTLIER_BROKER_URL.", 1)
+    except DBAPIError as error:
+        _fail(_database_sentence(error), 1)
+
+
+def _database_sentence(error: DBAPIError) -> str:
+    first_line = str(error.orig).strip().splitlines()[0]
+    if getattr(error.orig, "sqlstate", None) is None:
+        return f"PostgreSQL cannot be reached: {first_line}. Check PGOUTLIER_DATABASE_URL."
+    return f"PostgreSQL refused: {first_line}"
+
+
+def _fail(sentence: str, exit_code: int) -> None:
+    errors.print(f"pgoutlier: {sentence}", style="red", highlight=False, markup=False, soft_wrap=True)
+    sys.exit(exit_code)

@@ -1,0 +1,155 @@
+"""status and flagged."""
+
+from __future__ import annotations
+
+import re
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+import typer
+from rich.live import Live
+from rich.table import Table
+
+from db import overview
+from db import sources as source_store
+from db.errors import SourceError
+from worker import status as status_figures
+from worker.cli.context import open_runtime
+from worker.cli.output import (
+    console,
+    print_json,
+    print_table,
+    seconds_text,
+    top_features_text,
+)
+from worker.cli.sources import AsJson, SourceName
+
+_AGO = re.compile(r"^(\d+(?:\.\d+)?)\s*(s|m|h|d)$")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def status(
+    as_json: AsJson = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Show it again every 2 seconds until Ctrl-C.")
+    ] = False,
+) -> None:
+    """Sources, queues, rates, champions, trainings, quarantine and workers at a glance."""
+    runtime = open_runtime()
+    if as_json:
+        print_json(status_figures.status(runtime))
+        return
+    if not watch:
+        console.print(_status_table(status_figures.status(runtime)))
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            live.update(_status_table(status_figures.status(runtime, sample_seconds=2)), refresh=True)
+            time.sleep(0.5)
+
+
+def _status_table(figures: dict[str, Any]) -> Table:
+    table = Table(
+        title=f"pgoutlier at {datetime.now(UTC):%H:%M:%S} UTC", title_justify="left", caption_justify="left"
+    )
+    for column in (
+        "source",
+        "queued",
+        "oldest",
+        "rows/s",
+        "champion",
+        "scored",
+        "quarantine",
+        "training",
+        "note",
+    ):
+        table.add_column(column, overflow="fold")
+    for row in figures["sources"]:
+        table.add_row(
+            row["name"],
+            f"{row['n_queued']:,}",
+            seconds_text(row["oldest_queued_seconds"]),
+            f"{row['rows_per_second']:,.0f}",
+            str(row["champion"] or "none"),
+            f"~{row['n_scored_estimate']:,}",
+            f"{row['n_quarantined']:,}",
+            _training_text(row["training"]),
+            row["problem"] or "",
+        )
+    table.caption = _workers_text(figures)
+    return table
+
+
+def _training_text(training: dict[str, Any] | None) -> str:
+    if training is None:
+        return "none yet"
+    if training["status"] == "running":
+        eta = seconds_text(training["eta_seconds"])
+        return f"epoch {training['epoch'] or 0}/{training['n_epochs'] or '?'}, ETA {eta}"
+    return f"{training['status']} {training['started_at']:%m-%d %H:%M}"
+
+
+def _workers_text(figures: dict[str, Any]) -> str:
+    workers = figures["workers"]
+    if workers is None:
+        return "The broker does not answer; rows stay queued in Postgres. Check it: pgoutlier doctor"
+    listener = f"{figures['listeners']} listener{'s' if figures['listeners'] != 1 else ''}"
+    if not workers:
+        return f"No worker answers ({listener}). Start all processes: pgoutlier up"
+    names = ", ".join(f"{w['name']} ({', '.join(w['queues'])})" for w in workers)
+    return f"{len(workers)} workers: {names}; {listener}"
+
+
+def flagged(
+    source: SourceName,
+    since: Annotated[
+        str | None, typer.Option(help="Flagged since then: 10m, 2h, 3d, or a time such as 2026-03-01T08:00.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many, the newest first.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """The last flagged rows, with what made them stand out."""
+    moment = parse_since(since)
+    runtime = open_runtime()
+    with runtime.engine.begin() as connection:
+        found = source_store.find(connection, source)
+        rows = overview.flagged(connection, found.definition, since=moment, limit=limit)
+    if as_json:
+        print_json(rows)
+        return
+    if not rows:
+        console.print("No row was flagged." if since is None else f"No row was flagged since {since}.")
+        return
+    definition = found.definition
+    shown = [c for c in (definition.key_column, definition.time_column, definition.entity_column) if c]
+    print_table(
+        f"last {len(rows)} flagged of {source}; all columns: --json, or the view outlier.flagged_{source}",
+        [*shown, "reconstruction_error", "version", "scored_at", "top features"],
+        [
+            (
+                *(row[column] for column in shown),
+                row["reconstruction_error"],
+                row["model_version"],
+                row["scored_at"],
+                top_features_text(row["top_features"]),
+            )
+            for row in rows
+        ],
+    )
+
+
+def parse_since(text: str | None) -> datetime | None:
+    """A time, or how long ago. Raises SourceError with the forms that are understood."""
+    if text is None:
+        return None
+    if match := _AGO.match(text.strip()):
+        try:
+            return datetime.now(UTC) - timedelta(**{_UNITS[match[2]]: float(match[1])})
+        except OverflowError:
+            pass
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise SourceError(f"--since {text!r} is not a time; write 10m, 2h, 3d or 2026-03-01T08:00.") from None
+    return moment if moment.tzinfo else moment.astimezone()

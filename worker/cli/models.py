@@ -1,0 +1,181 @@
+"""train, and the models commands."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from db import models as model_sql
+from db import sources as source_store
+from db.errors import ModelError
+from worker import training, versions
+from worker.cli.context import open_runtime
+from worker.cli.output import console, errors, print_json, print_table, seconds_text
+from worker.cli.sources import AsJson, SourceName
+from worker.runtime import Runtime
+from worker.training import TrainedVersion
+
+models = typer.Typer(no_args_is_help=True, help="Versions of a source's model, and which one scores.")
+Version = Annotated[int, typer.Argument(min=1, help="Number of the version.")]
+Reason = Annotated[str, typer.Option(help="Why; kept in outlier.alias_events.")]
+
+
+def train(
+    source: SourceName,
+    promote: Annotated[
+        bool | None,
+        typer.Option(
+            "--promote/--no-promote", help="Let it score at once. Default: only if nothing scores yet."
+        ),
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="Another recipe than the one attached, by name.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the fit; the same seed gives the same model.")
+    ] = None,
+    queue: Annotated[
+        bool, typer.Option("--queue", help="Leave it to the train worker and return at once.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fit a new version on the newest normal rows, with progress."""
+    runtime = open_runtime()
+    if queue:
+        from worker.tasks import train as task
+
+        with runtime.engine.begin() as connection:
+            source_store.find(connection, source)
+        task.apply_async((source,), {"promote": promote, "seed": seed, "recipe": recipe})
+        console.print(
+            f"Queued. Watch it: pgoutlier status; then: pgoutlier models list {source}", highlight=False
+        )
+        return
+    made = train_with_progress(runtime, source, promote=promote, recipe=recipe, seed=seed)
+    if as_json:
+        print_json(vars(made))
+    else:
+        print_trained(made)
+
+
+def train_with_progress(
+    runtime: Runtime, source: str, *, promote: bool | None, recipe: str | None, seed: int | None
+) -> TrainedVersion:
+    """training.train with a bar of epochs, loss and time to go on standard error."""
+    columns = (
+        TextColumn("training {task.description}"),
+        BarColumn(bar_width=30),
+        TextColumn("epoch {task.completed}/{task.total}  {task.fields[note]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=errors, transient=True) as bar:
+        task = bar.add_task(source, total=None, note="reading rows")
+
+        def show(progress: Any) -> None:
+            note = f"loss {progress.loss:.4f}  ETA {seconds_text(progress.eta_seconds)}"
+            bar.update(task, total=progress.n_epochs, completed=progress.epoch, note=note)
+
+        return training.train(
+            runtime, source, promote=promote, recipe_name=recipe, seed=seed, on_progress=show
+        )
+
+
+def print_trained(made: TrainedVersion) -> None:
+    """What came of a training."""
+    left_out = ", ".join(f"{n:,} {reason}" for reason, n in made.left_out.items()) or "none"
+    console.print(
+        f"Version {made.version} of {made.source}: {made.n_rows:,} rows (left out: {left_out}),"
+        f" threshold {made.threshold:.4g}, {made.metrics.get('seconds', 0):.1f} s.",
+        highlight=False,
+    )
+    if made.promoted:
+        console.print("It is the champion: the next batch is scored with it.")
+    else:
+        console.print(
+            f"To let it score: pgoutlier models promote {made.source} {made.version}", highlight=False
+        )
+
+
+@models.command("list")
+def models_list(source: SourceName, as_json: AsJson = False) -> None:
+    """All versions, the newest first."""
+    runtime = open_runtime()
+    with runtime.engine.begin() as connection:
+        rows = model_sql.versions(connection, source_store.find(connection, source).id)
+    if as_json:
+        print_json([{k: v for k, v in row.items() if k not in {"metrics", "recipe"}} for row in rows])
+        return
+    if not rows:
+        console.print(f"No version yet. Make one: pgoutlier train {source}", highlight=False)
+        return
+    print_table(
+        "",
+        ["version", "alias", "recipe", "rows", "threshold", "flag rate", "trained", "by"],
+        [
+            (
+                row["version"],
+                ", ".join(row["aliases"] or []) or None,
+                row["recipe_name"],
+                row["n_training_rows"],
+                row["threshold"],
+                row["metrics"].get("calibration_flag_rate"),
+                row["created_at"],
+                row["created_by"],
+            )
+            for row in rows
+        ],
+    )
+
+
+@models.command("show")
+def models_show(source: SourceName, version: Version, as_json: AsJson = False) -> None:
+    """One version: recipe, threshold, training window, metrics; and the history of the champion alias."""
+    runtime = open_runtime()
+    with runtime.engine.begin() as connection:
+        found = source_store.find(connection, source)
+        row = next((r for r in model_sql.versions(connection, found.id) if r["version"] == version), None)
+        history = [
+            e
+            for e in model_sql.alias_history(connection, found.id)
+            if version in {e["from_version"], e["to_version"]}
+        ]
+    if row is None:
+        raise ModelError(f"{source} has no model version {version}; see: pgoutlier models list {source}")
+    if as_json:
+        print_json({**row, "alias_events": history})
+        return
+    metrics = row.pop("metrics")
+    metrics.pop("history", None)
+    recipe = row.pop("recipe")
+    print_table(
+        f"version {version} of {source}", ["what", "value"], [(k, v) for k, v in row.items() if v is not None]
+    )
+    print_table("metrics", ["metric", "value"], sorted(metrics.items()))
+    print_table("recipe", ["field", "value"], [(k, v) for k, v in recipe.items() if v not in (None, [], {})])
+    if history:
+        columns = ["created_at", "action", "from_version", "to_version", "reason", "created_by"]
+        print_table("champion alias", columns, [[e[c] for c in columns] for e in history])
+
+
+@models.command("promote")
+def models_promote(
+    source: SourceName, version: Version, reason: Reason = "command line", as_json: AsJson = False
+) -> None:
+    """Make a version the champion. Workers see it with their next batch."""
+    moved = versions.promote(open_runtime(), source, version, reason=reason)
+    if as_json:
+        print_json({"source": source, "champion": version, "moved": moved})
+    else:
+        console.print(
+            f"Version {version} is {'now' if moved else 'already'} the champion of {source}.", highlight=False
+        )
+
+
+@models.command("rollback")
+def models_rollback(source: SourceName, reason: Reason = "command line", as_json: AsJson = False) -> None:
+    """Back to the champion before this one; once more goes one further back."""
+    before, after = versions.rollback(open_runtime(), source, reason=reason)
+    if as_json:
+        print_json({"source": source, "from": before, "champion": after})
+    else:
+        console.print(f"{source} is back on version {after} (was {before}).", highlight=False)

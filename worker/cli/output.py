@@ -1,0 +1,74 @@
+"""What every command prints with: tables for people, one line of JSON for scripts, errors on standard error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from rich.console import Console
+from rich.table import Table
+
+console = Console()
+errors = Console(stderr=True)
+
+
+def plain(value: Any) -> Any:
+    """A database value as JSON knows it."""
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, UUID | bytes | memoryview):
+        return str(value) if isinstance(value, UUID) else bytes(value).hex()
+    return str(value)
+
+
+def print_json(data: Any) -> None:
+    """One line of JSON on standard output, never wrapped or coloured."""
+    console.file.write(json.dumps(data, default=plain, ensure_ascii=False, allow_nan=False) + "\n")
+    console.file.flush()
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table; None shows as a dash. Text is shown as it is, never read as markup."""
+    table = Table(title=title or None, title_justify="left", header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    console.print(table)
+
+
+def _cell(value: object) -> str:
+    from rich.markup import escape
+
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, datetime):
+        return value.strftime("%Y-%m-%d %H:%M:%S")
+    return escape(str(value))
+
+
+def top_features_text(top: list[dict[str, Any]] | None, *, most: int = 3) -> str:
+    """The top contributing features of a flagged row in one line."""
+    return ", ".join(f"{entry['feature']} {float(entry['contribution']):.3g}" for entry in (top or [])[:most])
+
+
+def seconds_text(seconds: float | None) -> str:
+    """A duration for people: 0.4 s, 12 s, 3 min, 2.5 h."""
+    if seconds is None:
+        return "-"
+    for limit, unit, size in ((120, "s", 1.0), (7_200, "min", 60.0), (float("inf"), "h", 3_600.0)):
+        if seconds < limit:
+            return f"{seconds / size:.{0 if seconds / size >= 10 else 1}f} {unit}"
+    raise AssertionError("every number is below infinity")

@@ -1,0 +1,206 @@
+"""up, listener, servers, db, psql: what runs, and where."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.text import Text
+from sqlalchemy import make_url
+
+from db import embedded, migrate, overview
+from db.errors import SettingsError
+from db.settings import load_settings
+from db.statements import as_text, run
+from worker.cli.context import data_dir_text, open_runtime, settings_with_servers
+from worker.cli.output import console, print_json
+from worker.cli.sources import AsJson
+from worker.listener import listen
+from worker.logs import configure_logs
+from worker.processes import Supervisor, plans
+from worker.runtime import server_urls
+
+_COLOURS = {"score": "cyan", "train": "magenta", "beat": "yellow", "listener": "green"}
+
+
+def up(
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Threads of the score worker (PGOUTLIER_SCORE_THREADS).")
+    ] = None,
+    log_level: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = "INFO",
+) -> None:
+    """Run score worker, train worker, beat and listener in this terminal; Ctrl-C stops them all.
+
+    On several machines run the same processes by themselves, see docs/operations.md.
+    """
+    settings = settings_with_servers()
+    open_runtime().engine.dispose()
+    supervisor = Supervisor(
+        plans(score_threads=threads or settings.score_threads, log_level=log_level.upper()),
+        on_line=_print_line,
+        environment={"PGOUTLIER_LOG_FORMAT": "console"} if settings.log_format == "auto" else {},
+    )
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    console.print(
+        "Starting score worker, train worker, beat and listener. Ctrl-C stops them.", highlight=False
+    )
+    try:
+        supervisor.start()
+        while not stop.wait(0.5):
+            if dead := supervisor.dead():
+                names = ", ".join(f"{name} (exit code {code})" for name, code in dead.items())
+                console.print(f"[red]Ended by itself: {escape(names)}. Stopping the others.[/red]")
+                raise typer.Exit(1)
+    finally:
+        console.print("Stopping ...")
+        supervisor.stop()
+        console.print("All processes have stopped.")
+
+
+def _print_line(name: str, line: str) -> None:
+    prefix = Text(f"{name:>8} | ", style=_COLOURS.get(name, "white"))
+    console.print(prefix.append(Text.from_ansi(line)), soft_wrap=True, highlight=False)
+
+
+def listener() -> None:
+    """Hear NOTIFY from Postgres and wake the score workers. Several may run at once."""
+    settings = settings_with_servers()
+    configure_logs(settings.log_format)
+    database_url, _ = server_urls(settings)
+    conninfo = make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    from worker.tasks import HELP_EXPIRES_SECONDS, drain, drain_all
+
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    listen(
+        conninfo,
+        lambda source: drain.apply_async((source,), expires=HELP_EXPIRES_SECONDS),
+        stop,
+        on_ready=lambda: drain_all.apply_async(),
+    )
+
+
+servers = typer.Typer(no_args_is_help=True, help="The embedded PostgreSQL and Valkey.")
+
+
+@servers.command("start")
+def servers_start(as_json: AsJson = False) -> None:
+    """Start them, if they are not running, and say where they are."""
+    settings = load_settings()
+    found = embedded.ensure_running(settings.data_dir)
+    _print_servers(found, as_json=as_json)
+
+
+@servers.command("status")
+def servers_status(as_json: AsJson = False) -> None:
+    """Say where they are, without starting them."""
+    _print_servers(embedded.running(load_settings().data_dir), as_json=as_json)
+
+
+def _print_servers(found: embedded.Servers | None, *, as_json: bool) -> None:
+    settings = load_settings()
+    if as_json:
+        urls = {"database_url": found.database_url, "broker_url": found.broker_url} if found else {}
+        print_json({"running": found is not None, "data_dir": str(settings.data_dir), **urls})
+    elif found is None:
+        console.print(f"Not running (data in {data_dir_text(settings.data_dir)}).", highlight=False)
+    else:
+        console.print(f"PostgreSQL  {found.database_url}", highlight=False, soft_wrap=True)
+        console.print(f"Valkey      {found.broker_url}", highlight=False, soft_wrap=True)
+        console.print(f"data        {data_dir_text(settings.data_dir)}", highlight=False, soft_wrap=True)
+
+
+@servers.command("stop")
+def servers_stop() -> None:
+    """Stop them; the data stays."""
+    stopped = embedded.stop(load_settings().data_dir)
+    console.print("Stopped." if stopped else "They were not running.")
+
+
+@servers.command("purge")
+def servers_purge(yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
+    """Stop them and delete their data."""
+    folder = load_settings().data_dir
+    if not yes:
+        typer.confirm(f"Delete {data_dir_text(folder)} and all that is in it?", abort=True)
+    embedded.purge(folder)
+    console.print(f"Deleted {data_dir_text(folder)}.", highlight=False)
+
+
+database = typer.Typer(no_args_is_help=True, help="The schema `outlier` in your database.")
+
+
+@database.command("upgrade")
+def db_upgrade() -> None:
+    """Bring the schema to this program's revision. Safe to run again, and twice at once."""
+    runtime = open_runtime(migrated=False)
+    migrate.upgrade(runtime.engine)
+    console.print(f"Schema outlier is at revision {migrate.head()}.", highlight=False)
+
+
+@database.command("current")
+def db_current(as_json: AsJson = False) -> None:
+    """The schema's revision, and the one this program needs."""
+    runtime = open_runtime(migrated=False)
+    with runtime.engine.begin() as connection:
+        found = migrate.current(connection)
+    if as_json:
+        print_json({"revision": found, "head": migrate.head()})
+    else:
+        console.print(f"revision {found or 'none'}, this program needs {migrate.head()}", highlight=False)
+
+
+@database.command("grant")
+def db_grant(
+    role: Annotated[str, typer.Argument(help="The role; it must exist.")],
+    to: Annotated[
+        str, typer.Option("--as", help="analyst: may read flagged rows. worker: may score and train.")
+    ] = "analyst",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the SQL and change nothing.")] = False,
+) -> None:
+    """Give a role just what an analyst or a worker process needs."""
+    if to not in {"analyst", "worker"}:
+        raise SettingsError(f"--as {to!r} is not a kind of role; write --as analyst or --as worker.")
+    runtime = open_runtime()
+    with runtime.engine.begin() as connection:
+        statements = overview.grants(connection, role, analyst=to == "analyst")
+        for statement in statements:
+            if dry_run:
+                console.file.write(as_text(statement) + ";\n")
+            else:
+                run(connection, statement)
+    if not dry_run:
+        console.print(f"{role} may now do what a pgoutlier {to} does.", highlight=False)
+
+
+def psql(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="Passed on to psql, such as -c 'SELECT ...'.")
+    ] = None,
+) -> None:
+    """Open psql on the database, with the embedded server's own psql."""
+    database_url, _ = server_urls(settings_with_servers())
+    url: Any = make_url(database_url).set(drivername="postgresql")
+    binary = embedded.postgres_binary("psql")
+    # The password, if there is one, goes by the environment: arguments can be read by every user of the machine.
+    environment = {**os.environ, **({"PGPASSWORD": str(url.password)} if url.password else {})}
+    target = url.set(password=None).render_as_string(hide_password=False)
+    os.execve(binary, [str(binary), "-d", target, *(arguments or [])], environment)  # noqa: S606
+
+
+def wait_until(condition: Any, *, seconds: float) -> bool:
+    """Poll a condition 20 times a second; whether it came true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True

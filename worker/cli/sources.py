@@ -1,0 +1,205 @@
+"""attach, detach, sources, sweep, quarantine."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import detector
+from db import attach as attaching
+from db import quarantine as quarantine_store
+from db import source_ddl
+from db import sources as source_store
+from db.attach import AttachRequest
+from db.errors import SourceError
+from detector import DetectorError
+from worker import maintenance
+from worker.cli.context import open_runtime
+from worker.cli.output import console, print_json, print_table
+
+SourceName = Annotated[str, typer.Argument(help="Name of the source, as `pgoutlier sources` lists it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One line of JSON instead of a table.")]
+
+
+def attach(
+    relation: Annotated[
+        str, typer.Argument(help="The table: schema.table, odd names quoted: 's.\"My Table\"'.")
+    ],
+    key: Annotated[str, typer.Option(help="Its unique key column: smallint, integer, bigint, uuid or text.")],
+    features: Annotated[
+        str | None,
+        typer.Option(help="Columns, comma-separated; also hour(a_time), weekday(a_time), an_array[16]."),
+    ] = None,
+    all_numeric_except: Annotated[
+        str | None,
+        typer.Option(help="Every numeric and boolean column but these (and key, time, entity, label)."),
+    ] = None,
+    feature_view: Annotated[
+        str | None, typer.Option(help="A view with the same key column, to take the features from.")
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option(help="Event time column; training takes the newest rows by it.")
+    ] = None,
+    entity: Annotated[
+        str | None, typer.Option(help="Column that says whose row it is (customer, card).")
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(help="Column that says fraud where known; such rows are not trained on.")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help=f"What to fit: {', '.join(detector.RECIPES)}.")] = "default",
+    name: Annotated[
+        str | None, typer.Option(help="Name of the source; by default made of the table's.")
+    ] = None,
+    backfill: Annotated[
+        bool, typer.Option("--backfill", help="Score the rows that are there already, too.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the SQL and change nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Watch a table: from now on every new row is queued and scored, and re-scored when a feature changes.
+
+    Safe to run again. The table itself gets two triggers and is otherwise left as it is.
+
+    Example: pgoutlier attach public.transactions --key id --features 'amount,hour(occurred_at)' --time occurred_at
+    """
+    try:
+        chosen = detector.recipe_named(recipe)
+    except DetectorError as error:
+        raise SourceError(str(error)) from None
+    runtime = open_runtime()
+    request = AttachRequest(
+        relation=relation,
+        key=key,
+        features=features,
+        all_numeric_except=all_numeric_except,
+        feature_view=feature_view,
+        time=time,
+        entity=entity,
+        label=label,
+        name=name,
+    )
+    with runtime.engine.begin() as connection:
+        definition, columns = attaching.resolve(connection, request)
+        if dry_run:
+            console.file.write(source_ddl.script(source_store.plan(definition, columns)))
+            return
+        made = source_store.attach(
+            connection, definition, columns, chosen.model_dump(mode="json"), backfill=backfill
+        )
+    n_old = maintenance.sweep(runtime, definition.name, backfill=True) if backfill else 0
+    if as_json:
+        print_json(
+            {
+                "source": definition.name,
+                "attached": made,
+                "features": definition.feature_names,
+                "n_backfill": n_old,
+            }
+        )
+        return
+    word = "Attached" if made else "Already attached:"
+    console.print(
+        f"{word} {definition.describe()}, as source [bold]{definition.name}[/bold].", highlight=False
+    )
+    if n_old:
+        console.print(f"{n_old:,} rows that were there already are queued.", highlight=False)
+    if made:
+        console.print(f"Next: pgoutlier train {definition.name}", highlight=False)
+
+
+def detach(
+    source: SourceName,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Stop watching a table: drops its triggers, queue, scores, views and model versions."""
+    runtime = open_runtime()
+    with runtime.engine.begin() as connection:
+        found = source_store.find(connection, source)
+    if not yes:
+        typer.confirm(
+            f"Drop the scores and all model versions of {source} ({found.definition.relation})?", abort=True
+        )
+    with runtime.engine.begin() as connection:
+        source_store.detach(connection, found)
+    console.print(f"Detached {source}; {found.definition.relation} is as it was before.", highlight=False)
+
+
+def sources(as_json: AsJson = False) -> None:
+    """List the watched tables."""
+    runtime = open_runtime()
+    with runtime.engine.begin() as connection:
+        found = source_store.every(connection)
+    if as_json:
+        print_json([{**s.definition.model_dump(mode="json"), "recipe": s.recipe["name"]} for s in found])
+        return
+    if not found:
+        console.print("No table is attached yet. Start with: pgoutlier attach --help")
+        return
+    print_table(
+        "",
+        ["source", "table", "key", "features", "time", "label", "recipe"],
+        [
+            (
+                s.name,
+                s.definition.relation,
+                f"{s.definition.key_column} ({s.definition.key_type})",
+                s.definition.n_features,
+                s.definition.time_column,
+                s.definition.label_column,
+                s.recipe["name"],
+            )
+            for s in found
+        ],
+    )
+
+
+def sweep(
+    source: SourceName,
+    backfill: Annotated[bool, typer.Option("--backfill", help="Rows from before attach, too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Queue the rows that got past the triggers (disabled triggers, logical replication, COPY into a partition)."""
+    n_found = maintenance.sweep(open_runtime(), source, backfill=backfill)
+    if as_json:
+        print_json({"source": source, "n_found": n_found})
+    else:
+        console.print(f"{n_found:,} rows queued.", highlight=False)
+
+
+quarantine = typer.Typer(no_args_is_help=True, help="Rows that could not be scored, with the reason.")
+
+
+@quarantine.command("list")
+def quarantine_list(
+    source: SourceName,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many, the newest first.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """Show quarantined rows. A row leaves by itself when an UPDATE mends its features."""
+    runtime = open_runtime()
+    with runtime.engine.begin() as connection:
+        entries = quarantine_store.entries(connection, source_store.find(connection, source).id, limit=limit)
+    if as_json:
+        print_json(entries)
+    elif not entries:
+        console.print("Nothing is in quarantine.")
+    else:
+        columns = ["key", "reason", "column_name", "detail", "quarantined_at"]
+        print_table("", columns, [[entry[c] for c in columns] for entry in entries])
+
+
+@quarantine.command("retry")
+def quarantine_retry(
+    source: SourceName,
+    keys: Annotated[
+        list[str] | None, typer.Argument(help="Only these keys; without any, all of them.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Queue quarantined rows again, for instance after mending the feature view."""
+    n_moved = maintenance.retry_quarantine(open_runtime(), source, keys or None)
+    if as_json:
+        print_json({"source": source, "n_retried": n_moved})
+    else:
+        console.print(f"{n_moved:,} rows queued again.", highlight=False)

@@ -1,0 +1,1 @@
+"""The demonstration: simulated card transactions, and what `pgoutlier demo` does with them."""

@@ -1,0 +1,119 @@
+"""What becomes of a batch that raised: nothing is lost, only rows that are to blame end in quarantine."""
+
+from __future__ import annotations
+
+import psycopg
+import structlog
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from db import quarantine, queue, sources
+from db.errors import PgoutlierError
+from db.quarantine import Entry
+from db.queue import Claim
+from db.sources import Source
+from db.statements import sqlstate
+from models_store.artifact import ArtifactRefused
+from worker.runtime import Runtime
+
+log = structlog.get_logger()
+
+_LONGEST_DELAY_SECONDS = 300.0
+# A problem of the set-up (a dropped column, a lost grant, a full disk) is looked at again after this time.
+_SETUP_DELAY_SECONDS = 5.0
+# SQLSTATE classes (https://www.postgresql.org/docs/current/errcodes-appendix.html): data exceptions,
+# cardinality, integrity, and errors raised by functions of the user's.
+_ROWS_TO_BLAME = ("21", "22", "23", "38", "39", "P0")
+# Lost connection, shutdown, crash, deadlock, serialisation, lock not available: simply try again later.
+_PASSING = ("08", "40", "55", "57")
+
+
+def handle(runtime: Runtime, source: Source, claim: Claim, error: Exception) -> bool:
+    """Record a failed batch. Returns whether the drain should go on with the next one."""
+    state = sqlstate(error)
+    if _lost_connection(error) or (state or "")[:2] in _PASSING:
+        log.warning("batch_interrupted", source=source.name, sqlstate=state, error=_sentence(error))
+        return False
+    try:
+        with runtime.engine.begin() as connection:
+            if isinstance(error, ArtifactRefused | PgoutlierError) or _is_setup_problem(state):
+                _stand_still(connection, source, claim, error)
+                return False
+            _blame_rows(connection, runtime, source, claim, error)
+    except DBAPIError as second:
+        log.warning("failure_not_recorded", source=source.name, error=_sentence(second))
+        return False
+    return True
+
+
+def _lost_connection(error: Exception) -> bool:
+    if isinstance(error, DBAPIError):
+        return error.connection_invalidated or _lost_connection_text(error.orig)
+    return _lost_connection_text(error)
+
+
+def _lost_connection_text(error: BaseException | None) -> bool:
+    return isinstance(error, psycopg.OperationalError) and sqlstate(error) is None
+
+
+def _is_setup_problem(state: str | None) -> bool:
+    return state is not None and state[:2] not in _ROWS_TO_BLAME
+
+
+def _stand_still(connection: Connection, source: Source, claim: Claim, error: Exception) -> None:
+    log.error("scoring_stands_still", source=source.name, error=_sentence(error), sqlstate=sqlstate(error))
+    sources.set_problem(connection, source.id, _sentence(error))
+    if claim:
+        queue.postpone(
+            connection,
+            source.definition,
+            claim.queue_ids,
+            delay_seconds=_SETUP_DELAY_SECONDS,
+            error=_sentence(error),
+            count_attempt=False,
+        )
+
+
+def _blame_rows(
+    connection: Connection, runtime: Runtime, source: Source, claim: Claim, error: Exception
+) -> None:
+    settings = runtime.settings
+    text = _sentence(error)
+    attempts = claim.attempts + 1
+    log.warning("batch_failed", source=source.name, n_keys=claim.n_keys, attempt=attempts, error=text)
+    if attempts < settings.max_attempts:
+        delay = min(settings.retry_base_seconds * 2 ** (attempts - 1), _LONGEST_DELAY_SECONDS)
+        queue.postpone(
+            connection,
+            source.definition,
+            claim.queue_ids,
+            delay_seconds=delay,
+            error=text,
+            count_attempt=True,
+        )
+    elif claim.n_keys > 1:
+        queue.bisect(connection, source.definition, claim.queue_ids, error=text)
+    else:
+        single = queue.take_single(connection, source.definition, claim.queue_ids[0])
+        if single:
+            entry = Entry(key=single[0], change_id=single[1], reason="error", detail=text)
+            quarantine.put(connection, source.definition, source.id, [entry])
+
+
+def note_problem(runtime: Runtime, source: Source, problem: str | None) -> None:
+    """Record why scoring stands still, or None that it goes on, in a transaction of its own."""
+    with runtime.engine.begin() as connection:
+        sources.set_problem(connection, source.id, problem)
+
+
+def note_problem_in(connection: Connection, source: Source, problem: str) -> None:
+    """The same in the caller's transaction, unless it is recorded already."""
+    if source.last_problem != problem:
+        sources.set_problem(connection, source.id, problem)
+
+
+def _sentence(error: BaseException) -> str:
+    """The first line of what went wrong: PostgreSQL's further lines may quote the user's data."""
+    original = getattr(error, "orig", None) or error
+    lines = str(original).strip().splitlines()
+    return f"{type(original).__name__}: {lines[0] if lines else ''}"[:500]

@@ -1,0 +1,61 @@
+"""Keeping the books straight: sweep, quarantine retry, prune. Every one of them may run at any time, twice too."""
+
+from __future__ import annotations
+
+import structlog
+
+from db import pruning, quarantine, queue, sources
+from worker.runtime import Runtime
+
+log = structlog.get_logger()
+
+
+def sweep(runtime: Runtime, source_name: str, *, backfill: bool = False) -> int:
+    """Queue the rows that have neither score nor queue entry. Returns how many.
+
+    backfill: from now on rows from before attach count as well. Raises SourceError if there is no such source.
+    """
+    with runtime.engine.begin() as connection:
+        source = sources.find(connection, source_name)
+        if backfill:
+            sources.include_old_rows(connection, source.id)
+        n_found = queue.sweep(
+            connection,
+            source.definition,
+            source_id=source.id,
+            attached_xid=None if backfill else source.attached_xid,
+        )
+    if n_found:
+        log.info("rows_swept_up", source=source_name, n_rows=n_found, backfill=backfill)
+    return n_found
+
+
+def sweep_all(runtime: Runtime) -> dict[str, int]:
+    """Sweep every source; rows found, by source."""
+    return {name: sweep(runtime, name) for name in _names(runtime)}
+
+
+def retry_quarantine(runtime: Runtime, source_name: str, keys: list[str] | None) -> int:
+    """Queue quarantined rows again, all or those of these keys. Returns how many."""
+    with runtime.engine.begin() as connection:
+        source = sources.find(connection, source_name)
+        return quarantine.retry(connection, source.definition, source.id, keys)
+
+
+def prune_all(runtime: Runtime) -> dict[str, int]:
+    """Remove what belongs to rows that are gone, and old training runs; things removed, by source."""
+    removed = {}
+    for name in _names(runtime):
+        with runtime.engine.begin() as connection:
+            source = sources.find(connection, name)
+            removed[name] = pruning.prune(
+                connection, source, keep_training_runs=runtime.settings.keep_training_runs
+            )
+        if removed[name]:
+            log.info("pruned", source=name, n_removed=removed[name])
+    return removed
+
+
+def _names(runtime: Runtime) -> list[str]:
+    with runtime.engine.begin() as connection:
+        return [source.name for source in sources.every(connection)]

@@ -1,0 +1,70 @@
+"""What a process works with: settings, an engine, a cache of detectors. Made once a process, on first use."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from sqlalchemy import Engine
+
+from db import embedded
+from db.engine import make_engine
+from db.settings import Settings, load_settings
+from models_store.registry import DetectorCache
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Passed down to every use case; holds no open connection by itself."""
+
+    settings: Settings
+    engine: Engine
+    cache: DetectorCache
+    # Set when the process is asked to end: a drain then stops after the batch at hand.
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def signing_key(self) -> str | None:
+        key = self.settings.signing_key
+        return key.get_secret_value() if key else None
+
+
+def server_urls(settings: Settings) -> tuple[str, str]:
+    """(database URL, broker URL): those configured, and for an unset one that of the embedded server, started."""
+    database, broker = settings.database_url, settings.broker_url
+    if database and broker:
+        return database.get_secret_value(), broker.get_secret_value()
+    servers = embedded.ensure_running(settings.data_dir)
+    return (
+        database.get_secret_value() if database else servers.database_url,
+        broker.get_secret_value() if broker else servers.broker_url,
+    )
+
+
+def make_runtime(settings: Settings, *, application_name: str = "pgoutlier") -> Runtime:
+    """A runtime of its own, for commands and tests."""
+    database_url, _ = server_urls(settings)
+    signing_key = settings.signing_key.get_secret_value() if settings.signing_key else None
+    return Runtime(
+        settings=settings,
+        engine=make_engine(
+            database_url, pool_size=settings.score_threads + 2, application_name=application_name
+        ),
+        cache=DetectorCache(max_bytes=settings.artifact_max_bytes, signing_key=signing_key),
+    )
+
+
+_lock = threading.Lock()
+
+
+def runtime() -> Runtime:
+    """This process's runtime. A forked child gets its own: connections do not survive a fork."""
+    with _lock:
+        return _runtime_of(os.getpid())
+
+
+@lru_cache(maxsize=1)
+def _runtime_of(_pid: int) -> Runtime:
+    return make_runtime(load_settings(), application_name="pgoutlier worker")

@@ -1,0 +1,52 @@
+"""What worker processes do around their tasks: one log format, and detectors ready before the first row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from celery.signals import celeryd_after_setup, setup_logging, worker_shutting_down
+from sqlalchemy.exc import SQLAlchemyError
+
+from db import sources
+from db.errors import PgoutlierError
+from db.settings import load_settings
+from models_store import registry
+from models_store.artifact import ArtifactRefused
+from worker.logs import configure_logs
+from worker.runtime import runtime
+
+log = structlog.get_logger()
+
+
+@setup_logging.connect
+def _one_log_format(loglevel: int = 20, **_: Any) -> None:
+    configure_logs(load_settings().log_format, level=int(loglevel))
+
+
+@celeryd_after_setup.connect
+def _warm_up(instance: Any, **_: Any) -> None:
+    """Load and compile the champions in a scoring worker of threads; a parent that forks must not."""
+    if (
+        "score" not in instance.app.amqp.queues.consume_from
+        or instance.pool_cls.__module__ != "celery.concurrency.thread"
+    ):
+        return
+    try:
+        here = runtime()
+        with here.engine.begin() as connection:
+            for source in sources.every(connection):
+                try:
+                    champion = registry.champion(connection, source, here.cache)
+                except ArtifactRefused:
+                    continue
+                if champion is not None:
+                    champion.detector.warm_up()
+                    log.info("detector_ready", source=source.name, version=champion.version)
+    except (SQLAlchemyError, PgoutlierError) as error:
+        log.warning("not_warmed_up", error=str(error))
+
+
+@worker_shutting_down.connect
+def _stop_after_this_batch(**_: Any) -> None:
+    runtime().stopping.set()

@@ -1,0 +1,88 @@
+"""Celery tasks: each takes names, calls one use case, and is safe to run twice, late or never.
+
+Call them from anywhere: celery -A worker call models.promote --args '["transactions", 3]'
+"""
+
+from __future__ import annotations
+
+from worker import maintenance, scoring, training, versions
+from worker.app import app
+from worker.runtime import runtime
+
+# A call for help nobody answers in this time is not needed: whoever drains goes on by itself.
+HELP_EXPIRES_SECONDS = 5
+
+
+@app.task(name="score.drain")
+def drain(source: str) -> dict[str, int]:
+    """Score what is queued for a source, for at most PGOUTLIER_DRAIN_BUDGET_SECONDS."""
+    result = scoring.drain(
+        runtime(),
+        source,
+        call_for_help=lambda: drain.apply_async((source,), expires=HELP_EXPIRES_SECONDS),
+    )
+    if result.more:
+        drain.apply_async((source,))
+    return result.counts()
+
+
+@app.task(name="score.drain_all")
+def drain_all() -> list[str]:
+    """Ring the bell for every source with work that is due."""
+    names = scoring.sources_with_work(runtime())
+    for name in names:
+        drain.apply_async((name,), expires=HELP_EXPIRES_SECONDS)
+    return names
+
+
+@app.task(name="score.sweep")
+def sweep(source: str, backfill: bool = False) -> int:
+    """Queue rows that got past the triggers; with backfill also rows from before attach."""
+    return maintenance.sweep(runtime(), source, backfill=backfill)
+
+
+@app.task(name="score.sweep_all")
+def sweep_all() -> dict[str, int]:
+    """Sweep every source."""
+    return maintenance.sweep_all(runtime())
+
+
+@app.task(name="score.retry_quarantine")
+def retry_quarantine(source: str, keys: list[str] | None = None) -> int:
+    """Queue quarantined rows again."""
+    return maintenance.retry_quarantine(runtime(), source, keys)
+
+
+@app.task(name="models.train")
+def train(
+    source: str, promote: bool | None = None, seed: int | None = None, recipe: str | None = None
+) -> int:
+    """Train a version. promote: None promotes only if there is no champion yet. Returns its number."""
+    return training.train(runtime(), source, promote=promote, seed=seed, recipe_name=recipe).version
+
+
+@app.task(name="models.train_due")
+def train_due() -> list[str]:
+    """Send models.train for every source whose last training is older than the retrain interval."""
+    names = training.sources_due(runtime())
+    for name in names:
+        train.apply_async((name,))
+    return names
+
+
+@app.task(name="models.promote")
+def promote(source: str, version: int, reason: str = "task") -> bool:
+    """Make a version the champion; False if it was already."""
+    return versions.promote(runtime(), source, version, reason=reason)
+
+
+@app.task(name="models.rollback")
+def rollback(source: str, reason: str = "task") -> list[int]:
+    """Back to the champion before this one; returns [from, to]."""
+    return list(versions.rollback(runtime(), source, reason=reason))
+
+
+@app.task(name="maintenance.prune_all")
+def prune_all() -> dict[str, int]:
+    """Remove scores and quarantine entries of rows that are gone, and old training runs."""
+    return maintenance.prune_all(runtime())
