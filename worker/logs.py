@@ -35,3 +35,7 @@ def configure_logs(log_format: str, *, level: int = logging.INFO) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    if level > logging.DEBUG:
+        # A bell rings up to a hundred times a second; what came of it is logged by the use cases.
+        for name in ("celery.worker.strategy", "celery.app.trace", "celery.beat"):
+            logging.getLogger(name).setLevel(logging.WARNING)

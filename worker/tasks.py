@@ -5,9 +5,13 @@ Call them from anywhere: celery -A worker call models.promote --args '["transact
 
 from __future__ import annotations
 
+import structlog
+
 from worker import maintenance, scoring, training, versions
 from worker.app import app
 from worker.runtime import runtime
+
+log = structlog.get_logger()
 
 # A call for help nobody answers in this time is not needed: whoever drains goes on by itself.
 HELP_EXPIRES_SECONDS = 5
@@ -23,6 +27,8 @@ def drain(source: str) -> dict[str, int]:
     )
     if result.more:
         drain.apply_async((source,))
+    if result.n_batches:
+        log.info("drained", source=source, **result.counts())
     return result.counts()
 
 

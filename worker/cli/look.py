@@ -125,7 +125,7 @@ def flagged(
     shown = [c for c in (definition.key_column, definition.time_column, definition.entity_column) if c]
     print_table(
         f"last {len(rows)} flagged of {source}; all columns: --json, or the view outlier.flagged_{source}",
-        [*shown, "reconstruction_error", "version", "scored_at", "top features"],
+        [*shown, "error", "version", "scored at", "top features"],
         [
             (
                 *(row[column] for column in shown),

@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -37,12 +38,26 @@ def print_json(data: Any) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A table; None shows as a dash. Text is shown as it is, never read as markup."""
-    table = Table(title=title or None, title_justify="left", header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    table = new_table(title, columns)
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
     console.print(table)
+
+
+def new_table(title: str, columns: Sequence[str]) -> Table:
+    """An empty table in the one style, narrow enough for 80 columns where the content allows it."""
+    table = Table(
+        title=title or None,
+        title_justify="left",
+        caption_justify="left",
+        header_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
 
 
 def _cell(value: object) -> str:
@@ -55,7 +70,7 @@ def _cell(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if isinstance(value, datetime):
-        return value.strftime("%Y-%m-%d %H:%M:%S")
+        return value.strftime("%m-%d %H:%M:%S")
     return escape(str(value))
 
 
