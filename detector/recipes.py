@@ -138,7 +138,7 @@ class Recipe(_Part):
     scoring_precision: of the network when scoring; "float32" is faster, and exact to 1e-5 only while residuals
     are not thousands of times smaller than features; preprocessing and error are float64 always.
     trim_fit_fraction: share of the fit rows, farthest from the rest, that the network does not see.
-    trim_fraction, join_input: for error_metric "mahalanobis" only, see `detector.residuals`.
+    trim_fraction, join_input, residual_ridge: for error_metric "mahalanobis" only, see `detector.residuals`.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
@@ -159,6 +159,7 @@ class Recipe(_Part):
     error_metric: Literal["mse", "mae", "mahalanobis"] = "mse"
     trim_fraction: float = Field(default=0.0, ge=0.0, le=0.25)
     join_input: bool = False
+    residual_ridge: float = Field(default=0.0, ge=0.0, le=100.0)
     threshold: ThresholdPolicy
     top_features: int = Field(default=5, ge=1, le=100)
 
@@ -167,8 +168,12 @@ class Recipe(_Part):
         widths = [layer.units for layer in self.layers]
         if sum(a * b for a, b in pairwise(widths)) > MAX_HIDDEN_WEIGHTS:
             raise ValueError(f"the hidden layers have more than {MAX_HIDDEN_WEIGHTS} weights")
-        if self.error_metric != "mahalanobis" and (self.join_input or self.trim_fraction):
-            raise ValueError("trim_fraction and join_input belong to error_metric 'mahalanobis'")
+        if self.error_metric != "mahalanobis" and (
+            self.join_input or self.trim_fraction or self.residual_ridge
+        ):
+            raise ValueError(
+                "trim_fraction, join_input and residual_ridge belong to error_metric 'mahalanobis'"
+            )
         return self
 
     @classmethod

@@ -23,21 +23,24 @@ MIN_SPREAD = 1e-9
 MIN_SHRINKAGE = 1e-4
 
 
-def fit_whitening(rows: Float64Matrix, trim_fraction: float) -> tuple[Float64Vector, Float64Matrix]:
+def fit_whitening(
+    rows: Float64Matrix, trim_fraction: float, ridge: Float64Vector | float = 0.0
+) -> tuple[Float64Vector, Float64Matrix]:
     """Location (m,) and whitening matrix (m, m) of rows (n, m): w = (rows - location) @ whitening.
 
     The share trim_fraction of the rows that is farthest by a first estimate is left out of the second,
     so that a few outliers do not widen the very covariance that should tell them apart.
+    ridge, one number or (m,), is added to the diagonal of the correlation: variables with a ridge count less.
     """
-    location, whitening = _whitening(rows)
+    location, whitening = _whitening(rows, ridge)
     if trim_fraction > 0:
         distances = np.square((rows - location) @ whitening).sum(axis=1)
         n_kept = max(2, len(rows) - int(np.ceil(len(rows) * trim_fraction)))
-        location, whitening = _whitening(rows[np.argsort(distances, kind="stable")[:n_kept]])
+        location, whitening = _whitening(rows[np.argsort(distances, kind="stable")[:n_kept]], ridge)
     return location, whitening
 
 
-def _whitening(rows: Float64Matrix) -> tuple[Float64Vector, Float64Matrix]:
+def _whitening(rows: Float64Matrix, ridge: Float64Vector | float) -> tuple[Float64Vector, Float64Matrix]:
     n_rows, n_variables = rows.shape
     location = rows.mean(axis=0)
     spread = rows.std(axis=0)
@@ -48,13 +51,16 @@ def _whitening(rows: Float64Matrix) -> tuple[Float64Vector, Float64Matrix]:
     # rows for each variable alone: negligible when rows abound, complete when they are fewer than variables.
     share = min(1.0, max(MIN_SHRINKAGE, (n_variables / n_rows) ** 2))
     correlation = (1 - share) * correlation + share * np.eye(n_variables)
+    correlation[np.diag_indices(n_variables)] += ridge
     eigenvalues, eigenvectors = np.linalg.eigh(correlation)
     roots = 1 / np.sqrt(np.maximum(eigenvalues, share))
     whitening = ((eigenvectors * roots) @ eigenvectors.T) / spread[:, None]
     return location, whitening
 
 
-def held_out_distances(rows: Float64Matrix, trim_fraction: float, n_folds: int = 5) -> Float64Vector:
+def held_out_distances(
+    rows: Float64Matrix, trim_fraction: float, ridge: Float64Vector | float = 0.0, *, n_folds: int = 5
+) -> Float64Vector:
     """The distance of each row by statistics that the row had no part in, (n,).
 
     A distance measured on the rows of the covariance itself is too short, the more so the fewer rows
@@ -63,6 +69,6 @@ def held_out_distances(rows: Float64Matrix, trim_fraction: float, n_folds: int =
     distances = np.empty(len(rows))
     fold = np.arange(len(rows)) % n_folds
     for k in range(n_folds):
-        location, whitening = fit_whitening(rows[fold != k], trim_fraction)
+        location, whitening = fit_whitening(rows[fold != k], trim_fraction, ridge)
         distances[fold == k] = np.sqrt(np.square((rows[fold == k] - location) @ whitening).sum(axis=1))
     return distances

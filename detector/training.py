@@ -162,9 +162,11 @@ def _calibrate(recipe: Recipe, arrays: dict[str, np.ndarray], values: Float64Mat
         terms = np.abs(residuals) if recipe.error_metric == "mae" else np.square(residuals)
         errors: Float64Vector = terms.mean(axis=1)
         return errors
-    location, whitening = fit_whitening(residuals, recipe.trim_fraction)
+    ridge = np.zeros(residuals.shape[1])
+    ridge[-values.shape[1] :] = recipe.residual_ridge
+    location, whitening = fit_whitening(residuals, recipe.trim_fraction, ridge)
     arrays["residual.location"], arrays["residual.whitening"] = location, whitening
-    return held_out_distances(residuals, recipe.trim_fraction)
+    return held_out_distances(residuals, recipe.trim_fraction, ridge)
 
 
 def _error_metrics(prefix: str, errors: Float64Vector, threshold: float) -> dict[str, float]:

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from db.embedded import EmbeddedServerError
 from db.errors import PgoutlierError
-from worker.cli import doctor, look, models, run, sources
+from worker.cli import demo, doctor, look, models, run, sources
 from worker.cli.output import errors
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 
 _START, _MODELS, _LOOK, _RUN = "Start", "Models", "Look", "Run"
+app.command(rich_help_panel=_START)(demo.demo)
 app.command(rich_help_panel=_START)(sources.attach)
 app.command(rich_help_panel=_START)(sources.detach)
 app.command(rich_help_panel=_START)(sources.sources)

@@ -18,6 +18,7 @@ from worker import status as status_figures
 from worker.cli.context import open_runtime
 from worker.cli.output import (
     console,
+    new_table,
     print_json,
     print_table,
     seconds_text,
@@ -50,21 +51,8 @@ def status(
 
 
 def _status_table(figures: dict[str, Any]) -> Table:
-    table = Table(
-        title=f"pgoutlier at {datetime.now(UTC):%H:%M:%S} UTC", title_justify="left", caption_justify="left"
-    )
-    for column in (
-        "source",
-        "queued",
-        "oldest",
-        "rows/s",
-        "champion",
-        "scored",
-        "quarantine",
-        "training",
-        "note",
-    ):
-        table.add_column(column, overflow="fold")
+    columns = ["source", "queued", "oldest", "rows/s", "champion", "scored", "quarantine", "training", "note"]
+    table = new_table(f"pgoutlier at {datetime.now(UTC):%H:%M:%S} UTC", columns)
     for row in figures["sources"]:
         table.add_row(
             row["name"],
@@ -87,7 +75,7 @@ def _training_text(training: dict[str, Any] | None) -> str:
     if training["status"] == "running":
         eta = seconds_text(training["eta_seconds"])
         return f"epoch {training['epoch'] or 0}/{training['n_epochs'] or '?'}, ETA {eta}"
-    return f"{training['status']} {training['started_at']:%m-%d %H:%M}"
+    return f"{training['status']} {training['started_at']:%H:%M}"
 
 
 def _workers_text(figures: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from db import models as model_sql
@@ -80,7 +81,7 @@ def train_with_progress(
         )
 
 
-def print_trained(made: TrainedVersion) -> None:
+def print_trained(made: TrainedVersion, console: Console = console) -> None:
     """What came of a training."""
     left_out = ", ".join(f"{n:,} {reason}" for reason, n in made.left_out.items()) or "none"
     console.print(

@@ -1,0 +1,34 @@
+# One image for every process: score worker, train worker, beat, listener, and the command line.
+FROM python:3.12-slim AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+RUN python -m venv /opt/pgoutlier
+WORKDIR /build
+# The dependencies come first: their layer is built again only when a version changes.
+COPY requirements/runtime.txt requirements/
+RUN /opt/pgoutlier/bin/pip install --require-hashes -r requirements/runtime.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY detector detector
+COPY db db
+COPY models_store models_store
+COPY worker worker
+COPY migrations migrations
+RUN /opt/pgoutlier/bin/pip install --no-deps --no-build-isolation .
+
+FROM python:3.12-slim
+LABEL org.opencontainers.image.title="pgoutlier" \
+      org.opencontainers.image.description="Anomaly scoring inside PostgreSQL" \
+      org.opencontainers.image.licenses="Apache-2.0"
+RUN useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin pgoutlier
+COPY --from=build /opt/pgoutlier /opt/pgoutlier
+COPY container/health.py /opt/pgoutlier/health.py
+# /tmp is the one folder that the processes write to; it may be a tmpfs.
+ENV PATH=/opt/pgoutlier/bin:$PATH \
+    HOME=/tmp \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PGOUTLIER_LOG_FORMAT=json
+WORKDIR /tmp
+USER 10001:10001
+HEALTHCHECK --interval=30s --timeout=15s --start-period=60s --retries=3 \
+    CMD ["python", "/opt/pgoutlier/health.py"]
+CMD ["pgoutlier", "--help"]

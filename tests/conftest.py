@@ -1,0 +1,139 @@
+"""Real servers, a fresh database for each test, and what the tests attach and score with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import Engine
+
+from db.embedded import ServerKit
+from db.engine import make_engine
+from db.settings import Settings
+from tests.servers import POSTGRES_15, Postgres, own_servers, running_postgres, scratch_folder
+from tests.support import Table, make_table
+from worker.runtime import Runtime, make_runtime
+
+Connect = Callable[..., psycopg.Connection[Any]]
+
+
+@pytest.fixture(scope="session")
+def scratch() -> Iterator[Path]:
+    """A short folder that the servers' account can enter, also when root runs the tests."""
+    with scratch_folder() as path:
+        yield path
+
+
+@pytest.fixture(scope="session")
+def postgres18(scratch: Path) -> Iterator[Postgres]:
+    """The PostgreSQL that comes with the product."""
+    with running_postgres(scratch / "pg18", None) as postgres:
+        yield postgres
+
+
+@pytest.fixture(scope="session")
+def postgres15(scratch: Path) -> Iterator[Postgres]:
+    """The oldest PostgreSQL that is supported, where it is installed."""
+    if not (POSTGRES_15 / "postgres").exists():
+        pytest.skip(f"PostgreSQL 15, the oldest supported, is not installed in {POSTGRES_15}")
+    with running_postgres(scratch / "pg15", POSTGRES_15) as postgres:
+        yield postgres
+
+
+@pytest.fixture(scope="session", params=["pg18", "pg15"])
+def postgres(request: pytest.FixtureRequest) -> Postgres:
+    """A test that uses it, or a database in it, runs once on each PostgreSQL."""
+    name = {"pg18": "postgres18", "pg15": "postgres15"}[request.param]
+    server: Postgres = request.getfixturevalue(name)
+    return server
+
+
+@pytest.fixture(scope="session")
+def broker_url(scratch: Path) -> Iterator[str]:
+    """A Valkey that the tests share."""
+    kit = ServerKit.of(scratch / "valkey")
+    kit.folder.path.mkdir()
+    kit.folder.adopt()
+    kit.valkey.start()
+    yield kit.valkey.url
+    kit.valkey.stop()
+
+
+@pytest.fixture
+def own_kit(scratch: Path, request: pytest.FixtureRequest) -> Iterator[ServerKit]:
+    """Servers that this test alone uses, and may kill and restart; see tests.servers.environment."""
+    with own_servers(scratch / f"own{abs(hash(request.node.nodeid)) % 10**8}") as kit:
+        yield kit
+
+
+@pytest.fixture
+def database_url(postgres: Postgres) -> Iterator[str]:
+    """A fresh, migrated database."""
+    with postgres.database() as url:
+        yield url
+
+
+@pytest.fixture
+def empty_database_url(postgres: Postgres) -> Iterator[str]:
+    """A fresh database in which nothing was migrated."""
+    with postgres.database(template="template0") as url:
+        yield url
+
+
+@pytest.fixture
+def environment(database_url: str, broker_url: str) -> dict[str, str]:
+    """The settings that a subprocess needs to work on this test's database."""
+    return {"PGOUTLIER_DATABASE_URL": database_url, "PGOUTLIER_BROKER_URL": broker_url}
+
+
+@pytest.fixture
+def settings(database_url: str) -> Settings:
+    """Small delays. No broker: nothing that uses these settings sends messages."""
+    return Settings(
+        _env_file=None,
+        database_url=database_url,
+        broker_url="redis://no.broker.invalid:1/0",
+        retry_base_seconds=0.05,
+        drain_budget_seconds=60,
+    )
+
+
+@pytest.fixture
+def runtime(settings: Settings) -> Iterator[Runtime]:
+    made = make_runtime(settings, application_name="tests")
+    yield made
+    made.engine.dispose()
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    made = make_engine(database_url)
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def connect(database_url: str) -> Iterator[Connect]:
+    """Opens connections as a user's program would, closed at the end; autocommit unless told otherwise."""
+    with ExitStack() as opened:
+
+        def connection(*, autocommit: bool = True, **options: Any) -> psycopg.Connection[Any]:
+            return opened.enter_context(psycopg.connect(database_url, autocommit=autocommit, **options))
+
+        yield connection
+
+
+@pytest.fixture
+def user(connect: Connect) -> psycopg.Connection[Any]:
+    """The session of somebody who owns the tables and knows nothing of us; in autocommit."""
+    return connect()
+
+
+@pytest.fixture
+def transactions(user: psycopg.Connection[Any], runtime: Runtime) -> Table:
+    """A table of card transactions with three features and a text column, empty and attached."""
+    return make_table(user, runtime)

@@ -1,0 +1,132 @@
+"""Migrations up and down, twice at once, and behind somebody else's lock."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from sqlalchemy import Engine, text
+
+from db import migrate
+from db.engine import make_engine
+from db.errors import SchemaNotReady
+from tests.conftest import Connect
+from tests.servers import Postgres
+from tests.support import Table, detach_table
+
+UPGRADE = "import sys; from db import engine, migrate; migrate.upgrade(engine.make_engine(sys.argv[1]))"
+
+
+@pytest.fixture
+def empty(empty_database_url: str) -> Iterator[Engine]:
+    made = make_engine(empty_database_url)
+    yield made
+    made.dispose()
+
+
+def tables(url: str) -> set[str]:
+    with psycopg.connect(url) as connection:
+        return {
+            name
+            for (name,) in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'outlier'")
+        }
+
+
+def test_up_down_and_up_again(empty: Engine, empty_database_url: str, postgres: Postgres) -> None:
+    migrate.upgrade(empty)
+    first = postgres.run("pg_dump", empty_database_url, "--schema-only", "--restrict-key=x")
+    migrate.downgrade(empty, "base")
+    assert tables(empty_database_url) == {"alembic_version"}
+    migrate.upgrade(empty)
+    assert postgres.run("pg_dump", empty_database_url, "--schema-only", "--restrict-key=x") == first
+
+
+def test_upgrading_twice_changes_nothing(engine: Engine, database_url: str) -> None:
+    before = tables(database_url)
+    migrate.upgrade(engine)
+    assert tables(database_url) == before
+
+
+def test_the_migrated_schema_is_the_one_the_program_is_written_for(engine: Engine) -> None:
+    migrate.check(engine)
+    with engine.begin() as connection:
+        migrate.require_current(connection)
+
+
+def test_tables_of_sources_are_no_difference(transactions: Table) -> None:
+    migrate.check(transactions.runtime.engine)
+
+
+def test_two_upgrades_at_once_both_succeed(empty_database_url: str) -> None:
+    programs = [
+        subprocess.Popen(
+            [sys.executable, "-c", UPGRADE, empty_database_url], stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    for program in programs:
+        complaint = program.communicate(timeout=60)[1]
+        assert program.returncode == 0, complaint
+    with psycopg.connect(empty_database_url) as connection:
+        assert connection.execute("SELECT version_num FROM outlier.alembic_version").fetchall() == [
+            (migrate.head(),)
+        ]
+
+
+def test_a_table_in_use_gives_a_sentence_and_leaves_everything_as_it_was(
+    engine: Engine, database_url: str, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrate, "LOCK_TIMEOUT", "200ms")
+    reader = connect(autocommit=False)
+    reader.execute("SELECT * FROM outlier.sources")
+    before = tables(database_url)
+    with pytest.raises(SchemaNotReady, match=r"could not get its lock within 200ms; nothing was changed"):
+        migrate.downgrade(engine, "base")
+    assert tables(database_url) == before
+
+
+def test_going_down_is_refused_while_sources_are_attached(transactions: Table) -> None:
+    engine = transactions.runtime.engine
+    with pytest.raises(SchemaNotReady, match=r"still attached.*pgoutlier detach transactions"):
+        migrate.downgrade(engine, "base")
+    transactions.insert(1)
+    assert transactions.queued() == [1]
+    detach_table(transactions)
+    migrate.downgrade(engine, "base")
+
+
+def test_a_database_that_was_never_migrated_says_what_to_run(empty: Engine) -> None:
+    with (
+        empty.begin() as connection,
+        pytest.raises(SchemaNotReady, match=r"at revision none.*run: pgoutlier db upgrade"),
+    ):
+        migrate.require_current(connection)
+
+
+def test_a_database_of_another_revision_says_what_to_run(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE outlier.alembic_version SET version_num = 'older'"))
+    with (
+        engine.begin() as connection,
+        pytest.raises(SchemaNotReady, match=f"revision older, this program needs {migrate.head()}"),
+    ):
+        migrate.require_current(connection)
+
+
+def test_a_role_that_may_not_create_schemas_migrates_into_one_made_for_it(
+    empty_database_url: str, postgres: Postgres
+) -> None:
+    with psycopg.connect(empty_database_url, autocommit=True) as owner:
+        owner.execute("CREATE ROLE migrator LOGIN")
+        owner.execute("CREATE SCHEMA outlier AUTHORIZATION migrator")
+    migrator = make_engine(empty_database_url.replace("postgres@", "migrator@"))
+    try:
+        migrate.upgrade(migrator)
+    finally:
+        migrator.dispose()
+        with psycopg.connect(empty_database_url, autocommit=True) as owner:
+            owner.execute("DROP OWNED BY migrator CASCADE")
+            owner.execute("DROP ROLE migrator")

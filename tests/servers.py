@@ -1,0 +1,118 @@
+"""Real servers for tests: data folders short enough for sockets, and databases made from a migrated template."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+from sqlalchemy import make_url
+
+from db import embedded, migrate
+from db.embedded import ServerKit
+from db.engine import make_engine
+
+POSTGRES_15 = Path("/usr/lib/postgresql/15/bin")
+TEMPLATE = "migrated"
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder that other accounts can pass through, as pytest's own is not: servers of root need that."""
+    with tempfile.TemporaryDirectory(prefix="pgo-", dir="/tmp", ignore_cleanup_errors=True) as path:
+        Path(path).chmod(0o711)
+        yield Path(path)
+
+
+@contextmanager
+def own_servers(folder: Path, *, postgres_bin_dir: Path | None = None) -> Iterator[ServerKit]:
+    """A PostgreSQL and a Valkey of the caller's own, for tests that kill, stop and restart them."""
+    embedded.ensure_running(folder, postgres_bin_dir=postgres_bin_dir)
+    try:
+        yield ServerKit.of(folder, postgres_bin_dir=postgres_bin_dir)
+    finally:
+        embedded.purge(folder)
+
+
+def environment(kit: ServerKit) -> dict[str, str]:
+    """For subprocesses: this environment, with the servers of the kit and no other setting of ours."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PGOUTLIER_")}
+    return {
+        **kept,
+        "PGOUTLIER_DATABASE_URL": kit.postgres.url,
+        "PGOUTLIER_BROKER_URL": kit.valkey.url,
+        "PGOUTLIER_DATA_DIR": str(kit.folder.path),
+    }
+
+
+@dataclass(frozen=True)
+class Postgres:
+    """A running PostgreSQL with a migrated template database."""
+
+    kit: ServerKit
+    bin_dir: Path
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    @property
+    def version(self) -> int:
+        return int((self.kit.folder.cluster / "PG_VERSION").read_text())
+
+    def url(self, database: str) -> str:
+        return make_url(self.kit.postgres.url).set(database=database).render_as_string(hide_password=False)
+
+    @contextmanager
+    def database(self, *, template: str = TEMPLATE) -> Iterator[str]:
+        """The URL of a fresh copy of the template."""
+        name = f"test_{next(self._numbers)}"
+        self.administer("CREATE DATABASE {} TEMPLATE {}", name, template)
+        try:
+            yield self.url(name)
+        finally:
+            self.administer("DROP DATABASE {} WITH (FORCE)", name)
+
+    def administer(self, statement: str, *names: str) -> None:
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
+
+    def run(self, program: str, url: str, *arguments: str, stdin: str = "") -> str:
+        """Standard output of psql or pg_dump on a database."""
+        done = subprocess.run(
+            [str(self.bin_dir / program), *arguments, "--dbname", url],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "LC_ALL": "C.UTF-8"},
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@contextmanager
+def running_postgres(folder: Path, bin_dir: Path | None) -> Iterator[Postgres]:
+    """A PostgreSQL without Valkey, tuned for tests: it may lose data if the machine fails, and nothing else."""
+    kit = ServerKit.of(folder, postgres_bin_dir=bin_dir)
+    folder.mkdir()
+    kit.folder.adopt()
+    kit.postgres.start()
+    try:
+        postgres = Postgres(kit, bin_dir or embedded.postgres_binary("psql").parent)
+        with psycopg.connect(postgres.url("postgres"), autocommit=True) as connection:
+            connection.execute("ALTER SYSTEM SET fsync = off")
+            connection.execute("SELECT pg_reload_conf()")
+        postgres.administer("CREATE DATABASE {}", TEMPLATE)
+        engine = make_engine(postgres.url(TEMPLATE))
+        migrate.upgrade(engine)
+        engine.dispose()
+        yield postgres
+    finally:
+        kit.postgres.stop("immediate")
+        with suppress(OSError):
+            shutil.rmtree(folder)

@@ -1,0 +1,167 @@
+"""What tests say in one line: make and attach a table, give it a champion, drain, look at scores."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import psycopg
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from db import attach, sources
+from db.attach import AttachRequest
+from db.sources import Source
+from detector import Detector, Recipe, expected_arrays, recipe_named
+from detector.recipes import FixedThreshold, Layer, Standardise
+from models_store import registry
+from models_store.registry import TrainingWindow
+from worker import scoring
+from worker.runtime import Runtime
+from worker.scoring import DrainResult
+
+Connection = psycopg.Connection[Any]
+
+TRANSACTIONS = """
+CREATE TABLE transactions (
+    id bigint PRIMARY KEY, amount double precision, hour double precision, distance double precision,
+    note text
+)
+"""
+FEATURES = ("amount", "hour", "distance")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the user's that is attached, and the session of its owner."""
+
+    user: Connection
+    runtime: Runtime
+    source_name: str
+
+    @property
+    def source(self) -> Source:
+        with self.runtime.engine.begin() as connection:
+            return sources.find(connection, self.source_name)
+
+    def rows(self, statement: str, *params: Any) -> list[tuple[Any, ...]]:
+        return self.user.execute(statement.replace("{source}", self.source_name), params).fetchall()  # type: ignore[arg-type]
+
+    def keys(self, statement: str, *params: Any) -> list[Any]:
+        return [row[0] for row in self.rows(statement, *params)]
+
+    def queued(self) -> list[Any]:
+        """Every queued key, once for each time it is queued."""
+        return self.keys("SELECT unnest(keys) AS key FROM outlier.queue_{source} ORDER BY 1")
+
+    def scored(self) -> list[Any]:
+        return self.keys("SELECT key FROM outlier.scores_{source} ORDER BY 1")
+
+    def errors(self) -> dict[Any, float]:
+        """Reconstruction error by key."""
+        return dict(self.rows("SELECT key, reconstruction_error FROM outlier.scores_{source}"))
+
+    def quarantined(self) -> dict[str, tuple[str, str | None]]:
+        """(reason, column) by key."""
+        with self.user.cursor(row_factory=dict_row) as cursor:
+            found = cursor.execute("SELECT * FROM outlier.quarantine ORDER BY key").fetchall()
+        return {row["key"]: (row["reason"], row["column_name"]) for row in found}
+
+    def drain(self) -> DrainResult:
+        return scoring.drain(self.runtime, self.source_name)
+
+    def drain_all(self, *, seconds: float = 20.0) -> None:
+        """Drain until nothing is queued, waiting for what was put off."""
+        deadline = time.monotonic() + seconds
+        while self.queued():
+            assert time.monotonic() < deadline, "the queue does not get empty"
+            self.drain()
+            time.sleep(0.01)
+
+    def insert(self, first: int, last: int | None = None) -> None:
+        """Rows with the keys first to last, of features that follow from the key."""
+        self.user.execute(
+            "INSERT INTO transactions SELECT i, i * 0.5, i % 24, sqrt(i), 'shop ' || i"
+            " FROM generate_series(%s::bigint, %s::bigint) i",
+            (first, first if last is None else last),
+        )
+
+    def promote(self, detector: Detector | None = None) -> int:
+        return make_champion(self.runtime, self.source, detector)
+
+
+def make_table(user: Connection, runtime: Runtime) -> Table:
+    user.execute(TRANSACTIONS)
+    return attach_table(user, runtime, relation="transactions", key="id", features=",".join(FEATURES))
+
+
+def attach_table(user: Connection, runtime: Runtime, *, backfill: bool = False, **request: Any) -> Table:
+    """Attach as the command line does."""
+    with runtime.engine.begin() as connection:
+        definition, columns = attach.resolve(connection, AttachRequest(**request))
+        recipe = recipe_named("default").model_dump(mode="json")
+        sources.attach(connection, definition, columns, recipe, backfill=backfill)
+    return Table(user, runtime, definition.name)
+
+
+def detach_table(table: Table) -> None:
+    with table.runtime.engine.begin() as connection:
+        sources.detach(connection, sources.find(connection, table.source_name))
+
+
+def make_detector(
+    names: Sequence[str], *, threshold: float = 1e12, seed: int = 0, recipe: Recipe | None = None
+) -> Detector:
+    """A detector of random weights, made without fitting: enough to score with, and quick."""
+    recipe = recipe or plain_recipe()
+    random = np.random.default_rng(seed)
+    arrays = {
+        name: (np.full(shape, 2.0) if name.endswith("scale") else random.normal(size=shape)).astype(dtype)
+        for name, (shape, dtype) in expected_arrays(recipe, len(names), feature_names=names).items()
+    }
+    return Detector.from_arrays(recipe, names, arrays, threshold)
+
+
+def plain_recipe(**changes: Any) -> Recipe:
+    fields: dict[str, Any] = {
+        "name": "plain",
+        "preprocessing": (Standardise(),),
+        "layers": (Layer(units=3, activation="tanh"),),
+        "threshold": FixedThreshold(value=1.0),
+    }
+    return Recipe(**{**fields, **changes})
+
+
+def make_champion(runtime: Runtime, source: Source, detector: Detector | None = None) -> int:
+    """Register a detector and make it the champion. Returns its version."""
+    version = register(runtime, source, detector)
+    with runtime.engine.begin() as connection:
+        registry.promote(
+            connection,
+            source,
+            version,
+            reason="test",
+            max_bytes=runtime.settings.artifact_max_bytes,
+            signing_key=runtime.signing_key,
+        )
+    return version
+
+
+def register(runtime: Runtime, source: Source, detector: Detector | None = None) -> int:
+    with runtime.engine.begin() as connection:
+        return registry.register(
+            connection,
+            source,
+            detector or make_detector(source.definition.feature_names),
+            window=TrainingWindow(n_rows=500, first=None, last=None),
+            metrics={},
+            signing_key=runtime.signing_key,
+        )
+
+
+def quote(*parts: str) -> str:
+    """A quoted identifier for statements of the tests."""
+    return sql.Identifier(*parts).as_string(None)
