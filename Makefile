@@ -36,6 +36,9 @@ bench: $(STAMP)  ## measure speed and memory; prints a table and one line of JSO
 format: $(STAMP)  ## rewrite the code in the house format
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
+docs: $(STAMP)  ## write docs/settings.md from the code
+	@$(BIN)/python docs/write_settings.py
+
 lock:  ## resolve the newest dependency set into requirements/ (needs uv)
 	@uv pip compile $(RESOLVE) --group dev pyproject.toml -o $(LOCK)
 	@uv pip compile $(RESOLVE) --constraint $(LOCK) $(EMBEDDED:%=--no-emit-package %) pyproject.toml -o $(RUNTIME)

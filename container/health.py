@@ -2,6 +2,8 @@
 
 A Celery worker has to answer a ping that goes through the broker, beat must have sent the broker something lately,
 and the listener must hold its connection to PostgreSQL.
+
+Usage: python health.py [process id, by default 1]
 """
 
 from __future__ import annotations
@@ -10,13 +12,10 @@ import socket
 import sys
 
 import psutil
-import redis
-from celery import Celery
 
-from db import overview
-from db.engine import make_engine
-from db.settings import load_settings
-from worker.runtime import server_urls
+from db.settings import Settings, load_settings
+
+# It runs every half minute beside the process itself, so each check imports only what it needs.
 
 _ANSWER_SECONDS = 5
 # Beat sends something every drain_every_seconds; a busy machine may make it late.
@@ -25,41 +24,55 @@ _LATE_SECONDS = 30
 
 def main() -> int:
     process = psutil.Process(int(sys.argv[1]) if len(sys.argv) > 1 else 1)
-    command = process.cmdline()
-    kind = next((word for word in ("beat", "listener") if word in command), "worker")
-    check = {"worker": _worker, "beat": _beat, "listener": _listener}[kind]
-    problem = check(process, command)
+    words = process.cmdline()
+    kind = next((word for word in ("beat", "listener") if word in words), "worker")
+    problem = {"worker": _worker, "beat": _beat, "listener": _listener}[kind](process, load_settings())
     sys.stdout.write(f"{kind}: {problem or 'works'}\n")
     return 1 if problem else 0
 
 
-def _worker(_: psutil.Process, command: list[str]) -> str | None:
-    name = command[command.index("-n") + 1].replace("%h", socket.gethostname())
-    app = Celery(broker=server_urls(load_settings())[1])
-    answers = app.control.ping(destination=[name], timeout=_ANSWER_SECONDS)
+def _worker(process: psutil.Process, settings: Settings) -> str | None:
+    from celery import Celery
+
+    words = process.cmdline()
+    name = words[words.index("-n") + 1].replace("%h", socket.gethostname())
+    answers = Celery(broker=_broker_url(settings)).control.ping(destination=[name], timeout=_ANSWER_SECONDS)
     return None if answers else f"{name} did not answer within {_ANSWER_SECONDS} s"
 
 
-def _beat(process: psutil.Process, _: list[str]) -> str | None:
-    settings = load_settings()
-    limit = settings.drain_every_seconds + _LATE_SECONDS
-    client = redis.Redis.from_url(server_urls(settings)[1], socket_timeout=_ANSWER_SECONDS)
+def _beat(process: psutil.Process, settings: Settings) -> str | None:
+    import redis
+
+    client = redis.Redis.from_url(_broker_url(settings), socket_timeout=_ANSWER_SECONDS)
     own = {f"{c.laddr.ip}:{c.laddr.port}" for c in process.net_connections("tcp4")}
-    silent = [int(entry["idle"]) for entry in client.client_list() if entry["addr"] in own]
-    if not silent:
+    silent_seconds = [int(entry["idle"]) for entry in client.client_list() if entry["addr"] in own]
+    if not silent_seconds:
         return "it has no connection to the broker"
-    return None if min(silent) <= limit else f"it has sent nothing for {min(silent)} s"
+    if min(silent_seconds) > settings.drain_every_seconds + _LATE_SECONDS:
+        return f"it has sent nothing for {min(silent_seconds)} s"
+    return None
 
 
-def _listener(process: psutil.Process, _: list[str]) -> str | None:
+def _listener(process: psutil.Process, settings: Settings) -> str | None:
+    from db import overview
+    from db.engine import make_engine
+
     if not any(c.status == psutil.CONN_ESTABLISHED for c in process.net_connections("tcp")):
         return "it has no connection to PostgreSQL"
-    with make_engine(server_urls(load_settings())[0], pool_size=1).begin() as connection:
+    if settings.database_url is None:
+        return "PGOUTLIER_DATABASE_URL is not set"
+    with make_engine(settings.database_url.get_secret_value(), pool_size=1).begin() as connection:
         return None if overview.listeners(connection) else "PostgreSQL has no listener connected"
+
+
+def _broker_url(settings: Settings) -> str:
+    if settings.broker_url is None:
+        raise SystemExit("PGOUTLIER_BROKER_URL is not set")
+    return settings.broker_url.get_secret_value()
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main())
     except Exception as error:
-        sys.exit(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        sys.exit(f"{type(error).__name__}: {error}".splitlines()[0])

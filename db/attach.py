@@ -52,6 +52,7 @@ def resolve(connection: Connection, request: AttachRequest) -> tuple[SourceDefin
     """The definition asked for, and the table's columns. Raises SourceError with one sentence otherwise."""
     table = catalog.inspect(connection, parse_relation(request.relation))
     _check_kind(table)
+    _check_family(connection, table)
     key = _key_column(table, parse_identifier(request.key))
     others = {
         role: table.column(parse_identifier(text)).name
@@ -62,9 +63,9 @@ def resolve(connection: Connection, request: AttachRequest) -> tuple[SourceDefin
     if request.feature_view is not None:
         feature_table = catalog.inspect(connection, parse_relation(request.feature_view))
         _check_feature_view(feature_table, table, key)
+    _check_privileges(connection, table, feature_table if request.feature_view else None)
     features = _features(connection, feature_table, request, kept_out={key.name, *others.values()})
     view = feature_table.relation if request.feature_view is not None else None
-    _check_privileges(connection, table, feature_table if view else None)
     definition = SourceDefinition(
         name=check_source_name(request.name) if request.name else default_source_name(table.relation),
         relation_schema=table.relation.schema,
@@ -95,8 +96,22 @@ def _check_kind(table: RelationInfo) -> None:
     )
 
 
+def _check_family(connection: Connection, table: RelationInfo) -> None:
+    parent, child = catalog.family(connection, table)
+    if parent is not None:
+        raise SourceError(
+            f"{table.relation} is a part of {parent}, and statements on {parent} do not fire its triggers; attach"
+            f" {parent}."
+        )
+    if child is not None and table.kind != "p":
+        raise SourceError(
+            f"{child} inherits from {table.relation}, so a key may be in both; attach a partitioned table, or one"
+            " that nothing inherits from."
+        )
+
+
 def _key_column(table: RelationInfo, name: str) -> ColumnInfo:
-    if len(split_identifiers(name, ",")) > 1 and name not in table.columns:
+    if "," in name and name not in table.columns:
         raise SourceError(
             f"A key of several columns ({name}) cannot be used; give {table.relation} a single unique column,"
             " for instance: ALTER TABLE … ADD COLUMN row_id bigint GENERATED ALWAYS AS IDENTITY UNIQUE."
@@ -155,7 +170,7 @@ def _features(
             raise SourceError("Name the features: --features amount,hour or --all-numeric-except a,b.")
         left_out = {table.column(name).name for name in parse_identifiers(request.all_numeric_except or "")}
         features = [
-            Feature(column=column.name, kind=column.feature_kind)
+            _plain(connection, table, column)
             for column in table.columns.values()
             if column.feature_kind in {"double", "number", "boolean"}
             and column.name not in left_out | kept_out
@@ -191,6 +206,11 @@ def _declared(connection: Connection, table: RelationInfo, text: str) -> Feature
 
 def _plain(connection: Connection, table: RelationInfo, column: ColumnInfo) -> Feature:
     kind = column.feature_kind
+    if column.is_virtual:
+        raise SourceError(
+            f"{display(column.name)} of {table.relation} is a virtual generated column, whose changes a trigger"
+            " does not see; declare it STORED, leave it out, or take it through a --feature-view."
+        )
     if kind in {"timestamp", "timestamptz"}:
         known = ", ".join(f"{t}({display(column.name)})" for t in TRANSFORMS)
         raise SourceError(f"{display(column.name)} is a time; declare how it becomes a number: {known}.")
@@ -234,3 +254,9 @@ def _check_privileges(connection: Connection, table: RelationInfo, view: Relatio
     grants = catalog.missing_grants(connection, needed)
     if grants:
         raise MissingPrivilege(f"The connected role may not do this; an owner has to run: {' '.join(grants)}")
+    blind = catalog.role_with_hidden_rows(connection, table)
+    if blind is not None:
+        raise MissingPrivilege(
+            f"Row-level security hides rows of {table.relation} from {blind}, and those would never be scored; a"
+            f" superuser has to run: ALTER ROLE {blind} BYPASSRLS;"
+        )

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from db.errors import SourceError
-from db.identifiers import Relation, display, identifier
+from db.identifiers import SCHEMA, Relation, display, identifier
 from db.statements import compose, one, run, run_dicts
 
 _NUMBERS = {"smallint", "integer", "bigint", "numeric", "real"}
@@ -29,6 +29,7 @@ class ColumnInfo:
     name: str
     type_name: str
     not_null: bool
+    is_virtual: bool = False
 
     @property
     def feature_kind(self) -> str | None:
@@ -91,7 +92,7 @@ def inspect(connection: Connection, relation: Relation) -> RelationInfo:
     columns = run_dicts(
         connection,
         # A domain is read as the type beneath it.
-        "SELECT a.attname AS name, a.attnotnull AS not_null,"
+        "SELECT a.attname AS name, a.attnotnull AS not_null, a.attgenerated = 'v' AS is_virtual,"
         " format_type(CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.oid END, NULL) AS type_name"
         " FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid"
         " WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
@@ -111,7 +112,9 @@ def inspect(connection: Connection, relation: Relation) -> RelationInfo:
         oid=oid,
         kind=found[0]["kind"],
         persistence=found[0]["persistence"],
-        columns={c["name"]: ColumnInfo(c["name"], c["type_name"], c["not_null"]) for c in columns},
+        columns={
+            c["name"]: ColumnInfo(c["name"], c["type_name"], c["not_null"], c["is_virtual"]) for c in columns
+        },
         unique_columns=[tuple(u["names"]) for u in unique],
     )
 
@@ -125,6 +128,31 @@ def _similar_relation(connection: Connection, relation: Relation) -> str:
         (relation.name, relation.schema),
     )
     return f" Did you mean {Relation(other[0]['schema'], other[0]['name'])}?" if other else ""
+
+
+def family(connection: Connection, table: RelationInfo) -> tuple[Relation | None, Relation | None]:
+    """(a table that it is a partition or child of, a table that is one of its), None where there is none."""
+    found = []
+    for own, other in (("inhrelid", "inhparent"), ("inhparent", "inhrelid")):
+        row = run(
+            connection,
+            compose(
+                "SELECT n.nspname, c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.{other}"
+                " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE i.{own} = %s ORDER BY 1, 2 LIMIT 1",
+                own=identifier(own),
+                other=identifier(other),
+            ),
+            (table.oid,),
+        ).fetchone()
+        found.append(Relation(*row) if row else None)
+    return found[0], found[1]
+
+
+def role_with_hidden_rows(connection: Connection, table: RelationInfo) -> str | None:
+    """The connected role, if row-level security may hide rows of the table from it."""
+    if not one(connection, "SELECT row_security_active(%s::oid)", (table.oid,)):
+        return None
+    return display(str(one(connection, "SELECT current_user::text")))
 
 
 def has_table_privilege(connection: Connection, relation: Relation, privilege: str) -> bool:
@@ -152,6 +180,9 @@ def missing_grants(connection: Connection, relations: list[tuple[Relation, str]]
     ]
     if not one(connection, "SELECT has_schema_privilege('outlier', 'CREATE')"):
         grants.append(f"GRANT USAGE, CREATE ON SCHEMA outlier TO {role};")
+    rights = ("SELECT", "INSERT", "UPDATE", "DELETE")
+    if not all(has_table_privilege(connection, Relation(SCHEMA, "sources"), right) for right in rights):
+        grants.append(f"GRANT {', '.join(rights)} ON ALL TABLES IN SCHEMA {SCHEMA} TO {role};")
     return grants
 
 

@@ -14,6 +14,18 @@ CHANNEL = "outlier_queue"
 # Longest of our suffixes and prefixes ("shadow_scores_", "_flagged_at") must still fit in PostgreSQL's 63 bytes.
 SOURCE_NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
 MAX_IDENTIFIER_BYTES = 63
+# Words that PostgreSQL 15 to 18 reserve (pg_get_keywords, categories R and T): as a name they need quotes.
+_RESERVED_WORDS = """
+all analyse analyze and any array as asc asymmetric authorization binary both case cast check collate
+collation column concurrently constraint create cross current_catalog current_date current_role
+current_schema current_time current_timestamp current_user default deferrable desc distinct do else end
+except false fetch for foreign freeze from full grant group having ilike in initially inner intersect into
+is isnull join lateral leading left like limit localtime localtimestamp natural not notnull null offset on
+only or order outer overlaps placing primary references returning right select session_user similar some
+symmetric system_user table tablesample then to trailing true union unique user using variadic verbose when
+where window with
+"""
+_RESERVED = frozenset(_RESERVED_WORDS.split())
 
 
 @dataclass(frozen=True)
@@ -32,7 +44,7 @@ class Relation:
 
 def display(identifier: str) -> str:
     """An identifier as a user would type it: bare where SQL allows, quoted where it must be."""
-    if re.fullmatch(r"[a-z_][a-z0-9_$]*", identifier):
+    if re.fullmatch(r"[a-z_][a-z0-9_$]*", identifier) and identifier not in _RESERVED:
         return identifier
     return '"' + identifier.replace('"', '""') + '"'
 

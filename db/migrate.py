@@ -53,8 +53,8 @@ def _migrate(engine: Engine, direction: object, revision: str) -> None:
         if sqlstate(error) == _INSUFFICIENT_PRIVILEGE:
             role = display(engine.url.username or "…")
             raise MissingPrivilege(
-                f"The migration may not do this ({str(error.orig).strip().splitlines()[0]}); an owner has to run:"
-                f" CREATE SCHEMA IF NOT EXISTS {SCHEMA}; ALTER SCHEMA {SCHEMA} OWNER TO {role};"
+                f"The migration may not do this ({str(error.orig).strip().splitlines()[0]}); an owner of the"
+                f" database has to run: CREATE SCHEMA {SCHEMA} AUTHORIZATION {role};"
             ) from None
         raise
 

@@ -17,7 +17,7 @@ from db.statements import compose, run, run_dicts
 
 @dataclass(frozen=True)
 class Entry:
-    """One row that cannot be scored. reason: null, nan, infinite, wrong_length or error."""
+    """One row that cannot be scored. reason: null, nan, infinite, wrong_length, missing or error."""
 
     key: str
     change_id: int
@@ -30,6 +30,7 @@ def put(connection: Connection, source: SourceDefinition, source_id: int, entrie
     """Quarantine rows and take out scores of earlier changes of theirs. A score of a later change wins."""
     if not entries:
         return
+    _wait_for_other_scores(connection, source, entries)
     run(
         connection,
         compose(
@@ -62,6 +63,29 @@ def put(connection: Connection, source: SourceDefinition, source_id: int, entrie
             "columns": [entry.column_name for entry in entries],
             "details": [entry.detail for entry in entries],
         },
+    )
+
+
+def _wait_for_other_scores(
+    connection: Connection, source: SourceDefinition, entries: Sequence[Entry]
+) -> None:
+    """Take the place of each key's score, which `put` then deletes.
+
+    A score of an earlier change that another worker has written and not committed yet cannot be seen, but it
+    holds this place; and a score or entry that another worker writes later has to wait for ours.
+    """
+    run(
+        connection,
+        compose(
+            "INSERT INTO {scores} AS s (key, change_id, reconstruction_error, model_version, flagged)"
+            " SELECT (e.key)::{key_type} AS key, max(e.change_id), 0, 0, false"
+            " FROM unnest(%(keys)s::text[], %(changes)s::bigint[]) AS e (key, change_id) GROUP BY 1 ORDER BY 1"
+            " ON CONFLICT (key) DO UPDATE SET change_id = excluded.change_id"
+            " WHERE s.change_id <= excluded.change_id",
+            scores=ours("scores", source.name),
+            key_type=key_codec.scalar_type(source.key_type),
+        ),
+        {"keys": [entry.key for entry in entries], "changes": [entry.change_id for entry in entries]},
     )
 
 

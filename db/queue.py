@@ -21,6 +21,8 @@ from db.statements import compose, one, run, run_dicts
 KEYS_PER_QUEUE_ROW = 10_000
 # How far behind the oldest due row a batch may look for further rows of its size, in queue ids.
 _LOOK_AHEAD = 50_000
+# age() of a row that vacuum froze.
+_FROZEN_AGE = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -194,11 +196,12 @@ def sweep(
     attached_xid: rows written by transactions before this one are left alone (they were there before attach);
     None takes them too. A row's xmin reads as frozen once vacuum froze it, which counts as before.
     """
-    newer = (
-        compose("age(t.xmin) <= age(({xid})::text::xid)", xid=sql.Literal(str(attached_xid % 2**32)))
-        if attached_xid is not None
-        else sql.SQL("true")
-    )
+    # One sweep at a time: the next one sees what this one queued.
+    run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.sweep'), %s)", (source_id,))
+    newer: sql.Composable = sql.SQL("true")
+    if attached_xid is not None:
+        n_since = one(connection, "SELECT pg_current_xact_id()::text::bigint") - attached_xid
+        newer = compose("age(t.xmin) <= {n}", n=sql.Literal(min(n_since, _FROZEN_AGE - 1)))
     found = one(
         connection,
         compose(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,23 +117,13 @@ def _upsert(
 ) -> None:
     if not mask.any():
         return
-    flagged = rows.flagged[mask]
-    # 1-based position of each row among the flagged ones; 0 for the others.
-    flagged_position = np.where(flagged, np.cumsum(rows.flagged)[mask], 0)
     statement = compose(
         """
         INSERT INTO {scores} AS s
             (key, change_id, reconstruction_error, model_version, flagged, top_features)
-        SELECT DISTINCT ON (r.key) r.key, r.change_id, r.error, %(version)s, r.flagged_position > 0, top.features
+        SELECT DISTINCT ON (r.key) r.key, r.change_id, r.error, %(version)s, r.flagged, r.features
         FROM unnest(%(keys)s::{key_array}, %(changes)s::bigint[], %(errors)s::double precision[],
-                    %(positions)s::integer[]) AS r (key, change_id, error, flagged_position)
-        LEFT JOIN LATERAL (
-            SELECT jsonb_agg(jsonb_build_object(
-                'feature', (%(names)s::text[])[1 + (%(indices)s::integer[])[at.i]],
-                'contribution', (%(contributions)s::real[])[at.i]) ORDER BY at.i) AS features
-            FROM generate_series((r.flagged_position - 1) * %(k)s + 1, r.flagged_position * %(k)s) AS at (i)
-            WHERE r.flagged_position > 0
-        ) AS top ON true
+                    %(flagged)s::boolean[], %(features)s::jsonb[]) AS r (key, change_id, error, flagged, features)
         ORDER BY r.key, r.change_id DESC
         ON CONFLICT (key) DO UPDATE SET
             change_id = excluded.change_id, reconstruction_error = excluded.reconstruction_error,
@@ -151,10 +142,26 @@ def _upsert(
             "keys": key_codec.to_parameters(rows.keys[mask], source.key_type),
             "changes": rows.change_ids[mask].tolist(),
             "errors": rows.errors[mask].tolist(),
-            "positions": flagged_position.tolist(),
-            "names": list(source.feature_names),
-            "indices": rows.top_indices.ravel().tolist(),
-            "contributions": rows.top_contributions.ravel().tolist(),
-            "k": rows.top_indices.shape[1],
+            "flagged": rows.flagged[mask].tolist(),
+            "features": _top_features(source.feature_names, rows, mask),
         },
     )
+
+
+def _top_features(names: tuple[str, ...], rows: ScoredRows, mask: npt.NDArray[np.bool_]) -> list[str | None]:
+    """JSON of the top features of each row in the mask, None where it is not flagged.
+
+    Few rows are flagged, so they are written here: a statement that picks them out of array parameters by
+    position converts the whole arrays again for every row, once its plan is a generic one.
+    """
+    labels = [json.dumps(name) for name in names]
+    texts: list[str | None] = [None] * len(rows.keys)
+    # The shortest digits that give the same float32.
+    contributions = rows.top_contributions.astype(np.float32).astype(str).tolist()
+    for row, indices, values in zip(
+        np.flatnonzero(rows.flagged).tolist(), rows.top_indices.tolist(), contributions, strict=True
+    ):
+        pairs = zip(indices, values, strict=True)
+        members = [f'{{"feature": {labels[i]}, "contribution": {value}}}' for i, value in pairs]
+        texts[row] = f"[{', '.join(members)}]"
+    return [texts[row] for row in np.flatnonzero(mask).tolist()]

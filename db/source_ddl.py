@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import LiteralString
+
 from psycopg import sql
 
 from db import keys as key_codec
@@ -26,28 +28,24 @@ def create(source: SourceDefinition, source_columns: tuple[str, ...]) -> list[sq
     ]
 
 
-def drop(source: SourceDefinition, *, relation_exists: bool) -> list[sql.Composed]:
-    """Statements that remove them all and leave the user's table as it was."""
-    triggers = [
-        compose(
-            "DROP TRIGGER IF EXISTS {trigger} ON {relation}",
-            trigger=trigger_name(source.name, event),
-            relation=source.relation.sql(),
-        )
-        for event in TRIGGERS
-        if relation_exists
-    ]
+def drop(source: SourceDefinition) -> list[sql.Composed]:
+    """Statements that remove them all and leave the user's table as it was.
+
+    The triggers go with their functions: that needs no ownership of the table, and works where the table was
+    renamed or dropped.
+    """
     views = [
         compose("DROP VIEW IF EXISTS {view}", view=ours(view, source.name)) for view in ("flagged", "scored")
     ]
     functions = [
-        compose("DROP FUNCTION IF EXISTS {f}()", f=_function(source.name, event)) for event in TRIGGERS
+        compose("DROP FUNCTION IF EXISTS {f}() CASCADE", f=_function(source.name, event))
+        for event in TRIGGERS
     ]
     tables = [
         compose("DROP TABLE IF EXISTS {table}", table=ours(table, source.name))
         for table in ("scores", "queue")
     ]
-    return [*triggers, *views, *functions, *tables]
+    return [*views, *functions, *tables]
 
 
 def trigger_name(source_name: str, event: str) -> sql.Composable:
@@ -114,15 +112,13 @@ def _trigger_function(source: SourceDefinition, event: str) -> sql.Composed:
     An UPDATE counts where a feature changed, compared as stored bytes: that needs no operator of the column's
     type, so none can be planted in the writer's search path.
     """
-    return compose(
+    body = compose(
         """
-CREATE OR REPLACE FUNCTION {function}() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $outlier$
 DECLARE
     changed {keys};
     n integer;
 BEGIN
-    SELECT array_agg(r.{key}) INTO changed FROM {rows};
+    {collect}
     n := cardinality(changed);
     IF n IS NULL THEN
         RETURN NULL;
@@ -135,17 +131,49 @@ BEGIN
     PERFORM pg_notify({channel}, {source});
     RETURN NULL;
 END
-$outlier$""",
-        function=_function(source.name, event),
+""",
         keys=key_codec.array_type(source.key_type),
-        key=identifier(source.key_column),
-        rows=_changed_rows(source, event),
+        collect=_collect(source, event),
         chunk=sql.Literal(KEYS_PER_QUEUE_ROW),
         queue=ours("queue", source.name),
         rescore=sql.Literal(event == "update"),
         chunked=_chunks(source, event),
         channel=sql.Literal(CHANNEL),
         source=sql.Literal(source.name),
+    )
+    return compose(
+        """
+CREATE OR REPLACE FUNCTION {function}() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS {quote}{body}{quote}""",
+        function=_function(source.name, event),
+        quote=_dollar_quote(as_text(body)),
+        body=body,
+    )
+
+
+def _dollar_quote(body: str) -> sql.SQL:
+    """A quote that the body, which holds the user's column names, does not end."""
+    tag = "outlier"
+    while f"${tag}$" in body:
+        tag += "_"
+    return sql.SQL(f"${tag}$")
+
+
+def _collect(source: SourceDefinition, event: str) -> sql.Composed:
+    """Sets `changed`. Where a feature column was dropped or renamed, the writer's UPDATE still works."""
+    template: LiteralString = "SELECT array_agg(r.{key}) INTO changed FROM {rows};"
+    key = identifier(source.key_column)
+    exact = compose(template, key=key, rows=_changed_rows(source, event))
+    if event == "insert":
+        return exact
+    return compose(
+        """BEGIN
+        {exact}
+    EXCEPTION WHEN undefined_column THEN
+        {every}
+    END;""",
+        exact=exact,
+        every=compose(template, key=key, rows=sql.SQL("new_rows r")),
     )
 
 
@@ -158,7 +186,8 @@ def _changed_rows(source: SourceDefinition, event: str) -> sql.Composable:
     else:
         columns = dict.fromkeys(feature.column for feature in source.features)
         both = [
-            sql.SQL("ROW({})").format(
+            # Without the cast, two ROW() are compared column by column, each by an operator of its type.
+            sql.SQL("ROW({})::record").format(
                 sql.SQL(", ").join(
                     compose("{t}.{c}", t=sql.SQL(side), c=identifier(column)) for column in columns
                 )
@@ -212,7 +241,7 @@ def _views(source: SourceDefinition, source_columns: tuple[str, ...]) -> list[sq
         compose(
             "t.{column} AS {alias}",
             column=identifier(column),
-            alias=identifier(f"source_{column}" if column in SCORE_COLUMNS else column),
+            alias=identifier(_alias(column, source_columns)),
         )
         for column in source_columns
     ]
@@ -232,6 +261,13 @@ def _views(source: SourceDefinition, source_columns: tuple[str, ...]) -> list[sq
             select=select,
         ),
     ]
+
+
+def _alias(column: str, source_columns: tuple[str, ...]) -> str:
+    alias = column
+    while alias in SCORE_COLUMNS or (alias != column and alias in source_columns):
+        alias = f"source_{alias}"
+    return alias
 
 
 def script(statements: list[sql.Composed]) -> str:

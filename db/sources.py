@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from psycopg import sql
+from psycopg import errors, sql
 from psycopg.types.json import Jsonb
 from sqlalchemy import Connection
 
-from db import catalog, source_ddl
+from db import source_ddl
 from db.definition import SourceDefinition
 from db.errors import SourceError
 from db.identifiers import display
 from db.statements import one, run, run_dicts
+
+LOCK_TIMEOUT = "10s"
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ def attach(
     the name, or the table has another source.
     """
     run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.attach'))")
+    _limit_lock_waits(connection)
     for source in every(connection):
         if source.name == definition.name:
             _check_same(source, definition, recipe)
@@ -95,9 +99,7 @@ def attach(
                 f"{definition.relation} is attached already, as source {source.name};"
                 f" detach that first: pgoutlier detach {source.name}"
             )
-    run(connection, "SET LOCAL lock_timeout = '10s'")
-    for statement in plan(definition, columns):
-        run(connection, statement)
+    _run_ddl(connection, definition, plan(definition, columns))
     run(
         connection,
         "INSERT INTO outlier.sources (name, definition, recipe, attached_xid) VALUES (%s, %s, %s,"
@@ -105,6 +107,24 @@ def attach(
         (definition.name, Jsonb(definition.model_dump(mode="json")), Jsonb(recipe), backfill),
     )
     return True
+
+
+def _limit_lock_waits(connection: Connection) -> None:
+    """Whoever waits for the lock on a table makes every later writer of it wait, too."""
+    run(connection, sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(LOCK_TIMEOUT)))
+
+
+def _run_ddl(
+    connection: Connection, definition: SourceDefinition, statements: Sequence[sql.Composed]
+) -> None:
+    try:
+        for statement in statements:
+            run(connection, statement)
+    except errors.LockNotAvailable:
+        raise SourceError(
+            f"{definition.relation} is in use: no lock on it within {LOCK_TIMEOUT}, and nothing was changed; end"
+            " the transactions that wrote to it, and try again."
+        ) from None
 
 
 def _check_same(source: Source, definition: SourceDefinition, recipe: dict[str, Any]) -> None:
@@ -121,23 +141,22 @@ def _check_same(source: Source, definition: SourceDefinition, recipe: dict[str, 
 
 
 def repair(connection: Connection, definition: SourceDefinition, columns: tuple[str, ...]) -> None:
-    """Make triggers and functions again that somebody dropped. Tables are never touched."""
-    for statement in plan(definition, columns):
-        text = source_ddl.script([statement]).lstrip()
-        if text.startswith(("CREATE OR REPLACE FUNCTION", "CREATE OR REPLACE TRIGGER")):
-            run(connection, statement)
+    """Make triggers and functions again that somebody dropped or disabled. Tables are never touched."""
+    kinds = ("CREATE OR REPLACE FUNCTION", "REVOKE ALL ON FUNCTION", "CREATE OR REPLACE TRIGGER")
+    statements = [s for s in plan(definition, columns) if source_ddl.script([s]).lstrip().startswith(kinds)]
+    _run_ddl(connection, definition, statements)
 
 
 def detach(connection: Connection, source: Source) -> None:
     """Drop all our objects of a source and its rows in our tables; the user's table stays as it was."""
-    run(connection, "SET LOCAL lock_timeout = '10s'")
-    relation_exists = True
+    _limit_lock_waits(connection)
     try:
-        catalog.inspect(connection, source.definition.relation)
-    except SourceError:
-        relation_exists = False
-    for statement in source_ddl.drop(source.definition, relation_exists=relation_exists):
-        run(connection, statement)
+        _run_ddl(connection, source.definition, source_ddl.drop(source.definition))
+    except errors.DependentObjectsStillExist as error:
+        detail = (error.diag.message_detail or "").splitlines() or ["one of them"]
+        raise SourceError(
+            f"{source.name} cannot be detached while other objects need it: {detail[0]}; drop those first."
+        ) from None
     run(connection, "DELETE FROM outlier.sources WHERE id = %s", (source.id,))
 
 

@@ -54,8 +54,8 @@ def one(connection: Connection, statement: sql.Composed | LiteralString, params:
 
 def binary_rows(
     connection: Connection, statement: sql.Composed, params: Params = ()
-) -> list[tuple[bytes | None, ...]]:
-    """Every value of every row in PostgreSQL's binary format, as bytes that nothing has parsed."""
+) -> list[tuple[Any, ...]]:
+    """Every value of every row in PostgreSQL's binary format, as bytes that nothing has parsed; None for NULL."""
     with driver_connection(connection).cursor(binary=True) as cursor:
         result = cursor.execute(statement, params).pgresult
         if result is None:

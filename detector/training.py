@@ -17,7 +17,7 @@ from detector.errors import TrainingDataError
 from detector.network import Progress, ProgressCallback, fit_network
 from detector.preprocessing import apply_preprocessing, fit_preprocessing
 from detector.recipes import MAX_FEATURES, Recipe
-from detector.residuals import fit_whitening, held_out_distances
+from detector.residuals import fit_whitening, held_out_distances, untrimmed
 from detector.thresholds import choose_threshold, exceeds
 
 __all__ = ["MIN_ROWS", "FitResult", "Progress", "fit"]
@@ -151,8 +151,7 @@ def _trimmed(values: Float64Matrix, fraction: float) -> Float64Matrix:
         return values
     location, whitening = fit_whitening(values, fraction)
     distances = np.square((values - location) @ whitening).sum(axis=1)
-    n_kept = len(values) - int(np.ceil(len(values) * fraction))
-    return values[np.sort(np.argsort(distances, kind="stable")[:n_kept])]
+    return values[untrimmed(distances, fraction)]
 
 
 def _calibrate(recipe: Recipe, arrays: dict[str, np.ndarray], values: Float64Matrix) -> Float64Vector:
@@ -164,9 +163,9 @@ def _calibrate(recipe: Recipe, arrays: dict[str, np.ndarray], values: Float64Mat
         return errors
     ridge = np.zeros(residuals.shape[1])
     ridge[-values.shape[1] :] = recipe.residual_ridge
-    location, whitening = fit_whitening(residuals, recipe.trim_fraction, ridge)
+    location, whitening = fit_whitening(residuals, recipe.trim_fraction, ridge, features=values)
     arrays["residual.location"], arrays["residual.whitening"] = location, whitening
-    return held_out_distances(residuals, recipe.trim_fraction, ridge)
+    return held_out_distances(residuals, recipe.trim_fraction, ridge, features=values)
 
 
 def _error_metrics(prefix: str, errors: Float64Vector, threshold: float) -> dict[str, float]:

@@ -134,6 +134,15 @@ def user(connect: Connect) -> psycopg.Connection[Any]:
 
 
 @pytest.fixture
+def role(user: psycopg.Connection[Any]) -> Iterator[str]:
+    """A role that may log in and nothing else."""
+    user.execute("CREATE ROLE writer LOGIN")
+    yield "writer"
+    user.execute("DROP OWNED BY writer CASCADE")
+    user.execute("DROP ROLE writer")
+
+
+@pytest.fixture
 def transactions(user: psycopg.Connection[Any], runtime: Runtime) -> Table:
     """A table of card transactions with three features and a text column, empty and attached."""
     return make_table(user, runtime)

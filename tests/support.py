@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -84,10 +84,15 @@ class Table:
     def insert(self, first: int, last: int | None = None) -> None:
         """Rows with the keys first to last, of features that follow from the key."""
         self.user.execute(
-            "INSERT INTO transactions SELECT i, i * 0.5, i % 24, sqrt(i), 'shop ' || i"
+            "INSERT INTO transactions SELECT i, i * 0.5, i %% 24, sqrt(i), 'shop ' || i"
             " FROM generate_series(%s::bigint, %s::bigint) i",
             (first, first if last is None else last),
         )
+
+    def with_settings(self, **changes: Any) -> Table:
+        """The same table, worked on with other settings."""
+        settings = self.runtime.settings.model_copy(update=changes)
+        return replace(self, runtime=replace(self.runtime, settings=settings))
 
     def promote(self, detector: Detector | None = None) -> int:
         return make_champion(self.runtime, self.source, detector)
@@ -160,6 +165,23 @@ def register(runtime: Runtime, source: Source, detector: Detector | None = None)
             metrics={},
             signing_key=runtime.signing_key,
         )
+
+
+def waits(user: Connection) -> bool:
+    """Whether a session of this database waits for another's lock."""
+    return bool(
+        user.execute(
+            "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        ).fetchall()
+    )
+
+
+def until(condition: Callable[[], object], *, seconds: float = 20.0) -> None:
+    """Wait for a condition; fail if it does not come to hold."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)
 
 
 def quote(*parts: str) -> str:

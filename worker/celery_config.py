@@ -30,8 +30,9 @@ worker_cancel_long_running_tasks_on_connection_loss = False
 worker_send_task_events = False
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
-broker_transport_options = {"socket_connect_timeout": 5, "socket_keepalive": True}
-task_publish_retry_policy = {"max_retries": 2, "interval_start": 0.1, "interval_step": 0.2}
+# A broker that hangs must not hold up those who only ring a bell. Longer than the second a worker's BRPOP takes.
+broker_transport_options = {"socket_connect_timeout": 5, "socket_timeout": 5, "socket_keepalive": True}
+task_publish_retry_policy = {"max_retries": 1, "interval_start": 0.1}
 
 imports = ("worker.tasks", "worker.signals")
 # When something is due is decided in Postgres, so beat keeps no state of its own.

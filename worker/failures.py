@@ -26,6 +26,7 @@ _SETUP_DELAY_SECONDS = 5.0
 _ROWS_TO_BLAME = ("21", "22", "23", "38", "39", "P0")
 # Lost connection, shutdown, crash, deadlock, serialisation, lock not available: simply try again later.
 _PASSING = ("08", "40", "55", "57")
+_LOST_RACE = "40"
 
 
 def handle(runtime: Runtime, source: Source, claim: Claim, error: Exception) -> bool:
@@ -33,14 +34,17 @@ def handle(runtime: Runtime, source: Source, claim: Claim, error: Exception) -> 
     state = sqlstate(error)
     if _lost_connection(error) or (state or "")[:2] in _PASSING:
         log.warning("batch_interrupted", source=source.name, sqlstate=state, error=_sentence(error))
-        return False
+        return (state or "").startswith(_LOST_RACE)
     try:
         with runtime.engine.begin() as connection:
+            if all(other.id != source.id for other in sources.every(connection)):
+                log.info("source_detached_meanwhile", source=source.name)
+                return False
             if isinstance(error, ArtifactRefused | PgoutlierError) or _is_setup_problem(state):
                 _stand_still(connection, source, claim, error)
                 return False
             _blame_rows(connection, runtime, source, claim, error)
-    except DBAPIError as second:
+    except (DBAPIError, psycopg.Error) as second:
         log.warning("failure_not_recorded", source=source.name, error=_sentence(second))
         return False
     return True

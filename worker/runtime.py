@@ -50,7 +50,7 @@ def make_runtime(settings: Settings, *, application_name: str = "pgoutlier") -> 
     return Runtime(
         settings=settings,
         engine=make_engine(
-            database_url, pool_size=settings.score_threads + 2, application_name=application_name
+            database_url, pool_size=2 * settings.score_threads + 2, application_name=application_name
         ),
         cache=DetectorCache(max_bytes=settings.artifact_max_bytes, signing_key=signing_key),
     )

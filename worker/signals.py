@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import psycopg
 import structlog
 from celery.signals import celeryd_after_setup, setup_logging, worker_shutting_down
 from sqlalchemy.exc import SQLAlchemyError
@@ -43,7 +44,7 @@ def _warm_up(instance: Any, **_: Any) -> None:
                 if champion is not None:
                     champion.detector.warm_up()
                     log.info("detector_ready", source=source.name, version=champion.version)
-    except (SQLAlchemyError, PgoutlierError) as error:
+    except (SQLAlchemyError, psycopg.Error, PgoutlierError) as error:
         log.warning("not_warmed_up", error=str(error))
 
 

@@ -1,62 +1,27 @@
-"""Real servers, real processes: what is started here is killed here, whatever becomes of the test."""
+"""Fixtures of the acceptance tests: servers, stacks of processes on them, and attached tables."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import psutil
-import psycopg
 import pytest
-from psycopg import sql
+import redis
 
-from db import attach, embedded, features, migrate, sources
-from db.embedded import ServerKit
-from db.settings import Settings
-from db.sources import Source
-from db.statements import compose
-from detector import Detector, Recipe, fit
-from detector.recipes import Layer, QuantileThreshold, Split
-from models_store import registry
-from models_store.registry import TrainingWindow
-from worker.runtime import Runtime, make_runtime
-
-N_FEATURES = 6
-COLUMNS = tuple(f"f{i}" for i in range(N_FEATURES))
-SIGNING_KEY = "acceptance-signing-key-that-must-not-leak"
-WAIT_SECONDS = 60.0
-
-
-def eventually(condition: Callable[[], object], what: str, *, seconds: float = WAIT_SECONDS) -> None:
-    """Poll until the condition holds; fail, saying what did not come true, after the time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        time.sleep(0.02)
-
-
-def quick_recipe(**changes: object) -> Recipe:
-    """A recipe that fits in about a second."""
-    fields: dict[str, object] = {
-        "name": "quick",
-        "layers": (Layer(units=8, activation="elu"), Layer(units=3, activation="tanh")),
-        "batch_size": 128,
-        "epochs": 2,
-        "early_stopping": None,
-        "split": Split(fit_fraction=0.7, order="random"),
-        "threshold": QuantileThreshold(contamination=0.02),
-    }
-    return Recipe(**{**fields, **changes})
+from db import embedded
+from detector import Detector, fit
+from tests.acceptance.stack import (
+    COLUMNS,
+    N_FEATURES,
+    Servers,
+    Stack,
+    Table,
+    assert_no_process_of,
+    errors_of,
+    quick_recipe,
+)
 
 
 @pytest.fixture(scope="session")
@@ -65,342 +30,6 @@ def detectors() -> tuple[Detector, Detector]:
     rows = np.random.default_rng(7).normal(size=(500, N_FEATURES))
     first, second = (fit(quick_recipe(), rows, COLUMNS, seed=seed).detector for seed in (1, 2))
     return first, second
-
-
-@dataclass
-class Started:
-    """A process of ours in a session of its own, with its output in a file."""
-
-    name: str
-    child: subprocess.Popen[bytes]
-    log: Path
-    ready_sign: str = ""
-
-    @property
-    def pid(self) -> int:
-        return self.child.pid
-
-    def output(self) -> str:
-        return self.log.read_text(errors="replace")
-
-    def alive(self) -> bool:
-        return self.child.poll() is None
-
-    def ready(self) -> bool:
-        assert self.alive(), f"{self.name} ended: {self.output()[-2000:]}"
-        return self.ready_sign in self.output()
-
-    def kill(self) -> None:
-        """kill -9 of the process and of all its children."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.child.pid, signal.SIGKILL)
-        self.child.wait()
-
-
-@dataclass
-class Stack:
-    """One pair of servers and the processes that a test starts on it."""
-
-    kit: ServerKit
-    logs: Path
-    runtime: Runtime
-    environment: dict[str, str]
-    processes: list[Started] = field(default_factory=list)
-
-    # -- processes
-
-    def start(self, name: str, *command: str, ready_sign: str = "", **settings: object) -> Started:
-        """Start a command in the background; settings become PGOUTLIER_* variables."""
-        log = self.logs / f"{len(list(self.logs.iterdir()))}-{name}.log"
-        with log.open("wb") as output:
-            child = subprocess.Popen(
-                [sys.executable, "-m", *command],
-                cwd=self.logs,
-                env=self._environment(settings),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        started = Started(name, child, log, ready_sign)
-        self.processes.append(started)
-        return started
-
-    def score_worker(self, name: str = "score", *, threads: int = 2, **settings: object) -> Started:
-        return self.start(
-            name,
-            *("celery", "-A", "worker", "worker", "-n", f"{name}@%h", "-Q", "score,admin"),
-            *("-P", "threads", "-c", str(threads), "--without-gossip", "--without-mingle", "-l", "INFO"),
-            ready_sign=" ready.",
-            **settings,
-        )
-
-    def train_worker(self, **settings: object) -> Started:
-        return self.start(
-            "train",
-            *("celery", "-A", "worker", "worker", "-n", "train@%h", "-Q", "train", "-P", "prefork"),
-            *("-c", "1", "--max-tasks-per-child", "1", "-l", "INFO"),
-            ready_sign=" ready.",
-            **settings,
-        )
-
-    def listener(self, **settings: object) -> Started:
-        return self.start("listener", "worker.cli", "listener", ready_sign="listening", **settings)
-
-    def beat(self, **settings: object) -> Started:
-        return self.start("beat", "celery", "-A", "worker", "beat", "-l", "INFO", **settings)
-
-    def command(self, *arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
-        """Run `pgoutlier` to its end."""
-        return self.module("worker.cli", *arguments, **settings)
-
-    def module(self, *arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", *arguments],
-            cwd=self.logs,
-            env=self._environment(settings),
-            capture_output=True,
-            text=True,
-            timeout=120,
-            start_new_session=True,
-        )
-
-    def _environment(self, settings: dict[str, object]) -> dict[str, str]:
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "CELERY", "COLUMNS"))}
-        ours = {f"PGOUTLIER_{name.upper()}": str(value) for name, value in settings.items()}
-        return {**inherited, **self.environment, **ours}
-
-    def until_ready(self, *processes: Started) -> None:
-        for process in processes or self.processes:
-            eventually(process.ready, f"{process.name} is ready")
-
-    def stop(self) -> None:
-        for process in self.processes:
-            process.kill()
-
-    def tails(self) -> str:
-        return "\n".join(f"--- {p.log.name}\n{p.output()[-3000:]}" for p in self.processes)
-
-    # -- database
-
-    def connect(self) -> psycopg.Connection[tuple[object, ...]]:
-        return psycopg.connect(self.kit.postgres.url, autocommit=True)
-
-    def one(self, statement: str, *parameters: object) -> object:
-        with self.connect() as connection:
-            row = connection.execute(statement.encode(), parameters or None).fetchone()
-        assert row is not None
-        return row[0]
-
-    def status(self) -> dict[str, object]:
-        done = self.command("status", "--json")
-        assert done.returncode == 0, done.stderr
-        return dict(json.loads(done.stdout))
-
-
-@dataclass
-class Table:
-    """An attached table of random rows: id, f0 .. f5."""
-
-    stack: Stack
-    name: str
-    source: Source
-
-    def insert(
-        self, n_rows: int, *, connection: psycopg.Connection[tuple[object, ...]] | None = None
-    ) -> None:
-        """Insert rows by one statement."""
-        statement = (
-            f"INSERT INTO {self.name} ({', '.join(COLUMNS)})"
-            f" SELECT {', '.join('random() * 4 - 2' for _ in COLUMNS)} FROM generate_series(1, {n_rows})"
-        ).encode()
-        if connection is not None:
-            connection.execute(statement)
-            return
-        with self.stack.connect() as own:
-            own.execute(statement)
-
-    def insert_singly(self, n_rows: int) -> None:
-        """Insert rows by one statement and one transaction each."""
-        with self.stack.connect() as connection:
-            for _ in range(n_rows):
-                self.insert(1, connection=connection)
-
-    def register(self, detector: Detector, *, promote: bool = True) -> int:
-        runtime = self.stack.runtime
-        with runtime.engine.begin() as connection:
-            window = TrainingWindow(n_rows=500, first=None, last=None)
-            version = registry.register(
-                connection, self.source, detector, window=window, metrics={}, signing_key=SIGNING_KEY
-            )
-            if promote:
-                registry.promote(
-                    connection,
-                    self.source,
-                    version,
-                    reason="test",
-                    max_bytes=2**26,
-                    signing_key=SIGNING_KEY,
-                )
-        return version
-
-    def audit(self) -> None:
-        """From now on record each committed write of a score."""
-        with self.stack.connect() as connection:
-            connection.execute(
-                f"""
-                CREATE TABLE audit_{self.name} (key bigint, what text, backend integer);
-                CREATE FUNCTION audit_{self.name}() RETURNS trigger LANGUAGE plpgsql AS $$
-                BEGIN
-                    INSERT INTO audit_{self.name} SELECT n.key, TG_OP, pg_backend_pid() FROM new_rows n;
-                    RETURN NULL;
-                END $$;
-                CREATE TRIGGER audit_insert AFTER INSERT ON outlier.scores_{self.name}
-                    REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION audit_{self.name}();
-                CREATE TRIGGER audit_update AFTER UPDATE ON outlier.scores_{self.name}
-                    REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION audit_{self.name}();
-                """.encode()
-            )
-
-    @property
-    def n_rows(self) -> int:
-        return int(str(self.stack.one(f"SELECT count(*) FROM {self.name}")))
-
-    @property
-    def n_scored(self) -> int:
-        return int(str(self.stack.one(f"SELECT count(*) FROM outlier.scores_{self.name}")))
-
-    @property
-    def n_unscored(self) -> int:
-        return int(
-            str(
-                self.stack.one(
-                    f"SELECT count(*) FROM {self.name} t WHERE NOT EXISTS"
-                    f" (SELECT FROM outlier.scores_{self.name} s WHERE s.key = t.id)"
-                )
-            )
-        )
-
-    @property
-    def n_queued(self) -> int:
-        return int(str(self.stack.one(f"SELECT coalesce(sum(n_keys), 0) FROM outlier.queue_{self.name}")))
-
-    def drained(self) -> bool:
-        return self.n_queued == 0
-
-    def assert_scored_once(self) -> None:
-        """Every row has one score, which was written once (needs `audit` from the start)."""
-        n_rows = self.n_rows
-        with self.stack.connect() as connection:
-            counts = connection.execute(
-                f"SELECT count(*), count(DISTINCT key) FROM outlier.scores_{self.name}".encode()
-            ).fetchone()
-            writes = connection.execute(
-                f"SELECT key, count(*) FROM audit_{self.name} GROUP BY key HAVING count(*) <> 1".encode()
-            ).fetchall()
-            n_written = connection.execute(f"SELECT count(*) FROM audit_{self.name}".encode()).fetchone()
-        assert writes == []
-        assert counts == (n_rows, n_rows)
-        assert n_written == (n_rows,)
-        assert self.n_unscored == 0
-        assert self.drained()
-        assert self.stack.one("SELECT count(*) FROM outlier.quarantine") == 0
-
-    def errors_and_expected(self, detector: Detector) -> tuple[np.ndarray, np.ndarray]:
-        """The stored reconstruction errors, and fresh ones of the features as they are now, by key."""
-        definition = self.source.definition
-        with self.stack.runtime.engine.begin() as connection:
-            batch = features.read(
-                connection,
-                definition,
-                origin=compose(
-                    "FROM {t} t JOIN {s} s ON s.key = t.id",
-                    t=definition.relation.sql(),
-                    s=sql.Identifier("outlier", f"scores_{self.name}"),
-                ),
-                params={},
-                order=sql.SQL("t.id"),
-                longest_key_bytes=0,
-            )
-        order = np.argsort(batch.change_ids)
-        with self.stack.connect() as own:
-            stored = own.execute(
-                f"SELECT s.reconstruction_error FROM outlier.scores_{self.name} s"
-                f" JOIN {self.name} t ON t.id = s.key ORDER BY t.id".encode()
-            ).fetchall()
-        return np.array(stored).ravel(), detector.score(batch.matrix[order]).reconstruction_error
-
-
-@dataclass
-class Servers:
-    """A pair of servers with the schema in place."""
-
-    kit: ServerKit
-    runtime: Runtime
-    environment: dict[str, str]
-    scratch: Path
-    n_tables: int = 0
-
-    @classmethod
-    def make(cls, scratch: Path) -> Servers:
-        data_dir = scratch / "d"
-        urls = embedded.ensure_running(data_dir)
-        settings = Settings(
-            _env_file=None,
-            database_url=urls.database_url,
-            broker_url=urls.broker_url,
-            data_dir=data_dir,
-            signing_key=SIGNING_KEY,
-        )
-        runtime = make_runtime(settings, application_name="acceptance test")
-        migrate.upgrade(runtime.engine)
-        environment = {
-            "PGOUTLIER_DATABASE_URL": urls.database_url,
-            "PGOUTLIER_BROKER_URL": urls.broker_url,
-            "PGOUTLIER_DATA_DIR": str(data_dir),
-            "PGOUTLIER_SIGNING_KEY": SIGNING_KEY,
-            "PGOUTLIER_DRAIN_EVERY_SECONDS": "1",
-            "PYTHONUNBUFFERED": "1",
-        }
-        return cls(ServerKit.of(data_dir), runtime, environment, scratch)
-
-    def stack(self) -> Stack:
-        logs = Path(tempfile.mkdtemp(prefix="logs-", dir=self.scratch))
-        return Stack(self.kit, logs, self.runtime, dict(self.environment))
-
-    def table(self, stack: Stack) -> Table:
-        """A new attached table."""
-        self.n_tables += 1
-        name = f"t{self.n_tables}"
-        with stack.connect() as connection:
-            columns = ", ".join(f"{column} double precision" for column in COLUMNS)
-            connection.execute(
-                f"CREATE TABLE {name} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, {columns})".encode()
-            )
-        with self.runtime.engine.begin() as connection:
-            request = attach.AttachRequest(relation=name, key="id", features=",".join(COLUMNS))
-            definition, columns_found = attach.resolve(connection, request)
-            recipe = quick_recipe().model_dump(mode="json")
-            sources.attach(connection, definition, columns_found, recipe, backfill=False)
-            source = sources.find(connection, name)
-        return Table(stack, name, source)
-
-    def detach_all(self) -> None:
-        with self.runtime.engine.begin() as connection:
-            for source in sources.every(connection):
-                sources.detach(connection, source)
-
-    def remove(self) -> None:
-        self.runtime.engine.dispose()
-        embedded.purge(self.kit.folder.path)
-
-
-@pytest.fixture(scope="session")
-def scratch() -> Iterator[Path]:
-    """A folder with a short path that other accounts can pass through: root's servers need that."""
-    with tempfile.TemporaryDirectory(prefix="pga-", dir="/tmp", ignore_cleanup_errors=True) as path:
-        Path(path).chmod(0o711)
-        yield Path(path)
 
 
 @pytest.fixture(scope="session")
@@ -431,9 +60,6 @@ def _on(servers: Servers) -> Iterator[Stack]:
     stack = servers.stack()
     try:
         yield stack
-    except BaseException:
-        sys.stderr.write(stack.tails())
-        raise
     finally:
         stack.stop()
         embedded.ensure_running(servers.kit.folder.path)
@@ -442,54 +68,76 @@ def _on(servers: Servers) -> Iterator[Stack]:
         assert_no_process_of(servers)
 
 
-def _flush(servers: Servers) -> None:
-    import redis
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With a failure, show the ends of the processes' logs."""
+    report = yield
+    if report.failed and report.when != "teardown":
+        stacks = {id(v): v for v in getattr(item, "funcargs", {}).values() if isinstance(v, Stack)}
+        report.sections += [("logs of the processes", stack.tails()) for stack in stacks.values()]
+    return report
 
+
+def _flush(servers: Servers) -> None:
     with redis.Redis(unix_socket_path=str(servers.kit.valkey.socket)) as client:
         client.flushall()
 
 
-def assert_no_process_of(servers: Servers) -> None:
-    """No worker, beat, listener or command that works with these servers is left."""
-    eventually(lambda: not processes_of(servers.environment), "all processes have gone", seconds=10)
-
-
-def processes_of(environment: dict[str, str]) -> list[psutil.Process]:
-    """Live processes other than this one that were started with this database."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            same = process.environ().get("PGOUTLIER_DATABASE_URL") == environment["PGOUTLIER_DATABASE_URL"]
-            if same and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
-
-
 @pytest.fixture
-def stack(shared_servers: Servers, request: pytest.FixtureRequest) -> Iterator[Stack]:
-    """Processes on servers that stay up."""
+def stack(shared_servers: Servers) -> Iterator[Stack]:
+    """Processes of one test, on servers that stay up."""
     yield from _on(shared_servers)
-
-
-@pytest.fixture
-def mortal_stack(mortal_servers: Servers) -> Iterator[Stack]:
-    """Processes on servers that the test may kill."""
-    yield from _on(mortal_servers)
 
 
 @pytest.fixture
 def table(shared_servers: Servers, stack: Stack, detectors: Sequence[Detector]) -> Table:
     """A table whose scores are audited, with a champion."""
-    made = shared_servers.table(stack)
-    made.register(detectors[0])
-    made.audit()
-    return made
+    return _scored_table(shared_servers, stack, detectors[0])
+
+
+@pytest.fixture(scope="module")
+def live(shared_servers: Servers) -> Iterator[Stack]:
+    """Two score workers, two listeners and beat, which run through the tests of a module."""
+    for stack in _on(shared_servers):
+        for number in range(2):
+            stack.score_worker(f"score{number}", batch_rows=1_000)
+            stack.listener()
+        stack.beat()
+        stack.until_ready()
+        yield stack
 
 
 @pytest.fixture
-def mortal_table(mortal_servers: Servers, mortal_stack: Stack, detectors: Sequence[Detector]) -> Table:
-    """The same, on servers that the test may kill."""
-    made = mortal_servers.table(mortal_stack)
-    made.register(detectors[0])
+def live_table(shared_servers: Servers, live: Stack, detectors: Sequence[Detector]) -> Iterator[Table]:
+    """The same for processes that run already; none of them may end, or log an error, in the test."""
+    made = _scored_table(shared_servers, live, detectors[0])
+    yield made
+    assert all(process.alive() for process in live.processes)
+    assert errors_of(live, made.name) == []
+    shared_servers.detach_all()
+
+
+@pytest.fixture(scope="module")
+def mortal(mortal_servers: Servers) -> Iterator[Stack]:
+    """A score worker, a listener and beat, on servers that the tests kill."""
+    for stack in _on(mortal_servers):
+        stack.score_worker(batch_rows=500)
+        stack.listener()
+        stack.beat()
+        stack.until_ready()
+        yield stack
+
+
+@pytest.fixture
+def mortal_table(mortal_servers: Servers, mortal: Stack, detectors: Sequence[Detector]) -> Iterator[Table]:
+    """A table there; no process may end in the test."""
+    yield _scored_table(mortal_servers, mortal, detectors[0])
+    mortal_servers.detach_all()
+    assert all(process.alive() for process in mortal.processes)
+
+
+def _scored_table(servers: Servers, stack: Stack, detector: Detector) -> Table:
+    made = servers.table(stack)
+    made.register(detector)
     made.audit()
     return made

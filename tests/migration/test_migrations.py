@@ -12,7 +12,7 @@ from sqlalchemy import Engine, text
 
 from db import migrate
 from db.engine import make_engine
-from db.errors import SchemaNotReady
+from db.errors import MissingPrivilege, SchemaNotReady
 from tests.conftest import Connect
 from tests.servers import Postgres
 from tests.support import Table, detach_table
@@ -119,14 +119,16 @@ def test_a_database_of_another_revision_says_what_to_run(engine: Engine) -> None
 def test_a_role_that_may_not_create_schemas_migrates_into_one_made_for_it(
     empty_database_url: str, postgres: Postgres
 ) -> None:
-    with psycopg.connect(empty_database_url, autocommit=True) as owner:
-        owner.execute("CREATE ROLE migrator LOGIN")
-        owner.execute("CREATE SCHEMA outlier AUTHORIZATION migrator")
+    owner = psycopg.connect(empty_database_url, autocommit=True)
+    owner.execute("CREATE ROLE migrator LOGIN")
     migrator = make_engine(empty_database_url.replace("postgres@", "migrator@"))
     try:
+        with pytest.raises(MissingPrivilege, match="CREATE SCHEMA outlier AUTHORIZATION migrator;"):
+            migrate.upgrade(migrator)
+        owner.execute("CREATE SCHEMA outlier AUTHORIZATION migrator")
         migrate.upgrade(migrator)
     finally:
         migrator.dispose()
-        with psycopg.connect(empty_database_url, autocommit=True) as owner:
-            owner.execute("DROP OWNED BY migrator CASCADE")
-            owner.execute("DROP ROLE migrator")
+        owner.execute("DROP OWNED BY migrator CASCADE")
+        owner.execute("DROP ROLE migrator")
+        owner.close()

@@ -6,6 +6,7 @@ import sys
 from importlib.metadata import version
 from typing import Annotated
 
+import psycopg
 import typer
 from kombu.exceptions import OperationalError as BrokerUnavailable
 from sqlalchemy.exc import DBAPIError
@@ -65,13 +66,14 @@ def main() -> None:
         _fail(str(error), getattr(error, "exit_code", 1))
     except BrokerUnavailable as error:
         _fail(f"The broker cannot be reached ({error}); check PGOUTLIER_BROKER_URL.", 1)
-    except DBAPIError as error:
+    except (DBAPIError, psycopg.Error) as error:
         _fail(_database_sentence(error), 1)
 
 
-def _database_sentence(error: DBAPIError) -> str:
-    first_line = str(error.orig).strip().splitlines()[0]
-    if getattr(error.orig, "sqlstate", None) is None:
+def _database_sentence(error: DBAPIError | psycopg.Error) -> str:
+    original = getattr(error, "orig", None) or error
+    first_line = (str(original).strip().splitlines() or [type(original).__name__])[0]
+    if getattr(original, "sqlstate", None) is None:
         return f"PostgreSQL cannot be reached: {first_line}. Check PGOUTLIER_DATABASE_URL."
     return f"PostgreSQL refused: {first_line}"
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
+import psycopg
 import redis
 import typer
 from kombu import Connection as BrokerConnection
@@ -65,8 +66,8 @@ def _examine() -> Iterator[Finding]:
             yield from _postgres(connection)
             schema = _schema(connection)
             yield schema
-    except DBAPIError as error:
-        first = str(error.orig).strip().splitlines()[0]
+    except (DBAPIError, psycopg.Error) as error:
+        first = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         yield Finding("PostgreSQL", False, first, "start the server, or mend PGOUTLIER_DATABASE_URL")
         return
     if schema.ok:

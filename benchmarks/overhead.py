@@ -1,0 +1,63 @@
+"""What the trigger costs the writer: the same inserts into the same table, with the trigger and without."""
+
+from __future__ import annotations
+
+from benchmarks.ground import COLUMNS, DECLARED, FEATURES, Ground, copy_in, median, seconds_of
+from db import attach
+from db import sources as source_store
+
+TABLE = "written"
+
+
+def measure(ground: Ground, *, n_rounds: int, n_single: int) -> tuple[float, float]:
+    """(bulk, single): medians of time with the trigger over time without, pair by pair."""
+    ground.connection.execute(
+        f"CREATE TABLE {TABLE} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, {DECLARED})"
+    )
+    request = attach.AttachRequest(relation=TABLE, key="id", features=",".join(FEATURES))
+    with ground.runtime.engine.begin() as connection:
+        definition, columns = attach.resolve(connection, request)
+        source_store.attach(
+            connection,
+            definition,
+            columns,
+            source_store.find(connection, "transactions").recipe,
+            backfill=False,
+        )
+    bulk, single = [], []
+    for number in range(n_rounds):
+        # The order changes from round to round, so that neither side always runs on a warmer machine.
+        order = (True, False) if number % 2 else (False, True)
+        times = {on: (_bulk(ground, on), _single(ground, on, n_single)) for on in order}
+        bulk.append(times[True][0] / times[False][0])
+        single.append(times[True][1] / times[False][1])
+    with ground.runtime.engine.begin() as connection:
+        source_store.detach(connection, source_store.find(connection, TABLE))
+    ground.connection.execute(f"DROP TABLE {TABLE}")
+    return median(bulk), median(single)
+
+
+def _reset(ground: Ground, with_trigger: bool) -> None:
+    ground.connection.execute(f"TRUNCATE {TABLE}")
+    ground.connection.execute(f"TRUNCATE outlier.queue_{TABLE}")
+    ground.connection.execute(f"ALTER TABLE {TABLE} {'ENABLE' if with_trigger else 'DISABLE'} TRIGGER USER")
+    ground.connection.execute("CHECKPOINT")
+
+
+def _bulk(ground: Ground, with_trigger: bool) -> float:
+    """One COPY of all rows."""
+    _reset(ground, with_trigger)
+    return seconds_of(lambda: copy_in(ground.connection, TABLE, ground.copy_body))
+
+
+def _single(ground: Ground, with_trigger: bool, n_single: int) -> float:
+    """n_single inserts of one row, each its own transaction, each on disk before the next."""
+    _reset(ground, with_trigger)
+    statement = f"INSERT INTO {TABLE} ({COLUMNS}) VALUES ({', '.join(['%s'] * len(FEATURES))})"
+    values = ground.rows[:n_single].tolist()
+
+    def insert() -> None:
+        for row in values:
+            ground.connection.execute(statement, row)
+
+    return seconds_of(insert)

@@ -1,0 +1,91 @@
+"""`pgoutlier up`: all processes in one terminal, and none of them left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+import redis
+
+from tests.acceptance.stack import SIGNING_KEY, Stack, Started, Table, eventually, processes_of
+
+PASSWORD = "broker-password-that-must-not-leak"
+DATABASE_PASSWORD = "database-password-that-must-not-leak"
+STOP_SECONDS = 15.0
+
+
+def stop(stack: Stack, up: Started, number: signal.Signals) -> int:
+    """Ask it to end; returns its exit code. Nothing may be left, and soon."""
+    started = time.monotonic()
+    os.kill(up.pid, number)
+    return ended(stack, up, started)
+
+
+def ended(stack: Stack, up: Started, started: float) -> int:
+    eventually(lambda: not up.alive(), "pgoutlier up ends", seconds=STOP_SECONDS)
+    assert processes_of(stack.environment) == []
+    assert time.monotonic() - started < STOP_SECONDS
+    return int(up.child.wait())
+
+
+@pytest.fixture
+def secrets(stack: Stack) -> Iterator[None]:
+    """Servers whose URLs hold passwords, as those of other machines do."""
+    with redis.Redis(unix_socket_path=str(stack.kit.valkey.socket)) as broker:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        broker.config_set("port", port)
+        broker.acl_setuser(
+            "worker", enabled=True, passwords=f"+{PASSWORD}", keys="*", channels="*", categories="+@all"
+        )
+        stack.environment["PGOUTLIER_BROKER_URL"] = f"redis://worker:{PASSWORD}@127.0.0.1:{port}/0"
+        url = stack.environment["PGOUTLIER_DATABASE_URL"].replace(
+            "postgres@", f"postgres:{DATABASE_PASSWORD}@"
+        )
+        stack.environment["PGOUTLIER_DATABASE_URL"] = url
+        yield
+        broker.config_set("port", 0)
+        broker.acl_deluser("worker")
+
+
+def test_up_scores_and_stops_at_once_in_the_middle_of_a_deep_queue_and_tells_no_secret(
+    secrets: None, stack: Stack, table: Table
+) -> None:
+    table.insert(200_000)
+    up = stack.start("up", "worker.cli", "up", batch_rows=100, prune_every_seconds=1)
+    eventually(lambda: table.n_scored > 0, "rows are scored")
+    commands = [" ".join(process.cmdline()) for process in processes_of(stack.environment)]
+    assert stop(stack, up, signal.SIGINT) == 0
+    assert table.n_queued > 0
+    table.audit_matches()
+    words = "\n".join([up.output(), *commands])
+    assert "All processes have stopped." in words
+    for name in ("score", "train", "listener"):
+        assert f"{name} | " in words
+    for secret in (PASSWORD, DATABASE_PASSWORD, SIGNING_KEY):
+        assert secret not in words
+
+
+def test_up_ends_with_an_error_and_names_the_process_that_was_killed(stack: Stack, table: Table) -> None:
+    up = stack.start("up", "worker.cli", "up")
+
+    def beats() -> list[psutil.Process]:
+        return [process for process in processes_of(stack.environment) if "beat" in process.cmdline()]
+
+    eventually(beats, "beat runs")
+    started = time.monotonic()
+    beats()[0].kill()
+    assert ended(stack, up, started) == 1
+    assert "Ended by itself: beat (exit code -9)" in up.output()
+
+
+def test_up_that_is_asked_to_end_while_it_starts_leaves_nothing(stack: Stack) -> None:
+    up = stack.start("up", "worker.cli", "up")
+    eventually(lambda: "Starting score worker" in up.output(), "it starts")
+    assert stop(stack, up, signal.SIGTERM) == 0

@@ -1,0 +1,245 @@
+"""One batch: a transaction that claims keys, reads their features, writes their scores and ends.
+
+The first half (claim and read) of a full batch can be done ahead by a second thread on a connection of its own,
+while the batch before it is scored and written: then PostgreSQL reads while TensorFlow computes.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from types import TracebackType
+
+import numpy as np
+import structlog
+from sqlalchemy import Connection, RootTransaction
+
+from db import features, models, queue, scores
+from db import keys as key_codec
+from db import quarantine as quarantine_store
+from db.features import FeatureBatch
+from db.quarantine import Entry
+from db.queue import Claim
+from db.sources import Source
+from db.statements import run
+from detector import Scores, exceeds, top_features
+from models_store import registry
+from models_store.registry import LoadedVersion
+from worker import failures
+from worker.runtime import Runtime
+
+log = structlog.get_logger()
+
+NO_CHAMPION = "no champion yet: train one (pgoutlier train {name}); rows stay queued until then"
+_NOTHING = Claim([], 0, 0, rescore=False)
+
+
+class BatchFailed(Exception):
+    """A batch that raised; its transaction is rolled back. claim says what it had claimed, __cause__ what it was."""
+
+    def __init__(self, claim: Claim, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.claim = claim
+        self.cause = cause
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """What one transaction wrote. problem: to be mended by an administrator although the batch was scored."""
+
+    n_claimed: int = 0
+    n_scored: int = 0
+    n_flagged: int = 0
+    n_quarantined: int = 0
+    model_version: int | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class OpenBatch:
+    """Claimed rows and their features; the transaction is open and holds the claim."""
+
+    connection: Connection
+    transaction: RootTransaction
+    claim: Claim
+    rows: FeatureBatch
+    started: float
+
+    def abandon(self) -> None:
+        """Give the claim back."""
+        self.connection.close()
+
+
+def open_batch(runtime: Runtime, source: Source) -> OpenBatch | None:
+    """Claim and read. None if nothing is due or there is no champion. Raises BatchFailed."""
+    claim = _NOTHING
+    started = time.perf_counter()
+    connection = runtime.engine.connect()
+    try:
+        transaction = connection.begin()
+        # The claim and the scores are lost together or not at all, so neither needs to wait for the disk.
+        run(connection, "SET LOCAL synchronous_commit = off")
+        if models.alias(connection, source.id) is None:
+            failures.note_problem_in(connection, source, NO_CHAMPION.format(name=source.name))
+        else:
+            claim = queue.claim(
+                connection,
+                source.definition,
+                at_most=runtime.settings.batch_rows,
+                whole_batch_attempts=runtime.settings.max_attempts,
+            )
+        if not claim:
+            transaction.commit()
+            connection.close()
+            return None
+        rows = features.read_claimed(connection, source.definition, claim.queue_ids)
+    except BaseException as error:
+        connection.close()
+        if isinstance(error, Exception):
+            raise BatchFailed(claim, error) from error
+        raise
+    return OpenBatch(connection, transaction, claim, rows, started)
+
+
+def settle(runtime: Runtime, source: Source, batch: OpenBatch) -> BatchResult:
+    """Score and write an open batch and commit. Raises BatchFailed."""
+    try:
+        champion = registry.champion(batch.connection, source, runtime.cache)
+        if champion is None:
+            batch.abandon()
+            return BatchResult()
+        result = score_claimed(batch.connection, source, batch.claim, batch.rows, champion)
+        queue.finish(batch.connection, source.definition, batch.claim.queue_ids)
+        batch.transaction.commit()
+    except Exception as error:
+        raise BatchFailed(batch.claim, error) from error
+    finally:
+        batch.connection.close()
+    if champion.refused:
+        result = replace(result, problem=f"{champion.refused}; version {champion.version} goes on scoring")
+    log.debug(
+        "batch_scored",
+        source=source.name,
+        n_rows=result.n_scored,
+        n_flagged=result.n_flagged,
+        model_version=champion.version,
+        seconds=round(time.perf_counter() - batch.started, 4),
+    )
+    return result
+
+
+class BatchReader:
+    """Opens one batch after the other, the next one ahead of its time when asked to. Leaves none open."""
+
+    def __init__(self, runtime: Runtime, source: Source) -> None:
+        self._runtime = runtime
+        self._source = source
+        self._executor: ThreadPoolExecutor | None = None
+        self._ahead: Future[OpenBatch | None] | None = None
+
+    def next(self) -> OpenBatch | None:
+        """The next batch, or None if nothing is due. Raises BatchFailed."""
+        if self._ahead is None:
+            return open_batch(self._runtime, self._source)
+        ahead, self._ahead = self._ahead, None
+        return ahead.result()
+
+    def read_ahead(self) -> None:
+        """Open the next batch in the background; `next` will return it."""
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        self._ahead = self._executor.submit(open_batch, self._runtime, self._source)
+
+    def __enter__(self) -> BatchReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._ahead is not None and self._ahead.exception() is None:
+            batch = self._ahead.result()
+            if batch is not None:
+                batch.abandon()
+        if self._executor is not None:
+            self._executor.shutdown()
+
+
+def score_claimed(
+    connection: Connection, source: Source, claim: Claim, batch: FeatureBatch, champion: LoadedVersion
+) -> BatchResult:
+    """Write the scores of claimed rows, and quarantine those that can have none, in the caller's transaction."""
+    sound, refused = _sound_rows(source, batch, imputes=champion.detector.recipe.missing == "median")
+    if refused:
+        batch = batch.take(sound)
+    scored = champion.detector.score(batch.matrix)
+    finite = np.isfinite(scored.reconstruction_error)
+    if not finite.all():
+        refused += _entries(source, batch.take(~finite), "error", "the reconstruction error is not finite")
+        batch = batch.take(finite)
+        scored = Scores(scored.reconstruction_error[finite], scored.contributions[finite])
+    rows = _scored_rows(batch, scored, champion)
+    scores.write(connection, source.definition, rows, model_version=champion.version, may_exist=claim.rescore)
+    if source.definition.feature_view is not None and len(batch) + len(refused) < claim.n_keys:
+        refused += [
+            Entry(key, change_id, "missing", detail="the feature view has no row with this key")
+            for key, change_id in features.absent_from_view(connection, source.definition, claim.queue_ids)
+        ]
+    quarantine_store.put(connection, source.definition, source.id, refused)
+    quarantine_store.settle(connection, source.definition, source.id, claim.queue_ids)
+    return BatchResult(
+        n_claimed=claim.n_keys,
+        n_scored=len(batch),
+        n_flagged=int(rows.flagged.sum()),
+        n_quarantined=len(refused),
+        model_version=champion.version,
+    )
+
+
+def _scored_rows(batch: FeatureBatch, scored: Scores, champion: LoadedVersion) -> scores.ScoredRows:
+    flagged = exceeds(scored.reconstruction_error, threshold=champion.detector.threshold)
+    indices, contributions = top_features(
+        scored.contributions[flagged], champion.detector.recipe.top_features
+    )
+    return scores.ScoredRows(
+        change_ids=batch.change_ids,
+        keys=batch.keys,
+        errors=scored.reconstruction_error,
+        flagged=flagged,
+        top_indices=indices,
+        top_contributions=contributions,
+    )
+
+
+def _sound_rows(source: Source, batch: FeatureBatch, *, imputes: bool) -> tuple[np.ndarray, list[Entry]]:
+    """A mask of the rows that can be scored, and entries for the others with the first bad column of each."""
+    finite = np.isfinite(batch.matrix)
+    sound = batch.problems >= 0 if imputes else finite.all(axis=1) & (batch.problems == 0)
+    if sound.all():
+        return sound, []
+    bad = batch.take(~sound)
+    names = source.definition.feature_names
+    columns = np.argmin(finite[~sound], axis=1)
+    declared = source.definition.features
+    texts = key_codec.to_texts(bad.keys, source.definition.key_type)
+    entries = []
+    for row, (key, change_id, problem) in enumerate(
+        zip(texts, bad.change_ids.tolist(), bad.problems.tolist(), strict=True)
+    ):
+        if problem != 0:
+            reason = "null" if problem > 0 else "wrong_length"
+            feature = declared[abs(problem) - 1]
+            name = feature.column if feature.length else feature.names[0]
+        else:
+            reason = "nan" if np.isnan(bad.matrix[row, columns[row]]) else "infinite"
+            name = names[columns[row]]
+        entries.append(Entry(key, change_id, reason, name))
+    return sound, entries
+
+
+def _entries(source: Source, batch: FeatureBatch, reason: str, detail: str) -> list[Entry]:
+    texts = key_codec.to_texts(batch.keys, source.definition.key_type)
+    return [
+        Entry(key, change_id, reason, detail=detail)
+        for key, change_id in zip(texts, batch.change_ids.tolist(), strict=True)
+    ]
