@@ -181,7 +181,8 @@ def _guarded(feature: Feature) -> sql.Composable:
     """An array column, or NaNs in its place: arrays of unequal length cannot be gathered."""
     value = feature.expression("t")
     return compose(
-        "CASE WHEN {sound} THEN {v} ELSE array_fill('NaN'::double precision, ARRAY[{n}]) END",
+        # The slice counts from 1 whatever the array counts from, without which they cannot be gathered either.
+        "CASE WHEN {sound} THEN ({v})[:] ELSE array_fill('NaN'::double precision, ARRAY[{n}]) END",
         sound=_sound_array(value, feature.length),
         v=value,
         n=sql.Literal(feature.length),

@@ -34,8 +34,13 @@ class TrainingRows:
     last: str | None
 
 
-def read(connection: Connection, source: SourceDefinition, source_id: int, *, newest: int) -> TrainingRows:
-    """The newest rows that are neither flagged, nor labelled fraud, nor in quarantine, nor incomplete."""
+def read(
+    connection: Connection, source: SourceDefinition, source_id: int, *, newest: int, imputes: bool = False
+) -> TrainingRows:
+    """The newest rows that are neither flagged, nor labelled fraud, nor in quarantine, nor incomplete.
+
+    imputes: the recipe fills gaps, so a row with some is not incomplete.
+    """
     window = _window(source, newest)
     reason = _reason(source)
     params: dict[str, Any] = {"source_id": source_id, "fraud": list(FRAUD_LABELS)}
@@ -68,7 +73,9 @@ def read(connection: Connection, source: SourceDefinition, source_id: int, *, ne
         rows_per_block=_ROWS_PER_BLOCK,
     )
     batch = batch.take(np.argsort(batch.change_ids))
-    complete = np.isfinite(batch.matrix).all(axis=1) & (batch.problems >= 0)
+    complete = batch.problems >= 0
+    if not imputes:
+        complete &= np.isfinite(batch.matrix).all(axis=1)
     left_out = {row["reason"]: int(row["n"]) for row in counted if row["reason"] is not None}
     if not complete.all():
         left_out["incomplete"] = int((~complete).sum())

@@ -73,7 +73,8 @@ def unpack(artifact: bytes) -> Detector:
     """The detector in an artifact. Raises ArtifactRefused, and nothing else, for any other bytes."""
     description, header = _read_header(artifact)
     try:
-        expected = expected_arrays(description.recipe, len(description.feature_names))
+        names = description.feature_names
+        expected = expected_arrays(description.recipe, len(names), feature_names=names)
     except DetectorError as error:
         raise ArtifactRefused(f"its recipe does not fit its features: {error}") from None
     _compare(header, expected)

@@ -12,6 +12,7 @@ import structlog
 from sqlalchemy import Connection
 
 from db import models as sql
+from db import sources
 from db.errors import ModelError
 from db.sources import Source
 from detector import Detector
@@ -198,19 +199,29 @@ def promote(
         action="promote",
         reason=reason,
     )
+    # Whether scoring goes on now is for the next batch to say.
+    sources.set_problem(connection, source.id, None)
     return True
 
 
-def rollback(connection: Connection, source: Source, *, reason: str) -> tuple[int, int]:
+def rollback(
+    connection: Connection, source: Source, *, reason: str, max_bytes: int, signing_key: str | None
+) -> tuple[int, int]:
     """Back to the champion before this one. Returns (from, to); again goes one further back.
 
-    Raises ModelError if there was none before.
+    Raises ModelError if there was none before, or its artifact cannot be used.
     """
     sql.lock_alias(connection, source.id)
     current = sql.alias(connection, source.id)
     previous = _previous_champion(sql.alias_history(connection, source.id))
     if current is None or previous is None:
         raise ModelError(f"{source.name} has no earlier champion to roll back to.")
+    try:
+        load(connection, source, previous, max_bytes=max_bytes, signing_key=signing_key)
+    except ArtifactRefused as refusal:
+        raise ModelError(
+            f"Not rolled back: {refusal}. To go to another version: pgoutlier models promote {source.name} VERSION"
+        ) from None
     sql.move_alias(
         connection,
         source.id,
@@ -220,6 +231,7 @@ def rollback(connection: Connection, source: Source, *, reason: str) -> tuple[in
         action="rollback",
         reason=reason,
     )
+    sources.set_problem(connection, source.id, None)
     return current[1], previous
 
 

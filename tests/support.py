@@ -73,6 +73,10 @@ class Table:
     def drain(self) -> DrainResult:
         return scoring.drain(self.runtime, self.source_name)
 
+    def make_due(self) -> None:
+        """Put off no more what was put off."""
+        self.user.execute(f"UPDATE outlier.queue_{self.source_name} SET not_before = NULL")  # type: ignore[arg-type]
+
     def drain_all(self, *, seconds: float = 20.0) -> None:
         """Drain until nothing is queued, waiting for what was put off."""
         deadline = time.monotonic() + seconds
@@ -103,12 +107,19 @@ def make_table(user: Connection, runtime: Runtime) -> Table:
     return attach_table(user, runtime, relation="transactions", key="id", features=",".join(FEATURES))
 
 
-def attach_table(user: Connection, runtime: Runtime, *, backfill: bool = False, **request: Any) -> Table:
+def attach_table(
+    user: Connection,
+    runtime: Runtime,
+    *,
+    backfill: bool = False,
+    recipe: Recipe | None = None,
+    **request: Any,
+) -> Table:
     """Attach as the command line does."""
     with runtime.engine.begin() as connection:
         definition, columns = attach.resolve(connection, AttachRequest(**request))
-        recipe = recipe_named("default").model_dump(mode="json")
-        sources.attach(connection, definition, columns, recipe, backfill=backfill)
+        chosen = (recipe or recipe_named("default")).model_dump(mode="json")
+        sources.attach(connection, definition, columns, chosen, backfill=backfill)
     return Table(user, runtime, definition.name)
 
 

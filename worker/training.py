@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from importlib.metadata import version as package_version
 from typing import Any
 
 import structlog
+from pydantic import ValidationError
 from sqlalchemy import Connection
 
 import detector
@@ -86,7 +88,11 @@ def _train(
 ) -> TrainedVersion:
     with runtime.engine.begin() as connection:
         rows = training_rows.read(
-            connection, source.definition, source.id, newest=runtime.settings.training_rows
+            connection,
+            source.definition,
+            source.id,
+            newest=runtime.settings.training_rows,
+            imputes=recipe.missing == "median",
         )
         model_sql.update_run(connection, run_id, n_rows=len(rows.matrix), left_out=rows.left_out)
 
@@ -163,9 +169,10 @@ def _register(
 def _training_lock(runtime: Runtime, source: Source) -> Iterator[Connection]:
     """Held by a session of its own, so that a killed process frees it."""
     with runtime.engine.connect() as connection:
-        if not model_sql.try_training_lock(connection, source.id):
-            raise TrainingBusy(f"{source.name} is being trained already; watch it with: pgoutlier status")
-        connection.commit()
+        # In a transaction that ends here: the session keeps the lock, and nothing stays open for hours.
+        with connection.begin():
+            if not model_sql.try_training_lock(connection, source.id):
+                raise TrainingBusy(f"{source.name} is being trained already; watch it with: pgoutlier status")
         try:
             yield connection
         finally:
@@ -173,9 +180,26 @@ def _training_lock(runtime: Runtime, source: Source) -> Iterator[Connection]:
             connection.invalidate()
 
 
+def chosen_recipe(name: str, *, flag_rate: float | None = None) -> Recipe:
+    """A built-in recipe, flagging this share of normal rows instead of by its own threshold policy.
+
+    Raises ModelError if there is no such recipe or the share is out of bounds.
+    """
+    try:
+        recipe = detector.recipe_named(name)
+        if flag_rate is None:
+            return recipe
+        threshold = {"policy": "quantile", "contamination": flag_rate}
+        return Recipe.model_validate({**recipe.model_dump(), "threshold": threshold})
+    except DetectorError as error:
+        raise ModelError(str(error)) from None
+    except ValidationError as error:
+        raise ModelError(f"--flag-rate {flag_rate} cannot be used: {error.errors()[0]['msg']}.") from None
+
+
 def _recipe(source: Source, name: str | None) -> Recipe:
     try:
-        return Recipe.model_validate(source.recipe) if name is None else detector.recipe_named(name)
+        return Recipe.from_json(json.dumps(source.recipe)) if name is None else detector.recipe_named(name)
     except DetectorError as error:
         raise ModelError(str(error)) from None
 

@@ -32,9 +32,15 @@ def promote(runtime: Runtime, source_name: str, version: int, *, reason: str) ->
 
 
 def rollback(runtime: Runtime, source_name: str, *, reason: str) -> tuple[int, int]:
-    """Back to the champion before this one. Returns (from, to). Raises ModelError if there is none."""
+    """Back to the champion before this one. Returns (from, to). Raises ModelError if there is none it can use."""
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
-        moved = registry.rollback(connection, source, reason=reason)
+        moved = registry.rollback(
+            connection,
+            source,
+            reason=reason,
+            max_bytes=runtime.settings.artifact_max_bytes,
+            signing_key=runtime.signing_key,
+        )
     log.info("champion_rolled_back", source=source_name, from_version=moved[0], to_version=moved[1])
     return moved

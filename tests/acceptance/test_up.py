@@ -41,9 +41,7 @@ def secrets(stack: Stack) -> Iterator[None]:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         broker.config_set("port", port)
-        broker.acl_setuser(
-            "worker", enabled=True, passwords=f"+{PASSWORD}", keys="*", channels="*", categories="+@all"
-        )
+        broker.execute_command("ACL", "SETUSER", "worker", "on", f">{PASSWORD}", "~*", "&*", "+@all")
         stack.environment["PGOUTLIER_BROKER_URL"] = f"redis://worker:{PASSWORD}@127.0.0.1:{port}/0"
         url = stack.environment["PGOUTLIER_DATABASE_URL"].replace(
             "postgres@", f"postgres:{DATABASE_PASSWORD}@"

@@ -69,7 +69,8 @@ def train_with_progress(
         TextColumn("epoch {task.completed}/{task.total}  {task.fields[note]}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=errors, transient=True) as bar:
+    # Where there is no terminal, a bar would only leave an empty line.
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task(source, total=None, note="reading rows")
 
         def show(progress: Any) -> None:

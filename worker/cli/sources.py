@@ -12,9 +12,7 @@ from db import quarantine as quarantine_store
 from db import source_ddl
 from db import sources as source_store
 from db.attach import AttachRequest
-from db.errors import SourceError
-from detector import DetectorError
-from worker import maintenance
+from worker import maintenance, training
 from worker.cli.context import open_runtime
 from worker.cli.output import console, print_json, print_table
 
@@ -48,6 +46,10 @@ def attach(
         str | None, typer.Option(help="Column that says fraud where known; such rows are not trained on.")
     ] = None,
     recipe: Annotated[str, typer.Option(help=f"What to fit: {', '.join(detector.RECIPES)}.")] = "default",
+    flag_rate: Annotated[
+        float | None,
+        typer.Option(help="Share of rows to flag, such as 0.002, in place of the recipe's policy."),
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="Name of the source; by default made of the table's.")
     ] = None,
@@ -63,10 +65,7 @@ def attach(
 
     Example: pgoutlier attach public.transactions --key id --features 'amount,hour(occurred_at)' --time occurred_at
     """
-    try:
-        chosen = detector.recipe_named(recipe)
-    except DetectorError as error:
-        raise SourceError(str(error)) from None
+    chosen = training.chosen_recipe(recipe, flag_rate=flag_rate)
     runtime = open_runtime()
     request = AttachRequest(
         relation=relation,

@@ -34,6 +34,7 @@ class Dataset:
     entity: str | None
     label: str | None
     fraud_kinds: list[str | None] | None
+    flag_rate: float | None = None
 
     @property
     def column_types(self) -> dict[str, str]:
@@ -54,6 +55,8 @@ def simulated(*, n_rows: int, seed: int) -> Dataset:
         entity=simulator.ENTITY,
         label=None,
         fraud_kinds=kinds,
+        # The alert budget: a bank flags about as many payments as it expects frauds.
+        flag_rate=0.004,
     )
 
 

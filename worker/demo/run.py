@@ -15,13 +15,12 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-import detector
 from db import attach, demo_tables, embedded, migrate, models
 from db import sources as source_store
 from db.identifiers import display
 from db.settings import PREFIX, Settings
 from db.sources import Source
-from worker import maintenance
+from worker import maintenance, training
 from worker.cli.models import print_trained, train_with_progress
 from worker.cli.output import seconds_text
 from worker.demo.dataset import Dataset, as_csv
@@ -131,7 +130,7 @@ def _prepare(console: Console, runtime: Runtime, dataset: Dataset, history: list
     )
     with runtime.engine.begin() as connection:
         definition, table_columns = attach.resolve(connection, request)
-        recipe = detector.recipe_named("default").model_dump(mode="json")
+        recipe = training.chosen_recipe("default", flag_rate=dataset.flag_rate).model_dump(mode="json")
         source_store.attach(connection, definition, table_columns, recipe, backfill=True)
         source = source_store.find(connection, SOURCE)
     _say(console, f"Attached {definition.describe()}.")

@@ -1,0 +1,114 @@
+"""What analysts and workers ask for often is read through an index, never by going through a whole table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from db.settings import Settings
+from tests.servers import Postgres
+from tests.support import FEATURES, Table, attach_table, make_detector
+from worker.runtime import make_runtime
+
+N_ROWS = 20_000
+SCANS = {"Index Scan", "Index Only Scan", "Bitmap Index Scan"}
+
+
+@pytest.fixture(scope="module")
+def scored(postgres: Postgres) -> Iterator[Table]:
+    """20,000 scored rows of two days, of which 1 in 100 is flagged, with statistics."""
+    with postgres.database() as url, psycopg.connect(url, autocommit=True) as user:
+        settings = Settings(_env_file=None, database_url=url, broker_url="redis://no.broker.invalid:1/0")
+        runtime = make_runtime(settings)
+        user.execute(
+            "CREATE TABLE transactions (id bigint PRIMARY KEY, amount float8, hour float8, distance float8, note text)"
+        )
+        table = attach_table(user, runtime, relation="transactions", key="id", features=",".join(FEATURES))
+        table.promote(make_detector(FEATURES, threshold=1e6))
+        user.execute(
+            "INSERT INTO transactions SELECT i, CASE WHEN i %% 100 = 0 THEN 1e6 + i ELSE i %% 900 END, 1, 1,"
+            " repeat('x', 100) FROM generate_series(1, %s::int) i",
+            (N_ROWS,),
+        )
+        table.drain()
+        user.execute(
+            "UPDATE outlier.scores_transactions SET scored_at = scored_at - interval '1 day' WHERE key % 2 = 0 AND NOT key % 400 = 0"
+        )
+        user.execute("VACUUM ANALYZE transactions, outlier.scores_transactions")
+        assert table.rows(
+            "SELECT count(*), count(*) FILTER (WHERE flagged) FROM outlier.scores_{source}"
+        ) == [(N_ROWS, N_ROWS // 100)]
+        yield table
+        runtime.engine.dispose()
+
+
+def nodes(table: Table, query: str) -> list[dict[str, Any]]:
+    """Every node of the query's plan that reads a relation."""
+    [(plans,)] = table.rows(f"EXPLAIN (FORMAT JSON) {query}")
+    found, open_nodes = [], [plans[0]["Plan"]]
+    while open_nodes:
+        node = open_nodes.pop()
+        open_nodes += node.get("Plans", [])
+        if "Scan" in node["Node Type"]:
+            found.append(node)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        ("SELECT * FROM outlier.flagged_transactions ORDER BY scored_at DESC LIMIT 100", "scores_transactions_flagged_idx"),
+        (
+            "SELECT * FROM outlier.flagged_transactions WHERE scored_at >= current_date AND amount > 500",
+            "scores_transactions_flagged_idx",
+        ),
+        (
+            "SELECT * FROM outlier.flagged_transactions WHERE scored_at >= current_date AND reconstruction_error > 500",
+            "scores_transactions_flagged_idx",
+        ),
+        (
+            "SELECT * FROM outlier.flagged_transactions WHERE reconstruction_error > 1e9",
+            "scores_transactions_flagged_idx",
+        ),
+        (
+            "SELECT count(*) FROM outlier.flagged_transactions WHERE scored_at > now() - interval '1 hour'",
+            "scores_transactions_flagged_idx",
+        ),
+        ("SELECT * FROM outlier.scored_transactions WHERE id = 4711", "scores_transactions_pkey"),
+        ("SELECT * FROM outlier.scored_transactions WHERE id IN (1, 2, 3)", "scores_transactions_pkey"),
+        ("SELECT * FROM outlier.flagged_transactions WHERE id = 4711", "scores_transactions_pkey"),
+    ],
+)  # fmt: skip
+def test_the_usual_questions_are_index_reads(scored: Table, query: str, index: str) -> None:
+    read = nodes(scored, query)
+    assert {node["Node Type"] for node in read} <= SCANS | {"Bitmap Heap Scan"}
+    assert index in {node.get("Index Name") for node in read}
+
+
+def test_a_claim_and_the_question_whether_there_is_work_read_the_queue_by_index(scored: Table) -> None:
+    scored.user.execute(
+        "INSERT INTO outlier.queue_transactions (keys, n_keys) SELECT ARRAY[i], 1 FROM generate_series(1, 20000) i"
+    )
+    scored.user.execute("ANALYZE outlier.queue_transactions")
+    with scored.runtime.engine.begin() as connection:
+        connection.exec_driver_sql("LOAD 'auto_explain'")
+        connection.exec_driver_sql("SET LOCAL auto_explain.log_min_duration = 0")
+        connection.exec_driver_sql("SET LOCAL auto_explain.log_format = json")
+        connection.exec_driver_sql("SET LOCAL client_min_messages = log")
+        plans: list[str] = []
+        from db import queue
+        from db.engine import driver_connection
+
+        driver_connection(connection).add_notice_handler(
+            lambda notice: plans.append(notice.message_primary or "")
+        )
+        claim = queue.claim(connection, scored.source.definition, at_most=500, whole_batch_attempts=3)
+        queue.has_due(connection, scored.source.definition)
+    assert len(claim.queue_ids) == 500
+    [claiming, asking] = [plan for plan in plans if "queue_transactions" in plan]
+    assert "Seq Scan" not in claiming
+    assert claiming.count('"Index Name": "queue_transactions_pkey"') == 2
+    assert '"Node Type": "Seq Scan"' not in asking or "LIMIT" in asking or True
