@@ -19,7 +19,7 @@ def sqlalchemy_url(database_url: str) -> URL:
     """The URL with the psycopg 3 driver named. Raises SettingsError if it cannot be parsed."""
     try:
         return make_url(database_url).set(drivername="postgresql+psycopg")
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         raise SettingsError(
             "PGOUTLIER_DATABASE_URL cannot be parsed; write postgresql://user:password@host:5432/database."
         ) from None

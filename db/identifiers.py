@@ -76,7 +76,7 @@ def parse_identifier(text: str) -> str:
     """One identifier: "quoted" is taken as it is (doubled quotes undone), anything else also as it is.
 
     An unquoted name is not folded to lower case: a user who types Class means the column Class.
-    Raises SourceError if it is empty, too long or holds a NUL.
+    Raises SourceError if it is empty, too long, no UTF-8 or holds a NUL.
     """
     name = text
     if len(text) >= 2 and text.startswith('"') and text.endswith('"'):
@@ -88,7 +88,11 @@ def parse_identifier(text: str) -> str:
         raise SourceError(f"Not an identifier: {text}; put the whole name in double quotes.")
     if not name or "\x00" in name:
         raise SourceError(f"An identifier is empty or holds a NUL character: {text!r}.")
-    if len(name.encode()) > MAX_IDENTIFIER_BYTES:
+    try:
+        n_bytes = len(name.encode())
+    except UnicodeEncodeError:
+        raise SourceError(f"The identifier {name!r} is not valid text in UTF-8.") from None
+    if n_bytes > MAX_IDENTIFIER_BYTES:
         raise SourceError(
             f"The identifier {name!r} is longer than PostgreSQL's {MAX_IDENTIFIER_BYTES} bytes."
         )

@@ -120,7 +120,9 @@ def grants(connection: Connection, role: str, *, analyst: bool) -> list[sql.Comp
     found = source_store.every(connection)
     statements = [compose("GRANT USAGE ON SCHEMA outlier TO {role}", role=to)]
     if analyst:
-        return statements + [
+        # The command line looks at these two before it shows a view.
+        books = compose("GRANT SELECT ON outlier.alembic_version, outlier.sources TO {role}", role=to)
+        return [*statements, books] + [
             compose("GRANT SELECT ON {view} TO {role}", view=ours(view, source.name), role=to)
             for source in found
             for view in ("scored", "flagged")

@@ -21,8 +21,8 @@ from db.statements import compose, one, run, run_dicts
 KEYS_PER_QUEUE_ROW = 10_000
 # How far behind the oldest due row a batch may look for further rows of its size, in queue ids.
 _LOOK_AHEAD = 50_000
-# age() of a row that vacuum froze.
-_FROZEN_AGE = 2**31 - 1
+# Transaction numbers are compared around a circle: age() of anything older than this has wrapped.
+_OLDEST_AGE = 2**31 - 2
 
 
 @dataclass(frozen=True)
@@ -194,14 +194,14 @@ def sweep(
     """Queue rows that have neither score, queue entry nor quarantine entry. Returns how many were found.
 
     attached_xid: rows written by transactions before this one are left alone (they were there before attach);
-    None takes them too. A row's xmin reads as frozen once vacuum froze it, which counts as before.
+    None takes them too.
     """
     # One sweep at a time: the next one sees what this one queued.
     run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.sweep'), %s)", (source_id,))
     newer: sql.Composable = sql.SQL("true")
     if attached_xid is not None:
         n_since = one(connection, "SELECT pg_current_xact_id()::text::bigint") - attached_xid
-        newer = compose("age(t.xmin) <= {n}", n=sql.Literal(min(n_since, _FROZEN_AGE - 1)))
+        newer = compose("age(t.xmin) <= {n}", n=sql.Literal(min(n_since, _OLDEST_AGE)))
     found = one(
         connection,
         compose(
@@ -244,15 +244,12 @@ def wake(connection: Connection, source: SourceDefinition) -> None:
 
 def has_due(connection: Connection, source: SourceDefinition) -> bool:
     """Whether anything could be claimed now. One index probe in the usual case."""
-    return bool(
-        one(
-            connection,
-            compose(
-                "SELECT EXISTS (SELECT FROM {queue} WHERE not_before IS NULL OR not_before <= now())",
-                queue=ours("queue", source.name),
-            ),
-        )
+    # EXISTS would read the table from its start, where the rows that were finished last lie dead.
+    statement = compose(
+        "SELECT id FROM {queue} WHERE not_before IS NULL OR not_before <= now() ORDER BY id LIMIT 1",
+        queue=ours("queue", source.name),
     )
+    return one(connection, statement) is not None
 
 
 def depth(connection: Connection, source: SourceDefinition) -> dict[str, float | int | str | None]:

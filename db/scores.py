@@ -156,8 +156,8 @@ def _top_features(names: tuple[str, ...], rows: ScoredRows, mask: npt.NDArray[np
     """
     labels = [json.dumps(name) for name in names]
     texts: list[str | None] = [None] * len(rows.keys)
-    # The shortest digits that give the same float32.
-    contributions = rows.top_contributions.astype(np.float32).astype(str).tolist()
+    # The shortest digits that give the same float32; JSON has no infinity.
+    contributions = np.nan_to_num(rows.top_contributions.astype(np.float32)).astype(str).tolist()
     for row, indices, values in zip(
         np.flatnonzero(rows.flagged).tolist(), rows.top_indices.tolist(), contributions, strict=True
     ):

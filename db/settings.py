@@ -93,3 +93,6 @@ def load_settings() -> Settings:
             for e in error.errors()
         )
         raise SettingsError(f"Cannot use the settings: {complaints}. Mend the environment or .env.") from None
+    except (UnicodeDecodeError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+        raise SettingsError(f"Cannot read .env in {Path.cwd()}: {reason}.") from None

@@ -136,7 +136,7 @@ def _check_same(source: Source, definition: SourceDefinition, recipe: dict[str, 
         different.append("recipe")
     raise SourceError(
         f"{source.name} is attached already with another definition (different: {', '.join(different)});"
-        f" detach it first (pgoutlier detach {source.name}) or choose another --name."
+        f" detach it first: pgoutlier detach {source.name}"
     )
 
 

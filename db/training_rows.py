@@ -47,10 +47,11 @@ def read(
     counted = run_dicts(
         connection,
         compose(
-            "SELECT {reason} AS reason, count(*) AS n, min(w.moment)::text AS first, max(w.moment)::text AS last"
+            "SELECT {reason} AS reason, count(*) AS n, min({moment})::text AS first, max({moment})::text AS last"
             " FROM ({window}) w GROUP BY 1",
             reason=reason,
             window=window,
+            moment=_comparable_moment(source),
         ),
         params,
     )
@@ -103,6 +104,12 @@ def _window(source: SourceDefinition, newest: int) -> sql.Composable:
         relation=source.relation.sql(),
         newest=sql.Literal(newest),
     )
+
+
+def _comparable_moment(source: SourceDefinition) -> sql.Composable:
+    """There is no min(uuid); as text a uuid has the same order."""
+    by_uuid = source.time_column is None and source.key_type == "uuid"
+    return sql.SQL("w.moment::text" if by_uuid else "w.moment")
 
 
 def _reason(source: SourceDefinition) -> sql.Composable:

@@ -3,6 +3,7 @@
 Importing this package does not import TensorFlow; the first fit or the first score does.
 """
 
+from detector._tensorflow import load_tensorflow
 from detector.builtin_recipes import RECIPES, recipe_named
 from detector.detector import Detector, Scores, top_features
 from detector.errors import (
@@ -36,6 +37,7 @@ __all__ = [
     "exceeds",
     "expected_arrays",
     "fit",
+    "load_tensorflow",
     "recipe_named",
     "top_features",
 ]

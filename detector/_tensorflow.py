@@ -17,6 +17,11 @@ def tensorflow() -> Any:
     return tf
 
 
+def load_tensorflow() -> None:
+    """Import TensorFlow now, so that the first score does not wait for it. Never in a process that forks."""
+    tensorflow()
+
+
 def keras() -> Any:
     """The keras module, on the TensorFlow backend."""
     tensorflow()

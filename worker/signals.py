@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from db import sources
 from db.errors import PgoutlierError
 from db.settings import load_settings
+from detector import load_tensorflow
 from models_store import registry
 from models_store.artifact import ArtifactRefused
 from worker.logs import configure_logs
@@ -33,6 +34,7 @@ def _warm_up(instance: Any, **_: Any) -> None:
         or instance.pool_cls.__module__ != "celery.concurrency.thread"
     ):
         return
+    load_tensorflow()  # seconds, which the first row need not wait for even if there is no champion yet
     try:
         here = runtime()
         with here.engine.begin() as connection:

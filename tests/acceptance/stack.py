@@ -44,7 +44,7 @@ def eventually(condition: Callable[[], object], what: str, *, seconds: float = W
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def quick_recipe(**changes: object) -> Recipe:

@@ -8,11 +8,14 @@ import signal
 import threading
 import time
 
+import pytest
+
 from tests.acceptance.stack import Stack, Started, Table, eventually
 
 N_KILLS = 15
 
 
+@pytest.mark.timeout(400)
 def test_killing_workers_at_random_moments_scores_every_row_once(stack: Stack, table: Table) -> None:
     moments = random.Random(20260301)
     workers = [_worker(stack, number) for number in range(2)]

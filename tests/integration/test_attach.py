@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,11 +17,12 @@ from db.attach import AttachRequest
 from db.engine import make_engine
 from db.errors import MissingPrivilege, SourceError
 from db.identifiers import Relation
+from db.settings import Settings
 from detector import recipe_named
 from tests.conftest import Connect
 from tests.servers import Postgres
 from tests.support import Table, attach_table, detach_table, make_table, quote
-from worker.runtime import Runtime
+from worker.runtime import Runtime, make_runtime
 
 User = psycopg.Connection[Any]
 
@@ -84,6 +86,22 @@ def objects(user: User) -> list[tuple[Any, ...]]:
     ).fetchall()
 
 
+@pytest.fixture(scope="module")
+def shop(postgres: Postgres) -> Iterator[Runtime]:
+    """A database with a table that nobody attaches, for all the refusals."""
+    with postgres.database() as url:
+        runtime = make_runtime(
+            Settings(_env_file=None, database_url=url, broker_url="redis://no.broker.invalid:1/0")
+        )
+        with runtime.engine.begin() as connection:
+            connection.exec_driver_sql(
+                "CREATE TABLE transactions (id bigint PRIMARY KEY, amount double precision, hour integer,"
+                " distance real, note text)"
+            )
+        yield runtime
+        runtime.engine.dispose()
+
+
 # -- refusals: each says in one sentence what is wrong and how to mend it
 
 
@@ -122,15 +140,9 @@ def objects(user: User) -> list[tuple[Any, ...]]:
         ({"name": "a" * 41}, "40 at most"),
     ],
 )
-def test_what_is_wrong_is_said(
-    user: User, runtime: Runtime, request_changes: dict[str, Any], sentence: str
-) -> None:
-    user.execute(
-        "CREATE TABLE transactions (id bigint PRIMARY KEY, amount double precision, hour integer,"
-        " distance real, note text)"
-    )
+def test_what_is_wrong_is_said(shop: Runtime, request_changes: dict[str, Any], sentence: str) -> None:
     asked = {"relation": "transactions", "key": "id", "features": "amount,hour", **request_changes}
-    assert sentence in refusal(runtime, **asked)
+    assert sentence in refusal(shop, **asked)
 
 
 @pytest.mark.parametrize(
@@ -155,11 +167,13 @@ def test_what_is_wrong_is_said(
         ),
     ],
 )
-def test_what_cannot_be_watched_is_refused(
-    user: User, runtime: Runtime, definition: str, sentence: str
-) -> None:
-    user.execute(f"CREATE {definition}")
-    assert sentence in refusal(runtime, relation="t", key="a", features="x")
+def test_what_cannot_be_watched_is_refused(shop: Runtime, definition: str, sentence: str) -> None:
+    with shop.engine.connect() as connection, connection.begin() as never_committed:
+        connection.exec_driver_sql(f"CREATE {definition}")
+        with pytest.raises(SourceError) as raised:
+            attach.resolve(connection, AttachRequest(relation="t", key="a", features="x"))
+        never_committed.rollback()
+    assert sentence in raised.value.sentence
 
 
 @pytest.mark.parametrize(

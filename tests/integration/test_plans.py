@@ -8,12 +8,15 @@ from typing import Any
 import psycopg
 import pytest
 
+from db import queue
+from db.engine import driver_connection
 from db.settings import Settings
 from tests.servers import Postgres
 from tests.support import FEATURES, Table, attach_table, make_detector
 from worker.runtime import make_runtime
 
 N_ROWS = 20_000
+FLAGGED, KEY = "scores_transactions_flagged_idx", "scores_transactions_pkey"
 SCANS = {"Index Scan", "Index Only Scan", "Bitmap Index Scan"}
 
 
@@ -35,7 +38,8 @@ def scored(postgres: Postgres) -> Iterator[Table]:
         )
         table.drain()
         user.execute(
-            "UPDATE outlier.scores_transactions SET scored_at = scored_at - interval '1 day' WHERE key % 2 = 0 AND NOT key % 400 = 0"
+            "UPDATE outlier.scores_transactions SET scored_at = scored_at - interval '1 day'"
+            " WHERE key % 2 = 0 AND key % 400 <> 0"
         )
         user.execute("VACUUM ANALYZE transactions, outlier.scores_transactions")
         assert table.rows(
@@ -60,26 +64,26 @@ def nodes(table: Table, query: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("query", "index"),
     [
-        ("SELECT * FROM outlier.flagged_transactions ORDER BY scored_at DESC LIMIT 100", "scores_transactions_flagged_idx"),
+        ("SELECT * FROM outlier.flagged_transactions ORDER BY scored_at DESC LIMIT 100", FLAGGED),
         (
             "SELECT * FROM outlier.flagged_transactions WHERE scored_at >= current_date AND amount > 500",
-            "scores_transactions_flagged_idx",
+            FLAGGED,
         ),
         (
             "SELECT * FROM outlier.flagged_transactions WHERE scored_at >= current_date AND reconstruction_error > 500",
-            "scores_transactions_flagged_idx",
+            FLAGGED,
         ),
         (
             "SELECT * FROM outlier.flagged_transactions WHERE reconstruction_error > 1e9",
-            "scores_transactions_flagged_idx",
+            FLAGGED,
         ),
         (
             "SELECT count(*) FROM outlier.flagged_transactions WHERE scored_at > now() - interval '1 hour'",
-            "scores_transactions_flagged_idx",
+            FLAGGED,
         ),
-        ("SELECT * FROM outlier.scored_transactions WHERE id = 4711", "scores_transactions_pkey"),
-        ("SELECT * FROM outlier.scored_transactions WHERE id IN (1, 2, 3)", "scores_transactions_pkey"),
-        ("SELECT * FROM outlier.flagged_transactions WHERE id = 4711", "scores_transactions_pkey"),
+        ("SELECT * FROM outlier.scored_transactions WHERE id = 4711", KEY),
+        ("SELECT * FROM outlier.scored_transactions WHERE id IN (1, 2, 3)", KEY),
+        ("SELECT * FROM outlier.flagged_transactions WHERE id = 4711", KEY),
     ],
 )  # fmt: skip
 def test_the_usual_questions_are_index_reads(scored: Table, query: str, index: str) -> None:
@@ -93,22 +97,18 @@ def test_a_claim_and_the_question_whether_there_is_work_read_the_queue_by_index(
         "INSERT INTO outlier.queue_transactions (keys, n_keys) SELECT ARRAY[i], 1 FROM generate_series(1, 20000) i"
     )
     scored.user.execute("ANALYZE outlier.queue_transactions")
+    plans: list[str] = []
     with scored.runtime.engine.begin() as connection:
         connection.exec_driver_sql("LOAD 'auto_explain'")
         connection.exec_driver_sql("SET LOCAL auto_explain.log_min_duration = 0")
-        connection.exec_driver_sql("SET LOCAL auto_explain.log_format = json")
         connection.exec_driver_sql("SET LOCAL client_min_messages = log")
-        plans: list[str] = []
-        from db import queue
-        from db.engine import driver_connection
-
         driver_connection(connection).add_notice_handler(
-            lambda notice: plans.append(notice.message_primary or "")
+            lambda note: plans.append(note.message_primary or "")
         )
         claim = queue.claim(connection, scored.source.definition, at_most=500, whole_batch_attempts=3)
-        queue.has_due(connection, scored.source.definition)
+        assert queue.has_due(connection, scored.source.definition)
     assert len(claim.queue_ids) == 500
-    [claiming, asking] = [plan for plan in plans if "queue_transactions" in plan]
-    assert "Seq Scan" not in claiming
-    assert claiming.count('"Index Name": "queue_transactions_pkey"') == 2
-    assert '"Node Type": "Seq Scan"' not in asking or "LIMIT" in asking or True
+    claiming, asking = [plan for plan in plans if "queue_transactions" in plan]
+    for plan in (claiming, asking):
+        assert "Seq Scan on queue_transactions" not in plan
+        assert "queue_transactions_pkey on queue_transactions" in plan

@@ -385,6 +385,20 @@ def test_an_error_that_is_not_finite_is_quarantined(transactions: Table) -> None
     assert transactions.quarantined() == {str(key): ("error", None) for key in (1, 2, 3)}
 
 
+def test_contributions_too_large_for_json_are_written_as_the_largest_number(transactions: Table) -> None:
+    names = transactions.source.definition.feature_names
+    detector = make_detector(names, recipe=plain_recipe(preprocessing=(), error_metric="mahalanobis"))
+    arrays = dict(detector.arrays)
+    arrays["residual.whitening"] = np.eye(3) * 1e45
+    transactions.promote(type(detector).from_arrays(detector.recipe, names, arrays, 1.0))
+    transactions.insert(1)
+    transactions.drain()
+    assert transactions.quarantined() == {}
+    [(flagged, top)] = transactions.rows("SELECT flagged, top_features FROM outlier.scores_{source}")
+    assert flagged
+    assert all(0 <= feature["contribution"] < 4e38 for feature in top)
+
+
 # -- leaving and entering quarantine
 
 

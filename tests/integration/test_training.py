@@ -51,8 +51,8 @@ def payments(user: User, runtime: Runtime) -> Table:
 
 def add_rows(user: User, first: int, last: int) -> None:
     user.execute(
-        "INSERT INTO payments SELECT i, sin(i) * 50, i %% 24, sqrt(i), '2024-01-01'::timestamptz + i * '1 hour'::interval"
-        " FROM generate_series(%s::int, %s::int) i",
+        "INSERT INTO payments SELECT i, sin(i) * 50, i %% 24, sqrt(i),"
+        " '2024-01-01'::timestamptz + i * '1 hour'::interval FROM generate_series(%s::int, %s::int) i",
         (first, last),
     )
 
@@ -177,7 +177,7 @@ def test_a_source_without_a_time_is_trained_by_its_keys(user: User, runtime: Run
 def test_too_few_rows_end_in_a_failed_run_and_a_sentence(payments: Table) -> None:
     payments.user.execute("DELETE FROM payments WHERE id > 50")
     with pytest.raises(
-        ModelError, match="payments cannot be trained: .*at least 200 normal rows and there are 50"
+        ModelError, match=r"payments cannot be trained: .*at least 200 normal rows and there are 50"
     ):
         training.train(payments.runtime, "payments")
     [run] = runs(payments)
@@ -200,7 +200,7 @@ def test_an_interrupted_run_is_recorded_as_failed_and_frees_the_lock(payments: T
 
 
 def test_what_is_not_there_is_named(payments: Table) -> None:
-    with pytest.raises(SourceError, match="There is no source nothing. Sources: payments"):
+    with pytest.raises(SourceError, match=r"There is no source nothing\. Sources: payments"):
         training.train(payments.runtime, "nothing")
     with pytest.raises(ModelError, match="There is no recipe named 'grand'; choose one of: default"):
         training.train(payments.runtime, "payments", recipe_name="grand")

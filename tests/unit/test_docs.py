@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
+import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,17 +17,44 @@ import pytest
 import typer
 
 import detector
-from worker import tasks as task_module
-from worker.app import app as celery_app
 from worker.cli import app as command_line
 from worker.processes import plans
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
-OUR_TASKS = {
-    name: task for name, task in celery_app.tasks.items() if task.run.__module__ == task_module.__name__
-}
+
+# In a process of its own, because Celery reads its configuration once, and would start the embedded servers for it.
+TASKS = """
+import inspect, json
+from worker import tasks
+from worker.app import app
+found = {}
+for name, task in app.tasks.items():
+    if task.run.__module__ == tasks.__name__:
+        parameters = inspect.signature(task.run).parameters.values()
+        arguments = [p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters]
+        found[name] = [arguments, app.conf.task_routes.get(name, {}).get("queue", app.conf.task_default_queue)]
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def tasks() -> dict[str, list[Any]]:
+    """(arguments with their defaults, queue) of each of our tasks, by name."""
+    servers = {
+        "PGOUTLIER_DATABASE_URL": "postgresql://no.server.invalid/db",
+        "PGOUTLIER_BROKER_URL": "redis://no.broker.invalid:1/0",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", TASKS],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **servers},
+    )
+    found: dict[str, list[Any]] = json.loads(done.stdout)
+    return found
 
 
 def read(name: str) -> str:
@@ -73,30 +103,15 @@ def test_settings_are_in_step() -> None:
     assert read("settings.md") == settings_writer().page(), "run: make docs"
 
 
-def test_every_task_is_documented_with_its_arguments_and_queue() -> None:
+def test_every_task_is_documented_with_its_arguments_and_queue(tasks: dict[str, list[Any]]) -> None:
     rows = re.findall(r"^\| `([a-z_.]+)` \|(.*?)\| `(\w+)` \|", read("tasks.md"), re.MULTILINE)
-    documented = {name: (re.findall(r"`([^`]+)`", arguments), queue) for name, arguments, queue in rows}
-    actual = {
-        name: ([_argument(p) for p in inspect.signature(task.run).parameters.values()], _queue(name))
-        for name, task in OUR_TASKS.items()
-    }
-    assert documented == actual
+    documented = {name: [re.findall(r"`([^`]+)`", arguments), queue] for name, arguments, queue in rows}
+    assert documented == tasks
 
 
-def _argument(parameter: inspect.Parameter) -> str:
-    if parameter.default is inspect.Parameter.empty:
-        return parameter.name
-    return f"{parameter.name}={parameter.default!r}"
-
-
-def _queue(task: str) -> str:
-    routes: dict[str, dict[str, str]] = celery_app.conf.task_routes
-    return routes.get(task, {}).get("queue", celery_app.conf.task_default_queue)
-
-
-def test_every_task_is_called_once_on_the_page() -> None:
+def test_every_task_is_called_once_on_the_page(tasks: dict[str, list[Any]]) -> None:
     called = re.findall(r"celery -A worker call ([a-z_.]+)", read("tasks.md"))
-    assert sorted(called) == sorted(OUR_TASKS)
+    assert sorted(called) == sorted(tasks)
 
 
 def test_the_process_command_lines_are_those_of_up() -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
-import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -189,18 +190,10 @@ def psql(
     """Open psql on the database, with the embedded server's own psql."""
     database_url, _ = server_urls(settings_with_servers())
     url: Any = make_url(database_url).set(drivername="postgresql")
-    binary = embedded.postgres_binary("psql")
+    # An image for external servers leaves the embedded ones out; any psql will do there.
+    found = shutil.which("psql") if load_settings().database_url is not None else None
+    binary = Path(found) if found else embedded.postgres_binary("psql")
     # The password, if there is one, goes by the environment: arguments can be read by every user of the machine.
     environment = {**os.environ, **({"PGPASSWORD": str(url.password)} if url.password else {})}
     target = url.set(password=None).render_as_string(hide_password=False)
     os.execve(binary, [str(binary), "-d", target, *(arguments or [])], environment)  # noqa: S606
-
-
-def wait_until(condition: Any, *, seconds: float) -> bool:
-    """Poll a condition 20 times a second; whether it came true in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True

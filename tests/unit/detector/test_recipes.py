@@ -7,12 +7,15 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from detector import RECIPES, InvalidRecipe, Recipe, UnknownRecipe, expected_arrays, recipe_named
 from tests.unit.detector.conftest import RECIPES_TO_CHECK, small_recipe
+
+# A busy machine is not a failure.
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -55,6 +58,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
         recipe_named("nope")
 
 
+@settings(UNHURRIED)
 @given(json_values)
 def test_any_json_either_is_a_recipe_or_is_refused(value: Any) -> None:
     text = json.dumps(value)
@@ -62,13 +66,14 @@ def test_any_json_either_is_a_recipe_or_is_refused(value: Any) -> None:
         Recipe.from_json(text)
 
 
+@settings(UNHURRIED)
 @given(st.text() | st.binary())
 def test_any_text_is_refused_cleanly(text: str | bytes) -> None:
     with pytest.raises(InvalidRecipe):
         Recipe.from_json(text)
 
 
-@settings(max_examples=300)
+@settings(UNHURRIED, max_examples=300)
 @given(st.sampled_from(sorted(RECIPES_TO_CHECK)), st.data())
 def test_a_mutated_recipe_is_valid_and_bounded_or_is_refused(name: str, data: st.DataObject) -> None:
     document = json.loads(RECIPES_TO_CHECK[name].model_dump_json())

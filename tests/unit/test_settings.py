@@ -1,0 +1,116 @@
+"""Settings from the environment and .env; complaints name the variable and never show its value."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from db.engine import make_engine
+from db.errors import SettingsError
+from db.settings import load_settings
+
+SECRET = "hunter2"
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An environment and a folder without any; the folder."""
+    for name in list(os.environ):
+        if name.startswith("PGOUTLIER_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DATABASE_URL", f"mysql://root:{SECRET}@host/db"),
+        ("DATABASE_URL", SECRET),
+        ("BROKER_URL", f"amqp://guest:{SECRET}@host"),
+        ("LOG_FORMAT", SECRET),
+        ("BATCH_ROWS", SECRET),
+        ("BATCH_ROWS", "0"),
+        ("BATCH_ROWS", "1e9"),
+        ("MAX_ATTEMPTS", "-1"),
+        ("RETRY_BASE_SECONDS", "0"),
+        ("RETRY_BASE_SECONDS", "nan"),
+        ("RETRY_BASE_SECONDS", "inf"),
+        ("SWEEP_EVERY_SECONDS", f"5 {SECRET}"),
+        ("SCORE_THREADS", "1000"),
+        ("ARTIFACT_MAX_BYTES", "12 MB"),
+    ],
+)
+def test_what_cannot_be_used_is_named_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"PGOUTLIER_{name}", value)
+    with pytest.raises(SettingsError) as raised:
+        load_settings()
+    assert f"PGOUTLIER_{name}:" in raised.value.sentence
+    assert SECRET not in raised.value.sentence
+    assert value not in raised.value.sentence.replace("greater than 0", "").replace("less than", "")
+    assert raised.value.__cause__ is None
+
+
+def test_every_complaint_is_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGOUTLIER_BATCH_ROWS", "many")
+    monkeypatch.setenv("PGOUTLIER_LOG_FORMAT", "yaml")
+    with pytest.raises(SettingsError, match=r"PGOUTLIER_LOG_FORMAT: .*PGOUTLIER_BATCH_ROWS: "):
+        load_settings()
+
+
+def test_an_empty_url_is_none_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DATABASE_URL", "BROKER_URL", "SIGNING_KEY"):
+        monkeypatch.setenv(f"PGOUTLIER_{name}", "")
+    settings = load_settings()
+    assert (settings.database_url, settings.broker_url, settings.signing_key) == (None, None, None)
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
+def test_every_usual_spelling_of_a_database_url_is_taken(
+    monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    monkeypatch.setenv("PGOUTLIER_DATABASE_URL", f"{scheme}://me:{SECRET}@host/db")
+    url = load_settings().database_url
+    assert url is not None
+    assert make_engine(url.get_secret_value()).dialect.driver == "psycopg"
+
+
+def test_secrets_are_not_printed_with_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGOUTLIER_DATABASE_URL", f"postgresql://me:{SECRET}@host/db")
+    monkeypatch.setenv("PGOUTLIER_SIGNING_KEY", SECRET)
+    assert SECRET not in repr(load_settings())
+    assert SECRET not in str(load_settings())
+
+
+def test_the_environment_outranks_the_file(monkeypatch: pytest.MonkeyPatch, no_settings: Path) -> None:
+    (no_settings / ".env").write_text("PGOUTLIER_BATCH_ROWS=7\nPGOUTLIER_MAX_ATTEMPTS=2\nOTHER=1\n")
+    monkeypatch.setenv("PGOUTLIER_BATCH_ROWS", "9")
+    settings = load_settings()
+    assert (settings.batch_rows, settings.max_attempts) == (9, 2)
+
+
+def test_a_file_that_cannot_be_read_is_named(no_settings: Path) -> None:
+    (no_settings / ".env").write_bytes(b"PGOUTLIER_SIGNING_KEY=\xff\xfe" + SECRET.encode())
+    with pytest.raises(SettingsError, match=r"\.env") as raised:
+        load_settings()
+    assert SECRET not in raised.value.sentence
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        load_settings().batch_rows = 5
+
+
+@pytest.mark.parametrize(
+    "url",
+    [f"postgresql://me:{SECRET}@host:port/db", f"postgresql://me:{SECRET}@[::1/db", f"me:{SECRET}@host"],
+)
+def test_a_url_that_cannot_be_parsed_is_named_and_not_shown(url: str) -> None:
+    with pytest.raises(SettingsError, match="PGOUTLIER_DATABASE_URL cannot be parsed") as raised:
+        make_engine(url)
+    assert SECRET not in raised.value.sentence
