@@ -39,7 +39,7 @@ class Settings(BaseSettings):
     )
 
     batch_rows: int = Field(
-        10_000, ge=1, le=100_000, description="rows claimed and scored in one transaction"
+        20_000, ge=1, le=100_000, description="rows claimed and scored in one transaction"
     )
     drain_budget_seconds: Seconds = Field(
         30, description="how long one drain task goes on before it hands over"

@@ -14,14 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 from detector import reference
 from detector.arrays import Arrays, Float32Matrix, Float64Matrix, Float64Vector, IntMatrix
 from detector.errors import FeatureMismatch, InvalidDetector, NonFiniteFeatures
-from detector.graph import build_scorer
+from detector.graph import BLOCK_ROWS, build_scorer
 from detector.layout import checked_arrays
 from detector.preprocessing import apply_preprocessing
 from detector.recipes import Recipe
-
-# Larger matrices are scored in slices of this many rows, whose intermediate results stay in the
-# processor's cache and whose memory does not grow with the table.
-CHUNK_ROWS = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,13 +97,13 @@ class Detector:
         """
         matrix = self._checked(features)
         scorer = self._compiled()
-        if len(matrix) <= CHUNK_ROWS:
+        if len(matrix) <= BLOCK_ROWS:
             error, contributions = scorer(_tensor(matrix))
             return Scores(error.numpy(), contributions.numpy())
         errors = np.empty(len(matrix))
         parts = np.empty(matrix.shape, dtype=np.float32)
-        for start in range(0, len(matrix), CHUNK_ROWS):
-            rows = slice(start, start + CHUNK_ROWS)
+        for start in range(0, len(matrix), BLOCK_ROWS):
+            rows = slice(start, start + BLOCK_ROWS)
             error, contributions = scorer(_tensor(matrix[rows]))
             errors[rows], parts[rows] = error.numpy(), contributions.numpy()
         return Scores(errors, parts)
@@ -129,7 +125,7 @@ class Detector:
 
     def warm_up(self) -> None:
         """Import TensorFlow and compile, so that the first row does not wait for it."""
-        self.score(np.zeros((1, len(self.feature_names))))
+        self.score(np.zeros((BLOCK_ROWS + 1, len(self.feature_names))))
 
     def _preprocessed(self, features: ArrayLike) -> Float64Matrix:
         matrix = self._checked(features)

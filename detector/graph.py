@@ -17,11 +17,15 @@ from detector.network import LEAKY_SLOPE
 from detector.preprocessing import LIMIT, RAW_LIMIT
 from detector.recipes import Clip, DropColumns, Recipe
 
+# Blocks of just this many rows go through a version that XLA has fused for them, which takes two thirds of the
+# processor time; it has to be compiled for each number of rows. Small enough for the processor's cache.
+BLOCK_ROWS = 4096
+
 
 def build_scorer(recipe: Recipe, feature_names: Sequence[str], arrays: Arrays) -> Callable[[Any], Any]:
     """A function of (n_rows, n_features) float64 that gives (errors float64, contributions float32).
 
-    It is traced once, for any number of rows, and safe to call from several threads.
+    Traced twice, for BLOCK_ROWS rows and for any other number; safe to call from several threads.
     """
     tf = tensorflow()
     constants = {
@@ -40,10 +44,14 @@ def build_scorer(recipe: Recipe, feature_names: Sequence[str], arrays: Arrays) -
             contributions = tf.gather(tf.pad(contributions, [[0, 0], [0, 1]]), source, axis=1)
         return error, tf.cast(contributions, tf.float32)
 
-    signature = [tf.TensorSpec((None, len(feature_names)), tf.float64)]
-    scorer = tf.function(score, input_signature=signature, autograph=False)
-    compiled: Callable[[Any], Any] = scorer.get_concrete_function()
-    return compiled
+    def traced(n_rows: int | None, **options: bool) -> Callable[[Any], Any]:
+        signature = [tf.TensorSpec((n_rows, len(feature_names)), tf.float64)]
+        function = tf.function(score, input_signature=signature, autograph=False, **options)
+        compiled: Callable[[Any], Any] = function.get_concrete_function()
+        return compiled
+
+    any_rows, block = traced(None), traced(BLOCK_ROWS, jit_compile=True)
+    return lambda features: (block if features.shape[0] == BLOCK_ROWS else any_rows)(features)
 
 
 def _preprocess(recipe: Recipe, constants: dict[str, Any], values: Any, kept: tuple[int, ...]) -> Any:

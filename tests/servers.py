@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +61,9 @@ class Postgres:
 
     kit: ServerKit
     bin_dir: Path
+    # Makes the next test's database, and drops the last one's, while a test runs.
+    _worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    _ready: deque[Future[str]] = field(default_factory=deque)
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     @property
@@ -71,12 +76,29 @@ class Postgres:
     @contextmanager
     def database(self, *, template: str = TEMPLATE) -> Iterator[str]:
         """The URL of a fresh copy of the template."""
-        name = f"test_{next(self._numbers)}"
-        self.administer("CREATE DATABASE {} TEMPLATE {}", name, template)
+        if template != TEMPLATE:
+            name = self._copy(template)
+        else:
+            if not self._ready:
+                self._prepare()
+            name = self._ready.popleft().result()
+            self._prepare()
         try:
             yield self.url(name)
         finally:
-            self.administer("DROP DATABASE {} WITH (FORCE)", name)
+            self._worker.submit(self.administer, "DROP DATABASE {} WITH (FORCE)", name)
+
+    def _prepare(self) -> None:
+        self._ready.append(self._worker.submit(self._copy, TEMPLATE))
+
+    def _copy(self, template: str) -> str:
+        name = f"test_{next(self._numbers)}"
+        self.administer("CREATE DATABASE {} TEMPLATE {}", name, template)
+        return name
+
+    def close(self) -> None:
+        """Wait for what is under way in the background."""
+        self._worker.shutdown()
 
     def administer(self, statement: str, *names: str) -> None:
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
@@ -112,6 +134,7 @@ def running_postgres(folder: Path, bin_dir: Path | None) -> Iterator[Postgres]:
         migrate.upgrade(engine)
         engine.dispose()
         yield postgres
+        postgres.close()
     finally:
         kit.postgres.stop("immediate")
         with suppress(OSError):

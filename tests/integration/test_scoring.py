@@ -375,9 +375,9 @@ def test_a_number_too_large_for_a_double_ends_alone_in_quarantine(user: User, ru
 
 def test_an_error_that_is_not_finite_is_quarantined(transactions: Table) -> None:
     names = transactions.source.definition.feature_names
-    detector = make_detector(names, recipe=plain_recipe(preprocessing=(), output_activation="linear"))
+    detector = make_detector(names, recipe=plain_recipe(preprocessing=(), error_metric="mahalanobis"))
     arrays = dict(detector.arrays)
-    arrays["layer.1.kernel"] = np.full_like(arrays["layer.1.kernel"], 3e38)
+    arrays["residual.whitening"] = np.eye(3) * 1e300
     transactions.promote(type(detector).from_arrays(detector.recipe, names, arrays, 1.0))
     transactions.insert(1, 3)
     transactions.drain_all()

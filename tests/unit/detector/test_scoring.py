@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from detector import Detector, FeatureMismatch, FitResult, NonFiniteFeatures, exceeds, fit, top_features
-from detector.detector import CHUNK_ROWS
+from detector.graph import BLOCK_ROWS
 from tests.unit.detector.conftest import N_FEATURES, NAMES, small_recipe, table
 
 
@@ -31,7 +31,7 @@ def test_contributions_are_not_negative_and_sum_to_the_error(fitted: FitResult) 
 
 
 def test_shapes_and_dtypes_are_as_documented_for_no_row_one_row_and_many(fitted: FitResult) -> None:
-    features = table(CHUNK_ROWS + 7, seed=3)
+    features = table(BLOCK_ROWS + 7, seed=3)
     whole = fitted.detector.score(features)
     for n_rows in (0, 1, len(features)):
         scores = fitted.detector.score(features[:n_rows])
