@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from db.embedded import ServerKit
 from db.engine import make_engine
 from db.settings import Settings
-from tests.servers import POSTGRES_15, Postgres, own_servers, running_postgres, scratch_folder
+from tests.servers import POSTGRES_15, Postgres, running_postgres, scratch_folder
 from tests.support import Table, make_table
 from worker.runtime import Runtime, make_runtime
 
@@ -61,13 +61,6 @@ def broker_url(scratch: Path) -> Iterator[str]:
     kit.valkey.start()
     yield kit.valkey.url
     kit.valkey.stop()
-
-
-@pytest.fixture
-def own_kit(scratch: Path, request: pytest.FixtureRequest) -> Iterator[ServerKit]:
-    """Servers that this test alone uses, and may kill and restart; see tests.servers.environment."""
-    with own_servers(scratch / f"own{abs(hash(request.node.nodeid)) % 10**8}") as kit:
-        yield kit
 
 
 @pytest.fixture

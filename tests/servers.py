@@ -34,27 +34,6 @@ def scratch_folder() -> Iterator[Path]:
         yield Path(path)
 
 
-@contextmanager
-def own_servers(folder: Path, *, postgres_bin_dir: Path | None = None) -> Iterator[ServerKit]:
-    """A PostgreSQL and a Valkey of the caller's own, for tests that kill, stop and restart them."""
-    embedded.ensure_running(folder, postgres_bin_dir=postgres_bin_dir)
-    try:
-        yield ServerKit.of(folder, postgres_bin_dir=postgres_bin_dir)
-    finally:
-        embedded.purge(folder)
-
-
-def environment(kit: ServerKit) -> dict[str, str]:
-    """For subprocesses: this environment, with the servers of the kit and no other setting of ours."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PGOUTLIER_")}
-    return {
-        **kept,
-        "PGOUTLIER_DATABASE_URL": kit.postgres.url,
-        "PGOUTLIER_BROKER_URL": kit.valkey.url,
-        "PGOUTLIER_DATA_DIR": str(kit.folder.path),
-    }
-
-
 @dataclass(frozen=True)
 class Postgres:
     """A running PostgreSQL with a migrated template database."""
