@@ -12,6 +12,7 @@ from rich.console import Console
 from benchmarks import latency, overhead, rivals, throughput
 from benchmarks.ground import Ground, ground
 from worker.cli.output import new_table
+from worker.logs import configure_logs
 
 console = Console(stderr=False)
 
@@ -81,6 +82,7 @@ def _say(what: str) -> None:
 
 def main() -> None:
     arguments = _arguments()
+    configure_logs("console", level=40)
     with ground(arguments.rows) as base:
         server = base.connection.execute("SHOW server_version").fetchone()
         result = _measure(base, arguments)

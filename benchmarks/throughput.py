@@ -96,7 +96,8 @@ def drain_seconds(ground: Ground, n_rows: int, *, n_threads: int = 1) -> float:
 
 def measure(ground: Ground, *, n_rounds: int) -> Throughput:
     n_rows = len(ground.rows)
-    drain_seconds(ground, n_rows)  # once unmeasured: compiles, fills caches
+    for n_threads in (1, 2):  # unmeasured: compiles, fills caches and pools
+        drain_seconds(ground, n_rows, n_threads=n_threads)
     floors, drains, doubles = [], [], []
     process = psutil.Process()
     after_first = process.memory_info().rss

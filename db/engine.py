@@ -10,9 +10,14 @@ from sqlalchemy.exc import ArgumentError
 
 from db.errors import SettingsError
 
-# Scores and the claim that led to them are lost together if the server crashes, and are then made again:
-# a scoring transaction need not wait for the disk (docs/decisions/0003-scoring-commits.md).
 APPLICATION_NAME = "pgoutlier"
+# A server that vanished without a word is noticed within a minute.
+KEEPALIVES = {
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,  # milliseconds
+}
 
 
 def sqlalchemy_url(database_url: str) -> URL:
@@ -36,6 +41,7 @@ def make_engine(database_url: str, *, pool_size: int = 5, application_name: str 
             "application_name": application_name,
             "client_encoding": "utf8",
             "connect_timeout": 10,
+            **KEEPALIVES,
         },
     )
 

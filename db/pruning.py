@@ -15,7 +15,9 @@ def prune(connection: Connection, source: Source, *, keep_training_runs: int) ->
     orphans = run(
         connection,
         compose(
-            "DELETE FROM {scores} s WHERE NOT EXISTS (SELECT FROM {relation} t WHERE t.{key} = s.key)",
+            # By ctid: a score that is written anew meanwhile has moved, and stays.
+            "DELETE FROM {scores} s USING (SELECT o.ctid AS place FROM {scores} o"
+            " WHERE NOT EXISTS (SELECT FROM {relation} t WHERE t.{key} = o.key)) orphan WHERE s.ctid = orphan.place",
             scores=ours("scores", source.name),
             relation=source.definition.relation.sql(),
             key=identifier(source.definition.key_column),

@@ -155,8 +155,10 @@ def prune(connection: Connection, source: SourceDefinition, source_id: int) -> i
     return run(
         connection,
         compose(
-            "DELETE FROM outlier.quarantine h WHERE h.source_id = %(source_id)s AND NOT EXISTS"
-            " (SELECT FROM {relation} t WHERE t.{key} = (h.key)::{key_type})",
+            # By ctid: an entry that is written anew meanwhile has moved, and stays.
+            "DELETE FROM outlier.quarantine h USING (SELECT o.ctid AS place FROM outlier.quarantine o"
+            " WHERE o.source_id = %(source_id)s AND NOT EXISTS"
+            " (SELECT FROM {relation} t WHERE t.{key} = (o.key)::{key_type})) orphan WHERE h.ctid = orphan.place",
             relation=source.relation.sql(),
             key=identifier(source.key_column),
             key_type=key_codec.scalar_type(source.key_type),

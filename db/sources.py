@@ -120,7 +120,7 @@ def _run_ddl(
     try:
         for statement in statements:
             run(connection, statement)
-    except errors.LockNotAvailable:
+    except (errors.LockNotAvailable, errors.DeadlockDetected):
         raise SourceError(
             f"{definition.relation} is in use: no lock on it within {LOCK_TIMEOUT}, and nothing was changed; end"
             " the transactions that wrote to it, and try again."

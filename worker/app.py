@@ -8,6 +8,7 @@ import psycopg
 import structlog
 from celery import Celery, Task
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from db.errors import PgoutlierError
 
@@ -17,7 +18,7 @@ log = structlog.get_logger()
 class OneLineFailure(Task):  # type: ignore[misc]
     """A failure that is no fault of the program is logged as one line; Celery would log a long traceback."""
 
-    throws = (PgoutlierError, OperationalError, psycopg.OperationalError)
+    throws = (PgoutlierError, OperationalError, PoolTimeout, psycopg.OperationalError)
 
     def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         if isinstance(exc, self.throws):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 
@@ -32,6 +33,7 @@ from worker.runtime import Runtime
 log = structlog.get_logger()
 
 NO_CHAMPION = "no champion yet: train one (pgoutlier train {name}); rows stay queued until then"
+_LONGEST_HOLD = "5min"
 _NOTHING = Claim([], 0, 0, rescore=False)
 
 
@@ -75,11 +77,18 @@ def open_batch(runtime: Runtime, source: Source) -> OpenBatch | None:
     """Claim and read. None if nothing is due or there is no champion. Raises BatchFailed."""
     claim = _NOTHING
     started = time.perf_counter()
-    connection = runtime.engine.connect()
+    connection: Connection | None = None
     try:
+        connection = runtime.engine.connect()
         transaction = connection.begin()
-        # The claim and the scores are lost together or not at all, so neither needs to wait for the disk.
-        run(connection, "SET LOCAL synchronous_commit = off")
+        # The claim and the scores are lost together or not at all, so neither needs to wait for the disk. A worker
+        # that hangs with its claim loses it after a while, for others to take.
+        run(
+            connection,
+            "SELECT set_config('synchronous_commit', 'off', true),"
+            " set_config('idle_in_transaction_session_timeout', %s, true)",
+            (_LONGEST_HOLD,),
+        )
         if models.alias(connection, source.id) is None:
             failures.note_problem_in(connection, source, NO_CHAMPION.format(name=source.name))
         else:
@@ -95,7 +104,8 @@ def open_batch(runtime: Runtime, source: Source) -> OpenBatch | None:
             return None
         rows = features.read_claimed(connection, source.definition, claim.queue_ids)
     except BaseException as error:
-        connection.close()
+        if connection is not None:
+            connection.close()
         if isinstance(error, Exception):
             raise BatchFailed(claim, error) from error
         raise
@@ -146,10 +156,11 @@ class BatchReader:
         return ahead.result()
 
     def read_ahead(self) -> None:
-        """Open the next batch in the background; `next` will return it."""
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
-        self._ahead = self._executor.submit(open_batch, self._runtime, self._source)
+        """Open the next batch in the background; `next` will return it. Does nothing if no thread can be had."""
+        with suppress(RuntimeError):
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+            self._ahead = self._executor.submit(open_batch, self._runtime, self._source)
 
     def __enter__(self) -> BatchReader:
         return self

@@ -5,7 +5,7 @@ from __future__ import annotations
 import psycopg
 import structlog
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from db import quarantine, queue, sources
 from db.errors import PgoutlierError
@@ -24,27 +24,34 @@ _SETUP_DELAY_SECONDS = 5.0
 # SQLSTATE classes (https://www.postgresql.org/docs/current/errcodes-appendix.html): data exceptions,
 # cardinality, integrity, and errors raised by functions of the user's.
 _ROWS_TO_BLAME = ("21", "22", "23", "38", "39", "P0")
-# Lost connection, shutdown, crash, deadlock, serialisation, lock not available: simply try again later.
-_PASSING = ("08", "40", "55", "57")
+# Lost connection, shutdown and crash, a lock that was not to be had: simply try again later.
+_PASSING = ("08", "57P", "55P03")
+# Deadlock and serialisation failure: try again after a short pause.
 _LOST_RACE = "40"
+_RACE_PAUSE_SECONDS = 0.05
+# A statement timeout may be due to the size of the batch, so the batch is made smaller.
+_TOO_SLOW = "57014"
 
 
 def handle(runtime: Runtime, source: Source, claim: Claim, error: Exception) -> bool:
     """Record a failed batch. Returns whether the drain should go on with the next one."""
-    state = sqlstate(error)
-    if _lost_connection(error) or (state or "")[:2] in _PASSING:
+    state = sqlstate(error) or ""
+    if _lost_connection(error) or state.startswith((*_PASSING, _LOST_RACE)):
         log.warning("batch_interrupted", source=source.name, sqlstate=state, error=_sentence(error))
-        return (state or "").startswith(_LOST_RACE)
+        if not state.startswith(_LOST_RACE):
+            return False
+        runtime.stopping.wait(_RACE_PAUSE_SECONDS)
+        return True
     try:
         with runtime.engine.begin() as connection:
             if all(other.id != source.id for other in sources.every(connection)):
                 log.info("source_detached_meanwhile", source=source.name)
                 return False
-            if isinstance(error, ArtifactRefused | PgoutlierError) or _is_setup_problem(state):
+            if not claim or _is_setup_problem(error, state):
                 _stand_still(connection, source, claim, error)
                 return False
             _blame_rows(connection, runtime, source, claim, error)
-    except (DBAPIError, psycopg.Error) as second:
+    except (SQLAlchemyError, psycopg.Error) as second:
         log.warning("failure_not_recorded", source=source.name, error=_sentence(second))
         return False
     return True
@@ -60,12 +67,19 @@ def _lost_connection_text(error: BaseException | None) -> bool:
     return isinstance(error, psycopg.OperationalError) and sqlstate(error) is None
 
 
-def _is_setup_problem(state: str | None) -> bool:
-    return state is not None and state[:2] not in _ROWS_TO_BLAME
+def _is_setup_problem(error: Exception, state: str) -> bool:
+    """Whether no row is to blame: a model, a grant, a column, a server, or this process itself."""
+    if state:
+        return state != _TOO_SLOW and state[:2] not in _ROWS_TO_BLAME
+    ours = (ArtifactRefused, PgoutlierError, SQLAlchemyError, ImportError, OSError, MemoryError)
+    return isinstance(error, ours)
 
 
 def _stand_still(connection: Connection, source: Source, claim: Claim, error: Exception) -> None:
-    log.error("scoring_stands_still", source=source.name, error=_sentence(error), sqlstate=sqlstate(error))
+    if source.last_problem != _sentence(error):
+        log.error(
+            "scoring_stands_still", source=source.name, error=_sentence(error), sqlstate=sqlstate(error)
+        )
     sources.set_problem(connection, source.id, _sentence(error))
     if claim:
         queue.postpone(

@@ -10,7 +10,9 @@ import psycopg
 import structlog
 from kombu.exceptions import OperationalError as BrokerUnavailable
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
+from db.engine import KEEPALIVES
 from db.identifiers import CHANNEL
 
 log = structlog.get_logger()
@@ -28,6 +30,7 @@ def listen(
 
     on_ready is called each time the connection stands, to catch up with what was missed.
     """
+    conninfo = make_conninfo(conninfo, **KEEPALIVES)
     while not stop.is_set():
         try:
             with psycopg.connect(

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import psycopg
 import structlog
+from sqlalchemy.exc import DBAPIError
 
 from db import pruning, quarantine, queue, sources
+from db.errors import PgoutlierError
 from worker.runtime import Runtime
 
 log = structlog.get_logger()
@@ -31,8 +36,8 @@ def sweep(runtime: Runtime, source_name: str, *, backfill: bool = False) -> int:
 
 
 def sweep_all(runtime: Runtime) -> dict[str, int]:
-    """Sweep every source; rows found, by source."""
-    return {name: sweep(runtime, name) for name in _names(runtime)}
+    """Sweep every source; rows found, by source. One that cannot be swept does not keep the others from it."""
+    return _of_each(runtime, "sweep", lambda name: sweep(runtime, name))
 
 
 def retry_quarantine(runtime: Runtime, source_name: str, keys: list[str] | None) -> int:
@@ -44,18 +49,26 @@ def retry_quarantine(runtime: Runtime, source_name: str, keys: list[str] | None)
 
 def prune_all(runtime: Runtime) -> dict[str, int]:
     """Remove what belongs to rows that are gone, and old training runs; things removed, by source."""
-    removed = {}
-    for name in _names(runtime):
-        with runtime.engine.begin() as connection:
-            source = sources.find(connection, name)
-            removed[name] = pruning.prune(
-                connection, source, keep_training_runs=runtime.settings.keep_training_runs
-            )
-        if removed[name]:
-            log.info("pruned", source=name, n_removed=removed[name])
-    return removed
+    return _of_each(runtime, "prune", lambda name: _prune(runtime, name))
 
 
-def _names(runtime: Runtime) -> list[str]:
+def _prune(runtime: Runtime, source_name: str) -> int:
     with runtime.engine.begin() as connection:
-        return [source.name for source in sources.every(connection)]
+        source = sources.find(connection, source_name)
+        n_removed = pruning.prune(connection, source, keep_training_runs=runtime.settings.keep_training_runs)
+    if n_removed:
+        log.info("pruned", source=source_name, n_removed=n_removed)
+    return n_removed
+
+
+def _of_each(runtime: Runtime, what: str, work: Callable[[str], int]) -> dict[str, int]:
+    with runtime.engine.begin() as connection:
+        names = [source.name for source in sources.every(connection)]
+    done = {}
+    for name in names:
+        try:
+            done[name] = work(name)
+        except (PgoutlierError, DBAPIError, psycopg.Error) as error:
+            lines = str(error).strip().splitlines()
+            log.error("maintenance_failed", task=what, source=name, error=lines[0] if lines else "")
+    return done

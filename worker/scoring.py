@@ -47,7 +47,8 @@ def sources_with_work(runtime: Runtime) -> list[str]:
         every = sources.every(connection)
     names = []
     for source in every:
-        with suppress(psycopg.errors.UndefinedTable):  # detached meanwhile
+        # Detached meanwhile, or a lost grant: no reason to leave the other sources alone.
+        with suppress(psycopg.ProgrammingError):
             if _has_due(runtime, source):
                 names.append(source.name)
     return names
@@ -73,7 +74,7 @@ def drain(
     with BatchReader(runtime, source) as reader:
         while True:
             result.more = time.monotonic() > deadline or runtime.stopping.is_set()
-            if result.more and result.n_batches:
+            if result.more and result.n_batches + result.n_failed_batches:
                 return result
             try:
                 batch = reader.next()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 import time
@@ -22,8 +23,8 @@ from db.settings import PREFIX, Settings
 from db.sources import Source
 from worker import maintenance, training
 from worker.cli.models import print_trained, train_with_progress
-from worker.cli.output import seconds_text
-from worker.demo.dataset import Dataset, as_csv
+from worker.cli.output import errors, seconds_text
+from worker.demo.dataset import Dataset, DatasetError, as_csv
 from worker.demo.figures import Outcome, measure_detection
 from worker.demo.stream import Stopwatch, insert_live
 from worker.processes import Supervisor, plans
@@ -51,7 +52,28 @@ def servers_of_its_own(settings: Settings, data_dir: Path, *, keep: Callable[[],
 
     The environment names them too, for Celery in this process and for the processes it starts.
     """
-    embedded.purge(data_dir)
+    with _only_demo(data_dir):
+        if data_dir.exists():
+            errors.print(f"Replacing the demo that was kept in {data_dir}.", highlight=False)
+            embedded.purge(data_dir)
+        yield from _servers(settings, data_dir, keep)
+
+
+@contextmanager
+def _only_demo(data_dir: Path) -> Iterator[None]:
+    """One demo at a time in a data folder. Raises DatasetError if there is another."""
+    data_dir.parent.mkdir(parents=True, exist_ok=True)
+    with data_dir.with_name(data_dir.name + ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DatasetError(
+                "Another demo is running; wait for it, or set PGOUTLIER_DATA_DIR to another folder."
+            ) from None
+        yield
+
+
+def _servers(settings: Settings, data_dir: Path, keep: Callable[[], bool]) -> Iterator[Settings]:
     try:
         servers = embedded.ensure_running(data_dir)
         os.environ[f"{PREFIX}DATABASE_URL"] = servers.database_url
