@@ -36,7 +36,7 @@ def _measure(base: Ground, arguments: argparse.Namespace) -> dict[str, object]:
     _say("floor and drain, one and two threads")
     speed = throughput.measure(base, n_rounds=arguments.rounds)
     _say("trigger overhead")
-    bulk, single = overhead.measure(base, n_rounds=arguments.rounds, n_single=2_000)
+    bulk, single = overhead.measure(base, n_rounds=arguments.rounds, n_single=10_000)
     _say("the batch script")
     script = rivals.batch_script_rows_per_second(base)
     _say("the task per row")

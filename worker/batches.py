@@ -7,7 +7,7 @@ while the batch before it is scored and written: then PostgreSQL reads while Ten
 from __future__ import annotations
 
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -145,7 +145,6 @@ class BatchReader:
     def __init__(self, runtime: Runtime, source: Source) -> None:
         self._runtime = runtime
         self._source = source
-        self._executor: ThreadPoolExecutor | None = None
         self._ahead: Future[OpenBatch | None] | None = None
 
     def next(self) -> OpenBatch | None:
@@ -158,9 +157,7 @@ class BatchReader:
     def read_ahead(self) -> None:
         """Open the next batch in the background; `next` will return it. Does nothing if no thread can be had."""
         with suppress(RuntimeError):
-            if self._executor is None:
-                self._executor = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
-            self._ahead = self._executor.submit(open_batch, self._runtime, self._source)
+            self._ahead = self._runtime.readers.submit(open_batch, self._runtime, self._source)
 
     def __enter__(self) -> BatchReader:
         return self
@@ -172,8 +169,6 @@ class BatchReader:
             batch = self._ahead.result()
             if batch is not None:
                 batch.abandon()
-        if self._executor is not None:
-            self._executor.shutdown()
 
 
 def score_claimed(

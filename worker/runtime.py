@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -13,6 +14,8 @@ from db import embedded
 from db.engine import make_engine
 from db.settings import Settings, load_settings
 from models_store.registry import DetectorCache
+
+_MOST_READERS = 64
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,10 @@ class Runtime:
     cache: DetectorCache
     # Set when the process is asked to end: a drain then stops after the batch at hand.
     stopping: threading.Event = field(default_factory=threading.Event)
+    # Threads that read ahead. They last as long as the process: memory freed by a thread that ended stays with it.
+    readers: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(_MOST_READERS, "read-ahead")
+    )
 
     @property
     def signing_key(self) -> str | None:
