@@ -63,14 +63,18 @@ def servers_of_its_own(settings: Settings, data_dir: Path, *, keep: Callable[[],
 def _only_demo(data_dir: Path) -> Iterator[None]:
     """One demo at a time in a data folder. Raises DatasetError if there is another."""
     data_dir.parent.mkdir(parents=True, exist_ok=True)
-    with data_dir.with_name(data_dir.name + ".lock").open("w") as lock:
+    path = data_dir.with_name(data_dir.name + ".lock")
+    with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DatasetError(
                 "Another demo is running; wait for it, or set PGOUTLIER_DATA_DIR to another folder."
             ) from None
-        yield
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _servers(settings: Settings, data_dir: Path, keep: Callable[[], bool]) -> Iterator[Settings]:
