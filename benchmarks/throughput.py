@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import psutil
-import psycopg
 
-from benchmarks.ground import COLUMNS, COPY_HEADER, COPY_TRAILER, Ground, median, seconds_of
+from benchmarks.ground import COLUMNS, COPY_HEADER, COPY_TRAILER, Ground, copy_in, median, seconds_of
 from worker import maintenance, scoring
 
 
@@ -123,7 +122,7 @@ def flat_cost(ground: Ground, *, n_large: int, n_rounds: int) -> tuple[float, fl
     small = median([drain_seconds(ground, n_small) for _ in range(n_rounds)])
     ground.connection.execute("ALTER TABLE transactions DISABLE TRIGGER USER")
     for _ in range(n_large // n_small - 1):
-        _more_rows(ground.connection, ground.copy_body)
+        copy_in(ground.connection, "transactions", ground.copy_body)
     ground.connection.execute("ALTER TABLE transactions ENABLE TRIGGER USER")
     ground.connection.execute("VACUUM ANALYZE transactions")
     before = psutil.Process().memory_info().rss
@@ -132,9 +131,3 @@ def flat_cost(ground: Ground, *, n_large: int, n_rounds: int) -> tuple[float, fl
     ground.connection.execute("DELETE FROM transactions WHERE id > %s", (n_small,))
     ground.connection.execute("VACUUM FULL ANALYZE transactions")
     return (n_large / large) / (n_small / small), growth
-
-
-def _more_rows(connection: psycopg.Connection, body: bytes) -> None:
-    from benchmarks.ground import copy_in
-
-    copy_in(connection, "transactions", body)

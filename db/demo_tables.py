@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from db.definition import SourceDefinition
 from db.identifiers import Relation, identifier, ours
-from db.statements import compose, copy_in, one, run
+from db.statements import compose, copy_in, run
 
 TRANSACTIONS = Relation("public", "transactions")
 TRUTH = Relation("public", "transactions_truth")
@@ -105,11 +105,6 @@ def visible(connection: Connection, source: SourceDefinition, keys: list[int]) -
         {"keys": keys},
     )
     return [row[0] for row in rows.fetchall()]
-
-
-def highest_key(connection: Connection, key: str) -> int:
-    statement = compose("SELECT coalesce(max({k}), 0) FROM {t}", k=identifier(key), t=TRANSACTIONS.sql())
-    return int(one(connection, statement))
 
 
 def totals(connection: Connection, source: SourceDefinition, source_id: int) -> Totals:

@@ -33,12 +33,6 @@ class SchemaNotReady(PgoutlierError):
     """The schema `outlier` is missing or older than this program."""
 
 
-class DatabaseUnavailable(PgoutlierError):
-    """PostgreSQL cannot be reached."""
-
-    exit_code = 1
-
-
 class ModelError(PgoutlierError):
     """No such model version or alias, or a move of an alias that cannot be made."""
 
@@ -47,3 +41,12 @@ class TrainingBusy(PgoutlierError):
     """Another training of the same source is under way."""
 
     exit_code = 1
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error, of the driver's where another library has wrapped it; its class if it says nothing.
+
+    PostgreSQL's further lines may quote the user's data.
+    """
+    original = getattr(error, "orig", None) or error
+    return (str(original).strip().splitlines() or [type(original).__name__])[0]

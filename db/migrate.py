@@ -11,7 +11,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from db.errors import MissingPrivilege, SchemaNotReady
+from db.errors import MissingPrivilege, SchemaNotReady, first_line
 from db.identifiers import SCHEMA, display
 from db.statements import one, sqlstate
 
@@ -53,7 +53,7 @@ def _migrate(engine: Engine, direction: object, revision: str) -> None:
         if sqlstate(error) == _INSUFFICIENT_PRIVILEGE:
             role = display(engine.url.username or "…")
             raise MissingPrivilege(
-                f"The migration may not do this ({str(error.orig).strip().splitlines()[0]}); an owner of the"
+                f"The migration may not do this ({first_line(error)}); an owner of the"
                 f" database has to run: CREATE SCHEMA {SCHEMA} AUTHORIZATION {role};"
             ) from None
         raise

@@ -163,10 +163,6 @@ def try_training_lock(connection: Connection, source_id: int) -> bool:
     )
 
 
-def release_training_lock(connection: Connection, source_id: int) -> None:
-    run(connection, "SELECT pg_advisory_unlock(hashtext('outlier.training'), %s)", (source_id,))
-
-
 def start_run(connection: Connection, source_id: int, *, recipe: dict[str, Any], seed: int) -> int:
     """Open a training run; runs left open by a process that died are closed first. Returns its id.
 

@@ -13,6 +13,7 @@ from db import sources as source_store
 from db.definition import SourceDefinition
 from db.errors import SourceError
 from db.identifiers import display, identifier, ours
+from db.sources import Source
 from db.statements import compose, one, run, run_dicts
 
 
@@ -27,29 +28,29 @@ def scored_so_far(connection: Connection) -> dict[str, int]:
 
 
 def sources(connection: Connection) -> list[dict[str, Any]]:
-    """One dict a source: name, relation, queue figures, champion, quarantine, last training, problem."""
-    rows = []
-    for source in source_store.every(connection):
-        champion = models.alias(connection, source.id)
-        depth = queue.depth(connection, source.definition)
-        training = models.runs(connection, source.id, limit=1)
-        rows.append(
-            {
-                "name": source.name,
-                "relation": str(source.definition.relation),
-                "n_queued": depth["n_keys"],
-                "n_postponed": depth["n_postponed"],
-                "oldest_queued_seconds": depth["oldest_seconds"],
-                "champion": champion[1] if champion else None,
-                "n_scored_estimate": _estimate(connection, source.definition),
-                "n_quarantined": one(
-                    connection, "SELECT count(*) FROM outlier.quarantine WHERE source_id = %s", (source.id,)
-                ),
-                "training": _training(training[0]) if training else None,
-                "problem": source.last_problem,
-            }
-        )
-    return rows
+    """What `describe` says of every source."""
+    return [describe(connection, source) for source in source_store.every(connection)]
+
+
+def describe(connection: Connection, source: Source) -> dict[str, Any]:
+    """Name, relation, queue figures, champion, quarantine, last training and problem of a source."""
+    champion = models.alias(connection, source.id)
+    depth = queue.depth(connection, source.definition)
+    training = models.runs(connection, source.id, limit=1)
+    return {
+        "name": source.name,
+        "relation": str(source.definition.relation),
+        "n_queued": depth["n_keys"],
+        "n_postponed": depth["n_postponed"],
+        "oldest_queued_seconds": depth["oldest_seconds"],
+        "champion": champion[1] if champion else None,
+        "n_scored_estimate": _estimate(connection, source.definition),
+        "n_quarantined": one(
+            connection, "SELECT count(*) FROM outlier.quarantine WHERE source_id = %s", (source.id,)
+        ),
+        "training": _training(training[0]) if training else None,
+        "problem": source.last_problem,
+    }
 
 
 def _training(row: dict[str, Any]) -> dict[str, Any]:

@@ -7,10 +7,11 @@ from typing import Any
 import psycopg
 import structlog
 from celery import Celery, Task
+from kombu.exceptions import OperationalError as BrokerUnavailable
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from db.errors import PgoutlierError
+from db.errors import PgoutlierError, first_line
 
 log = structlog.get_logger()
 
@@ -22,8 +23,15 @@ class OneLineFailure(Task):  # type: ignore[misc]
 
     def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         if isinstance(exc, self.throws):
-            lines = str(getattr(exc, "orig", None) or exc).strip().splitlines()
-            log.warning("task_failed", task=self.name, args=args, error=lines[0] if lines else "")
+            log.warning("task_failed", task=self.name, args=args, error=first_line(exc))
+
+
+def ring(task: Task, *args: object, expires_seconds: float | None = None) -> None:
+    """Send a task that only rings a bell. A broker that is away is no reason to stop: beat finds the work."""
+    try:
+        task.apply_async(args, expires=expires_seconds)
+    except (BrokerUnavailable, ConnectionError, TimeoutError) as error:
+        log.warning("broker_unavailable", error=str(error))
 
 
 app = Celery("pgoutlier", task_cls=OneLineFailure)

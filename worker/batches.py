@@ -38,7 +38,7 @@ _NOTHING = Claim([], 0, 0, rescore=False)
 
 
 class BatchFailed(Exception):
-    """A batch that raised; its transaction is rolled back. claim says what it had claimed, __cause__ what it was."""
+    """A batch that raised; its transaction is rolled back. claim: what it had claimed, cause: what it raised."""
 
     def __init__(self, claim: Claim, cause: Exception) -> None:
         super().__init__(str(cause))
@@ -50,11 +50,9 @@ class BatchFailed(Exception):
 class BatchResult:
     """What one transaction wrote. problem: to be mended by an administrator although the batch was scored."""
 
-    n_claimed: int = 0
     n_scored: int = 0
     n_flagged: int = 0
     n_quarantined: int = 0
-    model_version: int | None = None
     problem: str | None = None
 
 
@@ -117,7 +115,6 @@ def settle(runtime: Runtime, source: Source, batch: OpenBatch) -> BatchResult:
     try:
         champion = registry.champion(batch.connection, source, runtime.cache)
         if champion is None:
-            batch.abandon()
             return BatchResult()
         result = score_claimed(batch.connection, source, batch.claim, batch.rows, champion)
         queue.finish(batch.connection, source.definition, batch.claim.queue_ids)
@@ -194,11 +191,9 @@ def score_claimed(
     quarantine_store.put(connection, source.definition, source.id, refused)
     quarantine_store.settle(connection, source.definition, source.id, claim.queue_ids)
     return BatchResult(
-        n_claimed=claim.n_keys,
         n_scored=len(batch),
         n_flagged=int(rows.flagged.sum()),
         n_quarantined=len(refused),
-        model_version=champion.version,
     )
 
 

@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from db import quarantine, queue, sources
-from db.errors import PgoutlierError
+from db.errors import PgoutlierError, first_line
 from db.quarantine import Entry
 from db.queue import Claim
 from db.sources import Source
@@ -131,7 +131,5 @@ def note_problem_in(connection: Connection, source: Source, problem: str) -> Non
 
 
 def _sentence(error: BaseException) -> str:
-    """The first line of what went wrong: PostgreSQL's further lines may quote the user's data."""
-    original = getattr(error, "orig", None) or error
-    lines = str(original).strip().splitlines()
-    return f"{type(original).__name__}: {lines[0] if lines else ''}"[:500]
+    """What went wrong and what kind of error it was, short enough for a column."""
+    return f"{type(getattr(error, 'orig', None) or error).__name__}: {first_line(error)}"[:500]

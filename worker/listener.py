@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 import psycopg
 import structlog
-from kombu.exceptions import OperationalError as BrokerUnavailable
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from db.engine import KEEPALIVES
+from db.errors import first_line
 from db.identifiers import CHANNEL
 
 log = structlog.get_logger()
@@ -28,7 +28,8 @@ def listen(
 ) -> None:
     """Ring for each source with new queue rows until `stop` is set; reconnects for as long as it takes.
 
-    on_ready is called each time the connection stands, to catch up with what was missed.
+    on_ready is called each time the connection stands, to catch up with what was missed. Neither of the two
+    may raise because the broker is away, see worker.app.ring.
     """
     conninfo = make_conninfo(conninfo, **KEEPALIVES)
     while not stop.is_set():
@@ -38,10 +39,10 @@ def listen(
             ) as connection:
                 connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(CHANNEL)))
                 log.info("listening", channel=CHANNEL)
-                _quietly(on_ready)
+                on_ready()
                 _relay(connection, ring, stop)
         except psycopg.OperationalError as error:
-            log.warning("listener_disconnected", error=str(error).strip().splitlines()[0])
+            log.warning("listener_disconnected", error=first_line(error))
             stop.wait(_RECONNECT_SECONDS)
 
 
@@ -58,12 +59,4 @@ def _relay(
         for source in [s for s in owed if now - last_rung.get(s, 0.0) >= _QUIET_SECONDS]:
             owed.discard(source)
             last_rung[source] = now
-            _quietly(lambda name=source: ring(name))  # type: ignore[misc]
-
-
-def _quietly(call: Callable[[], object]) -> None:
-    """A broker that is away is no reason to stop: beat finds the work in Postgres."""
-    try:
-        call()
-    except (BrokerUnavailable, ConnectionError, TimeoutError) as error:
-        log.warning("broker_unavailable", error=str(error))
+            ring(source)

@@ -9,7 +9,7 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 
 from db import pruning, quarantine, queue, sources
-from db.errors import PgoutlierError
+from db.errors import PgoutlierError, first_line
 from worker.runtime import Runtime
 
 log = structlog.get_logger()
@@ -69,6 +69,5 @@ def _of_each(runtime: Runtime, what: str, work: Callable[[str], int]) -> dict[st
         try:
             done[name] = work(name)
         except (PgoutlierError, DBAPIError, psycopg.Error) as error:
-            lines = str(error).strip().splitlines()
-            log.error("maintenance_failed", task=what, source=name, error=lines[0] if lines else "")
+            log.error("maintenance_failed", task=what, source=name, error=first_line(error))
     return done

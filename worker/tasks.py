@@ -6,10 +6,9 @@ Call them from anywhere: celery -A worker call models.promote --args '["transact
 from __future__ import annotations
 
 import structlog
-from kombu.exceptions import OperationalError as BrokerUnavailable
 
 from worker import maintenance, scoring, training, versions
-from worker.app import app
+from worker.app import app, ring
 from worker.runtime import runtime
 
 log = structlog.get_logger()
@@ -18,23 +17,20 @@ log = structlog.get_logger()
 HELP_EXPIRES_SECONDS = 5
 
 
-def ring(source: str, *, expires_seconds: float | None = HELP_EXPIRES_SECONDS) -> None:
-    """Send score.drain. A broker that is away is no reason to stop: beat finds the work in Postgres."""
-    try:
-        drain.apply_async((source,), expires=expires_seconds)
-    except (BrokerUnavailable, ConnectionError, TimeoutError) as error:
-        log.warning("broker_unavailable", error=str(error))
-
-
 @app.task(name="score.drain")
 def drain(source: str) -> dict[str, int]:
     """Score what is queued for a source, for at most PGOUTLIER_DRAIN_BUDGET_SECONDS."""
-    result = scoring.drain(runtime(), source, call_for_help=lambda: ring(source))
+    result = scoring.drain(runtime(), source, call_for_help=lambda: ask_for_drain(source))
     if result.more:
-        ring(source, expires_seconds=None)
+        ring(drain, source)
     if result.n_batches:
         log.info("drained", source=source, **result.counts())
     return result.counts()
+
+
+def ask_for_drain(source: str) -> None:
+    """Send score.drain, for whoever is free."""
+    ring(drain, source, expires_seconds=HELP_EXPIRES_SECONDS)
 
 
 @app.task(name="score.drain_all")
@@ -42,7 +38,7 @@ def drain_all() -> list[str]:
     """Ring the bell for every source with work that is due."""
     names = scoring.sources_with_work(runtime())
     for name in names:
-        ring(name)
+        ask_for_drain(name)
     return names
 
 

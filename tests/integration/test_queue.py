@@ -52,6 +52,16 @@ def keys_of(connection: Connection, claim: Claim) -> list[Any]:
     return sorted(found.scalars())
 
 
+def commit_while_another_drains(slow: Connection, table: Table, claim: Claim) -> None:
+    """The claim is finished and committed once the other worker waits for it, or is done."""
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(table.drain)
+        until(lambda: other.done() or waits(table.user))
+        queue.finish(slow, table.source.definition, claim.queue_ids)
+        slow.commit()
+        other.result(timeout=20)
+
+
 def finish(connection: Connection, table: Table, claim: Claim) -> None:
     """What a worker does between its claim and its commit."""
     source = table.source
@@ -359,12 +369,7 @@ def test_a_row_spoilt_while_it_is_scored_keeps_no_score(
     assert champion is not None
     score_claimed(slow, source, claim, read_claimed(slow, source.definition, claim.queue_ids), champion)
     transactions.user.execute("UPDATE transactions SET amount = NULL WHERE id = 1")
-    with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(transactions.drain)
-        until(lambda: other.done() or waits(transactions.user))
-        queue.finish(slow, source.definition, claim.queue_ids)
-        slow.commit()
-        other.result(timeout=20)
+    commit_while_another_drains(slow, transactions, claim)
     assert transactions.scored() == [2]
     assert transactions.quarantined() == {"1": ("null", "amount")}
 
@@ -378,12 +383,7 @@ def test_a_row_mended_while_it_is_quarantined_leaves_quarantine(
     source = transactions.source
     quarantine.put(slow, source.definition, source.id, [Entry("1", claim.queue_ids[0], "null", "amount")])
     transactions.user.execute("UPDATE transactions SET amount = 1 WHERE id = 1")
-    with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(transactions.drain)
-        until(lambda: other.done() or waits(transactions.user))
-        queue.finish(slow, source.definition, claim.queue_ids)
-        slow.commit()
-        other.result(timeout=20)
+    commit_while_another_drains(slow, transactions, claim)
     assert transactions.scored() == [1]
     assert transactions.quarantined() == {}
 

@@ -14,7 +14,7 @@ import pytest
 
 from db import sources
 from db.errors import ModelError, SourceError
-from detector import exceeds
+from detector import Detector, exceeds
 from detector.recipes import DropColumns, Standardise
 from tests.conftest import Connect
 from tests.support import (
@@ -373,12 +373,16 @@ def test_a_number_too_large_for_a_double_ends_alone_in_quarantine(user: User, ru
     assert "NumericValueOutOfRange" in detail
 
 
-def test_an_error_that_is_not_finite_is_quarantined(transactions: Table) -> None:
-    names = transactions.source.definition.feature_names
+def enlarging(table: Table, factor: float) -> Detector:
+    """A detector whose errors and contributions are the residuals times about this factor."""
+    names = table.source.definition.feature_names
     detector = make_detector(names, recipe=plain_recipe(preprocessing=(), error_metric="mahalanobis"))
-    arrays = dict(detector.arrays)
-    arrays["residual.whitening"] = np.eye(3) * 1e300
-    transactions.promote(type(detector).from_arrays(detector.recipe, names, arrays, 1.0))
+    arrays = {**detector.arrays, "residual.whitening": np.eye(3) * factor}
+    return Detector.from_arrays(detector.recipe, names, arrays, 1.0)
+
+
+def test_an_error_that_is_not_finite_is_quarantined(transactions: Table) -> None:
+    transactions.promote(enlarging(transactions, 1e300))
     transactions.insert(1, 3)
     transactions.drain_all()
     assert transactions.scored() == []
@@ -386,11 +390,7 @@ def test_an_error_that_is_not_finite_is_quarantined(transactions: Table) -> None
 
 
 def test_contributions_too_large_for_json_are_written_as_the_largest_number(transactions: Table) -> None:
-    names = transactions.source.definition.feature_names
-    detector = make_detector(names, recipe=plain_recipe(preprocessing=(), error_metric="mahalanobis"))
-    arrays = dict(detector.arrays)
-    arrays["residual.whitening"] = np.eye(3) * 1e45
-    transactions.promote(type(detector).from_arrays(detector.recipe, names, arrays, 1.0))
+    transactions.promote(enlarging(transactions, 1e45))
     transactions.insert(1)
     transactions.drain()
     assert transactions.quarantined() == {}

@@ -12,7 +12,7 @@ from kombu.exceptions import OperationalError as BrokerUnavailable
 from sqlalchemy.exc import DBAPIError
 
 from db.embedded import EmbeddedServerError
-from db.errors import PgoutlierError
+from db.errors import PgoutlierError, first_line
 from worker.cli import demo, doctor, look, models, run, sources
 from worker.cli.output import errors
 
@@ -72,10 +72,9 @@ def main() -> None:
 
 def _database_sentence(error: DBAPIError | psycopg.Error) -> str:
     original = getattr(error, "orig", None) or error
-    first_line = (str(original).strip().splitlines() or [type(original).__name__])[0]
     if getattr(original, "sqlstate", None) is None:
-        return f"PostgreSQL cannot be reached: {first_line}. Check PGOUTLIER_DATABASE_URL."
-    return f"PostgreSQL refused: {first_line}"
+        return f"PostgreSQL cannot be reached: {first_line(error)}. Check PGOUTLIER_DATABASE_URL."
+    return f"PostgreSQL refused: {first_line(error)}"
 
 
 def _fail(sentence: str, exit_code: int) -> None:

@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from db import catalog, migrate, models, overview
 from db import sources as source_store
-from db.errors import PgoutlierError
+from db.errors import PgoutlierError, first_line
 from models_store import registry
 from models_store.artifact import ArtifactRefused
 from worker.cli.context import open_runtime, settings_with_servers
@@ -67,8 +67,9 @@ def _examine() -> Iterator[Finding]:
             schema = _schema(connection)
             yield schema
     except (DBAPIError, psycopg.Error) as error:
-        first = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        yield Finding("PostgreSQL", False, first, "start the server, or mend PGOUTLIER_DATABASE_URL")
+        yield Finding(
+            "PostgreSQL", False, first_line(error), "start the server, or mend PGOUTLIER_DATABASE_URL"
+        )
         return
     if schema.ok:
         with runtime.engine.begin() as connection:
@@ -178,7 +179,7 @@ def _champion(connection: Connection, runtime: Runtime, source: source_store.Sou
 
 
 def _problem(connection: Connection, _: Runtime, source: source_store.Source) -> Finding:
-    row = next(r for r in overview.sources(connection) if r["name"] == source.name)
+    row = overview.describe(connection, source)
     detail = f"{row['n_queued']:,} queued, {row['n_quarantined']:,} in quarantine"
     if row["problem"]:
         return Finding(

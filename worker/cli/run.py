@@ -76,16 +76,17 @@ def listener() -> None:
     configure_logs(settings.log_format)
     database_url, _ = server_urls(settings)
     conninfo = make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
-    from worker.tasks import HELP_EXPIRES_SECONDS, drain, drain_all
+    from worker.app import ring
+    from worker.tasks import ask_for_drain, drain_all
 
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     listen(
         conninfo,
-        lambda source: drain.apply_async((source,), expires=HELP_EXPIRES_SECONDS),
+        ask_for_drain,
         stop,
-        on_ready=lambda: drain_all.apply_async(),
+        on_ready=lambda: ring(drain_all),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from db.errors import PgoutlierError
+from db.errors import PgoutlierError, first_line
 from db.training_rows import FRAUD_LABELS
 from worker.demo import simulator
 
@@ -108,8 +108,7 @@ def _read(path: Path) -> pd.DataFrame:
                 f"{path.name} is neither .csv, .csv.gz nor .parquet; convert it to one of them."
             )
     except (ValueError, OSError, EOFError, UnicodeDecodeError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise DatasetError(f"{path} cannot be read: {first}") from None
+        raise DatasetError(f"{path} cannot be read: {first_line(error)}") from None
     rows.columns = [str(name) for name in rows.columns]
     if len(set(rows.columns)) != len(rows.columns) or any(
         not 0 < len(n.encode()) <= 63 for n in rows.columns

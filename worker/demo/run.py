@@ -118,14 +118,14 @@ def run(
         dead = supervisor.dead()
     with runtime.engine.begin() as connection:
         totals = demo_tables.totals(connection, source.definition, source.id)
-        keys, errors, flagged = demo_tables.errors_by_key(connection, source.definition)
+        keys, row_errors, flagged = demo_tables.errors_by_key(connection, source.definition)
         champion = models.alias(connection, source.id)
         worst = demo_tables.worst_flagged(connection, source.definition, above_key=n_history, limit=12)
     outcome = Outcome(
         totals=totals,
         latency_ms=stopwatch.percentiles(),
         rows_per_second=rows_per_second,
-        detection=measure_detection(keys, errors, flagged, dataset.fraud_kinds, after_key=n_history),
+        detection=measure_detection(keys, row_errors, flagged, dataset.fraud_kinds, after_key=n_history),
         model_version=champion[1] if champion else trained.version,
         dead_processes=dead,
     )
