@@ -32,7 +32,7 @@ _PACK = 4  # doubles in an lseg
 
 @dataclass(frozen=True)
 class FeatureBatch:
-    """Rows as read, in no particular order.
+    """Rows as read, in no particular order; a key whose score was asked for twice is there twice.
 
     change_ids (n,): id of the change that asked for each row's score, see db.queue.
     keys (n,): wire form, see db.keys.
@@ -51,6 +51,15 @@ class FeatureBatch:
     def take(self, rows: npt.NDArray[Any]) -> FeatureBatch:
         """The rows picked by a mask or by positions."""
         return FeatureBatch(self.change_ids[rows], self.keys[rows], self.matrix[rows], self.problems[rows])
+
+    def latest_by_key(self, key_type: str) -> FeatureBatch:
+        """One row a key, in the order of `db.keys.sortable`: the one of the latest change."""
+        keys = key_codec.sortable(self.keys, key_type)
+        if (keys[:-1] < keys[1:]).all():
+            return self
+        order = np.lexsort((self.change_ids, keys))
+        keys = keys[order]
+        return self.take(order[np.append(keys[:-1] != keys[1:], True)])
 
 
 def read_claimed(connection: Connection, source: SourceDefinition, queue_ids: list[int]) -> FeatureBatch:

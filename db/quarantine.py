@@ -27,10 +27,12 @@ class Entry:
 
 
 def put(connection: Connection, source: SourceDefinition, source_id: int, entries: Sequence[Entry]) -> None:
-    """Quarantine rows and take out scores of earlier changes of theirs. A score of a later change wins."""
+    """Quarantine rows and take out scores of earlier changes of theirs. A score of a later change wins.
+
+    The caller holds the places of their scores, see `take_places`.
+    """
     if not entries:
         return
-    _wait_for_other_scores(connection, source, entries)
     run(
         connection,
         compose(
@@ -66,14 +68,14 @@ def put(connection: Connection, source: SourceDefinition, source_id: int, entrie
     )
 
 
-def _wait_for_other_scores(
-    connection: Connection, source: SourceDefinition, entries: Sequence[Entry]
-) -> None:
-    """Take the place of each key's score, which `put` then deletes.
+def take_places(connection: Connection, source: SourceDefinition, entries: Sequence[Entry]) -> None:
+    """Write a score for each key, which `put` then deletes; for those that `db.scores.write` has not written.
 
     A score of an earlier change that another worker has written and not committed yet cannot be seen, but it
     holds this place; and a score or entry that another worker writes later has to wait for ours.
     """
+    if not entries:
+        return
     run(
         connection,
         compose(

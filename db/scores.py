@@ -22,7 +22,7 @@ _TRAILER = b"\xff\xff"
 
 @dataclass(frozen=True)
 class ScoredRows:
-    """n rows with their scores, and the top k features of each flagged row, in row order.
+    """n rows with their scores in the order of `db.keys.sortable`, and the top k features of each flagged row.
 
     change_ids, keys, errors, flagged: (n,). top_indices, top_contributions: (number flagged, k).
     """
@@ -40,33 +40,36 @@ def write(
 ) -> None:
     """Write one score a key. Of two scores for one key, the one of the later change stays, in either order.
 
+    Rows are written in the order of their keys, whichever way they go, so that workers with the same keys
+    wait for each other and never in a circle.
     may_exist: some of the keys may have a score already; when False and one has, that is found and mended.
     """
     if len(rows.keys) == 0:
         return
+    features = _top_features(source.feature_names, rows)
     if not may_exist:
         try:
             with connection.begin_nested():
-                _copy_unflagged(connection, source, rows, model_version)
-                _upsert(connection, source, rows, model_version, mask=rows.flagged)
+                _copy(connection, source, rows, features, model_version)
             return
         except errors.UniqueViolation:
             pass
-    _upsert(connection, source, rows, model_version, mask=np.ones(len(rows.keys), dtype=np.bool_))
+    _upsert(connection, source, rows, features, model_version)
 
 
-def _copy_unflagged(
-    connection: Connection, source: SourceDefinition, rows: ScoredRows, model_version: int
+def _copy(
+    connection: Connection,
+    source: SourceDefinition,
+    rows: ScoredRows,
+    features: dict[int, str],
+    model_version: int,
 ) -> None:
-    plain = ~rows.flagged
-    keys = rows.keys[plain]
-    if len(keys) == 0:
-        return
-    key_bytes = keys.dtype["bytes"].shape[0] if source.key_type == "text" else keys.dtype.itemsize
-    wire_key: Any = ("u1", (key_bytes,)) if source.key_type == "text" else (keys.dtype,)
+    key_bytes = rows.keys.dtype["bytes"].shape[0] if source.key_type == "text" else rows.keys.dtype.itemsize
+    wire_key: Any = ("u1", (key_bytes,)) if source.key_type == "text" else (rows.keys.dtype,)
     layout = np.dtype(
         [
             ("n_fields", ">i2"),
+            ("features_length", ">i4"),
             ("change_length", ">i4"),
             ("change", ">i8"),
             ("error_length", ">i4"),
@@ -79,24 +82,30 @@ def _copy_unflagged(
             ("key", *wire_key),
         ]
     )
-    wire = np.empty(len(keys), dtype=layout)
-    wire["n_fields"] = 5
-    wire["change_length"], wire["change"] = 8, rows.change_ids[plain]
-    wire["error_length"], wire["error"] = 8, rows.errors[plain]
+    wire = np.empty(len(rows.keys), dtype=layout)
+    wire["n_fields"] = 6
+    wire["change_length"], wire["change"] = 8, rows.change_ids
+    wire["error_length"], wire["error"] = 8, rows.errors
     wire["version_length"], wire["version"] = 4, model_version
-    wire["flagged_length"], wire["flagged"] = 1, 0
+    wire["flagged_length"], wire["flagged"] = 1, rows.flagged
+    wire["features_length"] = -1  # NULL
     if source.key_type == "text":
-        wire["key_length"], wire["key"] = keys["length"], keys["bytes"]
-        body = _without_padding(wire, key_bytes, keys["length"])
+        wire["key_length"], wire["key"] = rows.keys["length"], rows.keys["bytes"]
+        body = _without_padding(wire, key_bytes, rows.keys["length"])
+        sizes = wire.dtype.itemsize - key_bytes + rows.keys["length"].astype(np.int64)
+        starts = np.cumsum(sizes) - sizes
     else:
-        wire["key_length"], wire["key"] = key_bytes, keys
+        wire["key_length"], wire["key"] = key_bytes, rows.keys
         body = wire.tobytes()
+        starts = np.arange(len(wire)) * wire.dtype.itemsize
     statement = compose(
-        "COPY {scores} (change_id, reconstruction_error, model_version, flagged, key)"
+        "COPY {scores} (top_features, change_id, reconstruction_error, model_version, flagged, key)"
         " FROM STDIN (FORMAT binary)",
         scores=ours("scores", source.name),
     )
-    copy_in(connection, statement, [_HEADER, body, _TRAILER])
+    # The length of the top features comes right after the number of fields.
+    fields = {row: int(starts[row]) + 2 for row in features}
+    copy_in(connection, statement, [_HEADER, _with_features(body, fields, features), _TRAILER])
 
 
 def _without_padding(wire: npt.NDArray[Any], key_bytes: int, lengths: npt.NDArray[np.int32]) -> bytes:
@@ -107,24 +116,32 @@ def _without_padding(wire: npt.NDArray[Any], key_bytes: int, lengths: npt.NDArra
     return octets[kept].tobytes()
 
 
+def _with_features(body: bytes, fields: dict[int, int], features: dict[int, str]) -> bytes:
+    """Rows whose top features are all NULL, with these put in; fields: where the length of each stands."""
+    pieces, done = [], 0
+    for row, text in features.items():
+        jsonb = b"\x01" + text.encode()
+        pieces += [body[done : fields[row]], len(jsonb).to_bytes(4, "big"), jsonb]
+        done = fields[row] + 4
+    return b"".join([*pieces, body[done:]])
+
+
 def _upsert(
     connection: Connection,
     source: SourceDefinition,
     rows: ScoredRows,
+    features: dict[int, str],
     model_version: int,
-    *,
-    mask: npt.NDArray[np.bool_],
 ) -> None:
-    if not mask.any():
-        return
     statement = compose(
         """
         INSERT INTO {scores} AS s
             (key, change_id, reconstruction_error, model_version, flagged, top_features)
-        SELECT DISTINCT ON (r.key) r.key, r.change_id, r.error, %(version)s, r.flagged, r.features
+        SELECT r.key, r.change_id, r.error, %(version)s, r.flagged, r.features
         FROM unnest(%(keys)s::{key_array}, %(changes)s::bigint[], %(errors)s::double precision[],
-                    %(flagged)s::boolean[], %(features)s::jsonb[]) AS r (key, change_id, error, flagged, features)
-        ORDER BY r.key, r.change_id DESC
+                    %(flagged)s::boolean[], %(features)s::jsonb[])
+             WITH ORDINALITY AS r (key, change_id, error, flagged, features, position)
+        ORDER BY r.position
         ON CONFLICT (key) DO UPDATE SET
             change_id = excluded.change_id, reconstruction_error = excluded.reconstruction_error,
             model_version = excluded.model_version, flagged = excluded.flagged,
@@ -139,23 +156,23 @@ def _upsert(
         statement,
         {
             "version": model_version,
-            "keys": key_codec.to_parameters(rows.keys[mask], source.key_type),
-            "changes": rows.change_ids[mask].tolist(),
-            "errors": rows.errors[mask].tolist(),
-            "flagged": rows.flagged[mask].tolist(),
-            "features": _top_features(source.feature_names, rows, mask),
+            "keys": key_codec.to_parameters(rows.keys, source.key_type),
+            "changes": rows.change_ids.tolist(),
+            "errors": rows.errors.tolist(),
+            "flagged": rows.flagged.tolist(),
+            "features": [features.get(row) for row in range(len(rows.keys))],
         },
     )
 
 
-def _top_features(names: tuple[str, ...], rows: ScoredRows, mask: npt.NDArray[np.bool_]) -> list[str | None]:
-    """JSON of the top features of each row in the mask, None where it is not flagged.
+def _top_features(names: tuple[str, ...], rows: ScoredRows) -> dict[int, str]:
+    """JSON of the top features of each flagged row, by its position.
 
     Few rows are flagged, so they are written here: a statement that picks them out of array parameters by
     position converts the whole arrays again for every row, once its plan is a generic one.
     """
     labels = [json.dumps(name) for name in names]
-    texts: list[str | None] = [None] * len(rows.keys)
+    texts = {}
     # The shortest digits that give the same float32; JSON has no infinity.
     contributions = np.nan_to_num(rows.top_contributions.astype(np.float32)).astype(str).tolist()
     for row, indices, values in zip(
@@ -164,4 +181,4 @@ def _top_features(names: tuple[str, ...], rows: ScoredRows, mask: npt.NDArray[np
         pairs = zip(indices, values, strict=True)
         members = [f'{{"feature": {labels[i]}, "contribution": {value}}}' for i, value in pairs]
         texts[row] = f"[{', '.join(members)}]"
-    return [texts[row] for row in np.flatnonzero(mask).tolist()]
+    return texts

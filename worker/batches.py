@@ -24,7 +24,7 @@ from db.quarantine import Entry
 from db.queue import Claim
 from db.sources import Source
 from db.statements import run
-from detector import Scores, exceeds, top_features
+from detector import exceeds, top_features
 from models_store import registry
 from models_store.registry import LoadedVersion
 from worker import failures
@@ -172,40 +172,42 @@ def score_claimed(
     connection: Connection, source: Source, claim: Claim, batch: FeatureBatch, champion: LoadedVersion
 ) -> BatchResult:
     """Write the scores of claimed rows, and quarantine those that can have none, in the caller's transaction."""
+    batch = batch.latest_by_key(source.definition.key_type)
     sound, refused = _sound_rows(source, batch, imputes=champion.detector.recipe.missing == "median")
-    if refused:
-        batch = batch.take(sound)
-    scored = champion.detector.score(batch.matrix)
-    finite = np.isfinite(scored.reconstruction_error)
+    rows = _scored_rows(batch, sound, champion)
+    finite = np.isfinite(rows.errors)
     if not finite.all():
         refused += _entries(source, batch.take(~finite), "error", "the reconstruction error is not finite")
-        batch = batch.take(finite)
-        scored = Scores(scored.reconstruction_error[finite], scored.contributions[finite])
-    rows = _scored_rows(batch, scored, champion)
     scores.write(connection, source.definition, rows, model_version=champion.version, may_exist=claim.rescore)
-    if source.definition.feature_view is not None and len(batch) + len(refused) < claim.n_keys:
-        refused += [
+    if source.definition.feature_view is not None and len(batch) < claim.n_keys:
+        absent = [
             Entry(key, change_id, "missing", detail="the feature view has no row with this key")
             for key, change_id in features.absent_from_view(connection, source.definition, claim.queue_ids)
         ]
+        quarantine_store.take_places(connection, source.definition, absent)
+        refused += absent
     quarantine_store.put(connection, source.definition, source.id, refused)
     quarantine_store.settle(connection, source.definition, source.id, claim.queue_ids)
     return BatchResult(
-        n_scored=len(batch),
+        n_scored=int((sound & finite).sum()),
         n_flagged=int(rows.flagged.sum()),
         n_quarantined=len(refused),
     )
 
 
-def _scored_rows(batch: FeatureBatch, scored: Scores, champion: LoadedVersion) -> scores.ScoredRows:
-    flagged = exceeds(scored.reconstruction_error, threshold=champion.detector.threshold)
+def _scored_rows(batch: FeatureBatch, sound: np.ndarray, champion: LoadedVersion) -> scores.ScoredRows:
+    """Scores of the sound rows. The others get error 0 and no flag: their place, until they are quarantined."""
+    scored = champion.detector.score(batch.matrix if sound.all() else batch.matrix[sound])
+    errors = np.zeros(len(batch))
+    errors[sound] = scored.reconstruction_error
+    flagged = exceeds(errors, threshold=champion.detector.threshold) & sound & np.isfinite(errors)
     indices, contributions = top_features(
-        scored.contributions[flagged], champion.detector.recipe.top_features
+        scored.contributions[flagged[sound]], champion.detector.recipe.top_features
     )
     return scores.ScoredRows(
         change_ids=batch.change_ids,
         keys=batch.keys,
-        errors=scored.reconstruction_error,
+        errors=errors,
         flagged=flagged,
         top_indices=indices,
         top_contributions=contributions,

@@ -115,6 +115,7 @@ def _blame_rows(
         single = queue.take_single(connection, source.definition, claim.queue_ids[0])
         if single:
             entry = Entry(key=single[0], change_id=single[1], reason="error", detail=text)
+            quarantine.take_places(connection, source.definition, [entry])
             quarantine.put(connection, source.definition, source.id, [entry])
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import psycopg
 import pytest
 from sqlalchemy import Connection, Engine
@@ -19,7 +20,7 @@ from db.queue import Claim
 from db.source_ddl import TRIGGERS
 from models_store import registry
 from tests.conftest import Connect
-from tests.support import Table, attach_table, make_table, until, waits
+from tests.support import Table, attach_table, make_detector, make_table, until, waits
 from worker import maintenance
 from worker.batches import score_claimed
 from worker.runtime import Runtime
@@ -241,12 +242,18 @@ def test_many_workers_score_every_row_once(transactions: Table) -> None:
 
 
 def test_workers_with_changes_of_the_same_rows_do_not_deadlock(transactions: Table) -> None:
-    transactions.promote()
-    transactions.insert(1, 500)
+    names = transactions.source.definition.feature_names
+    errors = make_detector(names).score([[amount, 1, 1] for amount in range(500)]).reconstruction_error
+    transactions.promote(make_detector(names, threshold=float(np.median(errors))))
+    transactions.user.execute(
+        "INSERT INTO transactions (id, amount, hour, distance)"
+        " SELECT i, nullif(i % 11, 0) * i, 1, 1"
+        " FROM generate_series(1, 500) i ORDER BY random()"
+    )
     for step in range(1, 9):
         order = "DESC" if step % 2 else "ASC"
         transactions.user.execute(
-            "UPDATE transactions t SET amount = amount + 1 FROM"
+            "UPDATE transactions t SET amount = amount + 1, hour = hour + 1 FROM"
             f" (SELECT id FROM transactions ORDER BY id {order}) o WHERE o.id = t.id"  # type: ignore[arg-type]
         )
     transactions = transactions.with_settings(batch_rows=500)
@@ -254,7 +261,41 @@ def test_workers_with_changes_of_the_same_rows_do_not_deadlock(transactions: Tab
         done = list(pool.map(lambda _: transactions.drain(), range(4)))
     assert sum(result.n_failed_batches for result in done) == 0
     assert transactions.queued() == []
-    assert len(transactions.scored()) == 500
+    assert len(transactions.quarantined()) == 500 // 11
+    assert len(transactions.scored()) == 500 - 500 // 11
+    assert 0 < len(transactions.keys("SELECT id FROM outlier.flagged_transactions")) < 500 - 500 // 11
+
+
+@pytest.mark.parametrize("rescore", [False, True])
+@pytest.mark.parametrize(
+    ("key_type", "key"),
+    [("bigint", "500 - i"), ("uuid", "md5(i::text)::uuid"), ("text", "'é' || (i * 7919) % 503")],
+)
+def test_scores_are_written_in_the_order_of_their_keys(
+    user: User, runtime: Runtime, key_type: str, key: str, rescore: bool
+) -> None:
+    user.execute(f"CREATE TABLE big (id {key_type} PRIMARY KEY, x real)")  # type: ignore[arg-type]
+    table = attach_table(user, runtime, relation="big", key="id", features="x")
+    errors = make_detector(["x"]).score([[x] for x in range(500)]).reconstruction_error
+    table.promote(make_detector(["x"], threshold=float(np.median(errors))))
+    user.execute(
+        "CREATE TABLE written (n serial, key text);"
+        " CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN INSERT INTO written (key) VALUES (new.key); RETURN new; END';"
+        " CREATE TRIGGER note BEFORE INSERT ON outlier.scores_big FOR EACH ROW EXECUTE FUNCTION note()"
+    )
+    user.execute(
+        f"INSERT INTO big SELECT {key}, nullif(i, 9) FROM generate_series(1, 500) i"  # type: ignore[arg-type]
+    )
+    if rescore:
+        user.execute("UPDATE big SET x = x + 1")
+    table.drain_all()
+    assert 0 < len(table.keys("SELECT key FROM outlier.scores_big WHERE flagged")) < 499
+    in_order = table.keys(
+        "SELECT id::text FROM big ORDER BY CASE WHEN pg_typeof(id) <> 'text'::regtype THEN id END,"
+        ' id::text COLLATE "C"'
+    )
+    assert table.keys("SELECT key FROM written ORDER BY n") == in_order
 
 
 def test_small_queue_rows_make_one_batch_and_a_large_one_is_a_batch_by_itself(
@@ -381,7 +422,9 @@ def test_a_row_mended_while_it_is_quarantined_leaves_quarantine(
     transactions.user.execute("INSERT INTO transactions VALUES (1, NULL, 1, 1), (2, 1, 1, 1)")
     slow, claim = claims()
     source = transactions.source
-    quarantine.put(slow, source.definition, source.id, [Entry("1", claim.queue_ids[0], "null", "amount")])
+    entries = [Entry("1", claim.queue_ids[0], "null", "amount")]
+    quarantine.take_places(slow, source.definition, entries)
+    quarantine.put(slow, source.definition, source.id, entries)
     transactions.user.execute("UPDATE transactions SET amount = 1 WHERE id = 1")
     commit_while_another_drains(slow, transactions, claim)
     assert transactions.scored() == [1]
