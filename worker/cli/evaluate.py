@@ -104,7 +104,7 @@ def evaluate(
             print_json(found[-1])
         elif i == 0:
             for line in figures.describe(table, chosen, evaluation):
-                console.print(line, highlight=False, markup=False)
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
     if not as_json:
         shown = new_table("", ["", *(one.name for one in recipes)])
         for row in figures.table_rows(found):
