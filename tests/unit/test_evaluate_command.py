@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -160,6 +161,12 @@ def test_without_a_label_errors_and_features_are_shown_and_no_figures(data: Path
     assert {entry["feature"] for entry in found["top_features"]} <= {"a", "b", "c", "d"}
 
 
+def test_every_key_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "evaluate.md").read_text()
+    cells = re.findall(r"^\| ([^|]+) \| ", page.partition("## What is measured")[2], re.MULTILINE)
+    assert sorted(re.findall(r"`(\w+)`", " ".join(cells))) == sorted(KEYS)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -174,7 +181,8 @@ def test_without_a_label_errors_and_features_are_shown_and_no_figures(data: Path
         ("--data DATA --recipe default --where t<100", "needs 200"),
         ("--data DATA --recipe default --label odd --normal-value 1", "needs 200"),
         ("--data DATA --recipe default --label odd --where odd=0", "holds no anomalies"),
-        ("--data DATA --recipe fraud-dense-14-7 --at much", "--at"),
+        ("--data DATA --recipe default --at nan", "--at must be"),
+        ("--data DATA --recipe default --at much", "--at"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_in_one_sentence(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -13,9 +14,7 @@ from worker.training import chosen_recipe
 
 
 def evaluate(
-    data: Annotated[
-        Path, typer.Option(help="A CSV, CSV.gz, Parquet or NPZ file (X, and y as the label).", dir_okay=True)
-    ],
+    data: Annotated[Path, typer.Option(help="A CSV, CSV.gz, Parquet or NPZ file (X, and y as the label).")],
     recipe: Annotated[
         list[str],
         typer.Option(help=f"What to fit: {', '.join(detector.RECIPES)}. Repeat it to compare on one split."),
@@ -85,6 +84,8 @@ def evaluate(
     chosen = splits.chosen(recipes[0], order=split, test_size=test_size, seed=seed)
     if normal_value not in (0, 1):
         raise tables.EvaluationError(f"--normal-value {normal_value} must be 0 or 1.")
+    if not all(map(math.isfinite, at or ())):
+        raise tables.EvaluationError("--at must be a finite number.")
     table = tables.load(
         data,
         tables.Columns(
@@ -103,7 +104,7 @@ def evaluate(
         if as_json:
             print_json(found[-1])
         elif i == 0:
-            for line in figures.describe(table, chosen, evaluation):
+            for line in (figures.describe_table(table), figures.describe_parts(evaluation)):
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
     if not as_json:
         shown = new_table("", ["", *(one.name for one in recipes)])

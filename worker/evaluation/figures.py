@@ -9,7 +9,6 @@ import detector
 from detector.metrics import Confusion, Ranking
 from worker.cli.output import seconds_text
 from worker.evaluation.run import Evaluation
-from worker.evaluation.splits import Split
 from worker.evaluation.table import Table, describe_left_out
 
 _RANKING_FIGURES = (
@@ -85,24 +84,27 @@ def at_json(evaluation: Evaluation, threshold: float) -> dict[str, Any]:
     }
 
 
-def describe(table: Table, split: Split, evaluation: Evaluation) -> list[str]:
-    """Sentences on the rows: what was read, left out, fitted on and tested on."""
-    first = f"{table.name}: {table.n_read:,} rows, {len(table.feature_names)} features"
+def describe_table(table: Table) -> str:
+    """A sentence on the rows that were read and left out."""
     left_out = {reason: n for reason, n in table.left_out.items() if n or reason == "duplicates"}
-    lines = [f"{first}; left out: {describe_left_out(left_out) or 'none'}."]
-    n_test, n_train = len(evaluation.test_errors), len(evaluation.training_features)
-    how = f"random, seed {split.seed}"
-    if split.order == "time":
-        how = "by time" if table.times is not None else "by time, taking the file's order for it"
-    if evaluation.test_is_anomaly is None:
-        lines.append(f"Split {how}: fitted on {n_train:,} rows, tested on {n_test:,}.")
-        return lines
-    n_anomalies = int(evaluation.test_is_anomaly.sum())
-    lines.append(
-        f"Split {how}: fitted on {n_train:,} normal rows (the {evaluation.n_training_anomalies:,} anomalies among them "
-        f"left out), tested on {n_test:,} rows, {n_anomalies:,} of them anomalies."
+    return (
+        f"{table.name}: {table.n_read:,} rows, {len(table.feature_names)} features; "
+        f"left out: {describe_left_out(left_out)}."
     )
-    return lines
+
+
+def describe_parts(evaluation: Evaluation) -> str:
+    """A sentence on what was fitted on and what was tested."""
+    n_test, n_train = len(evaluation.test_errors), len(evaluation.training_features)
+    how = f"random, seed {evaluation.split.seed}"
+    if evaluation.split.order == "time":
+        how = "by time" if evaluation.table.times is not None else "by time, taking the file's order for it"
+    if evaluation.test_is_anomaly is None:
+        return f"Split {how}: fitted on {n_train:,} rows, tested on {n_test:,}."
+    return (
+        f"Split {how}: fitted on {n_train:,} normal rows (the {evaluation.n_training_anomalies:,} anomalies among "
+        f"them left out), tested on {n_test:,} rows, {int(evaluation.test_is_anomaly.sum()):,} of them anomalies."
+    )
 
 
 def table_rows(found: Sequence[dict[str, Any]]) -> list[list[str]]:
@@ -112,7 +114,10 @@ def table_rows(found: Sequence[dict[str, Any]]) -> list[list[str]]:
     for name, text in [*(_LABELLED if labelled else ()), *_ALWAYS]:
         rows.append([name, *(text(one) for one in found)])
     for i, at in enumerate(found[0]["at"]):
-        rows.append([f"at threshold {at['threshold']:g}", *(_at_text(one["at"][i]) for one in found)])
+        same = [one["at"][i] for one in found]
+        rows.append([f"flagged above {at['threshold']:g}", *(_count("n_flagged")(one) for one in same)])
+        for name in ("precision", "recall") if labelled else ():
+            rows.append([f"  {name}", *(_number(name)(one) for one in same)])
     if not labelled:
         rows += [
             [f"error quantile {name[1:]}", *(f"{one['error_quantiles'][name]:.4g}" for one in found)]
@@ -158,14 +163,6 @@ _ALWAYS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ("fit", lambda found: f"{seconds_text(found['fit_seconds'])}, {found['epochs']} epochs"),
     ("scoring of the test rows", lambda found: seconds_text(found["score_seconds"])),
 )
-
-
-def _at_text(at: dict[str, Any]) -> str:
-    text = f"{at['n_flagged']:,} flagged"
-    if at["recall"] is None:
-        return text
-    precision = "-" if at["precision"] is None else f"{at['precision']:.4f}"
-    return f"{text}: precision {precision}, recall {at['recall']:.4f}"
 
 
 def _top_text(top: list[dict[str, Any]]) -> str:

@@ -28,7 +28,7 @@ class Evaluation:
     training_features (n_train, n_features): the rows that were fitted on and calibrated with, the normal ones of
     the training part. test_features (n_test, n_features), test_errors (n_test,), test_contributions (n_test,
     n_features); test_is_anomaly and test_times (n_test,) or None. ranking and confusion: None without a label.
-    history: "loss" and "val_loss" of each epoch, and "seconds" from the start of the fit to its end.
+    history: "loss" and "val_loss" of each epoch, and "seconds" from the start of the fit to the epoch's end.
     """
 
     table: Table

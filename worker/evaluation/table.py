@@ -118,10 +118,9 @@ def load(
     left_out["filtered"] = int((kept & ~fulfilled).sum())
     kept &= fulfilled
     features = np.column_stack([_numbers(rows[name]) for name in names])
-    if not keep_incomplete:
-        complete = np.isfinite(features).all(axis=1)
-        left_out["incomplete"] = int((kept & ~complete).sum())
-        kept &= complete
+    usable = np.ones(len(rows), dtype=bool) if keep_incomplete else np.isfinite(features).all(axis=1)
+    left_out["incomplete"] = int((kept & ~usable).sum())
+    kept &= usable
     if not kept.any():
         raise EvaluationError(f"No row of {path} is left: {describe_left_out(left_out)}.")
     index = np.flatnonzero(kept)
