@@ -102,8 +102,8 @@ def describe_parts(evaluation: Evaluation) -> str:
     if evaluation.test_is_anomaly is None:
         return f"Split {how}: fitted on {n_train:,} rows, tested on {n_test:,}."
     return (
-        f"Split {how}: fitted on {n_train:,} normal rows (the {evaluation.n_training_anomalies:,} anomalies among "
-        f"them left out), tested on {n_test:,} rows, {int(evaluation.test_is_anomaly.sum()):,} of them anomalies."
+        f"Split {how}: fitted on {n_train:,} normal rows ({evaluation.n_training_anomalies:,} anomalies beside them "
+        f"left out), tested on {n_test:,} rows, {int(evaluation.test_is_anomaly.sum()):,} of them anomalies."
     )
 
 
@@ -138,7 +138,7 @@ def _count(name: str) -> Callable[[dict[str, Any]], str]:
 _LABELLED: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
     ("AUROC", _number("auroc")),
     ("average precision", _number("average_precision")),
-    ("prevalence (average precision of chance)", _number("prevalence")),
+    ("prevalence", _number("prevalence")),
     ("precision at 100", _number("precision_at_100")),
     ("best F1", _number("best_f1")),
     ("  its precision", _number("best_f1_precision")),
