@@ -34,6 +34,10 @@ class TrainingDataError(DetectorError):
     """These rows cannot be fitted on."""
 
 
+class MetricsError(DetectorError):
+    """No figures can be drawn from these errors and this truth."""
+
+
 class FeatureMismatch(DetectorError):
     """The matrix has other columns than the detector was fitted on."""
 

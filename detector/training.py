@@ -41,6 +41,7 @@ def fit(
     feature_names: Sequence[str],
     *,
     normal: ArrayLike | None = None,
+    held_out: ArrayLike | None = None,
     seed: int | None = None,
     on_progress: ProgressCallback | None = None,
 ) -> FitResult:
@@ -48,6 +49,8 @@ def fit(
 
     features: (n_rows, n_features) float64 in the source's units, rows in time order.
     normal: (n_rows,) bool; only these rows are fitted on and calibrated with, the others only measured.
+    held_out: (n_rows,) bool; in place of the recipe's split, calibrate with the normal rows among these and fit
+    on the other normal ones.
     seed: replaces the recipe's. on_progress is called after each epoch; what it raises ends the fit.
     Preprocessing and network see the fit part alone; residual statistics and threshold come from the
     calibration part, which also decides when the network stops.
@@ -57,7 +60,7 @@ def fit(
     started = time.perf_counter()
     seed = recipe.seed if seed is None else seed
     matrix, is_normal, names = _checked(recipe, features, feature_names, normal)
-    fit_index, calibration_index = _split(recipe, np.flatnonzero(is_normal), seed)
+    fit_index, calibration_index = _split(recipe, is_normal, held_out, seed)
     arrays = fit_preprocessing(recipe, matrix[fit_index], names)
     fit_values = apply_preprocessing(recipe, arrays, matrix[fit_index], names)
     calibration_values = apply_preprocessing(recipe, arrays, matrix[calibration_index], names)
@@ -136,9 +139,22 @@ def _check_values(recipe: Recipe, rows: Float64Matrix, names: tuple[str, ...]) -
         raise TrainingDataError("Every feature is constant, so there is nothing to learn from these rows.")
 
 
-def _split(recipe: Recipe, rows: IntVector, seed: int) -> tuple[IntVector, IntVector]:
+def _split(
+    recipe: Recipe, is_normal: BoolVector, held_out: ArrayLike | None, seed: int
+) -> tuple[IntVector, IntVector]:
     """(fit rows, calibration rows), each in time order."""
-    order = rows
+    if held_out is not None:
+        calibrates = np.asarray(held_out)
+        if calibrates.shape != is_normal.shape or calibrates.dtype != np.bool_:
+            raise TrainingDataError(f"held_out must hold one bool for each of the {len(is_normal)} rows.")
+        n_fit, n_held_out = int((is_normal & ~calibrates).sum()), int((is_normal & calibrates).sum())
+        if n_fit < MIN_ROWS or not n_held_out:
+            raise TrainingDataError(
+                f"A fit needs at least {MIN_ROWS} normal rows beside the held out ones, of which there must be "
+                f"one; there are {n_fit} and {n_held_out}."
+            )
+        return np.flatnonzero(is_normal & ~calibrates), np.flatnonzero(is_normal & calibrates)
+    order = rows = np.flatnonzero(is_normal)
     if recipe.split.order == "random":
         order = np.random.default_rng(seed).permutation(rows)
     n_fit = math.floor(len(rows) * recipe.split.fit_fraction)

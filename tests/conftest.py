@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +20,16 @@ from tests.support import Table, make_table
 from worker.runtime import Runtime, make_runtime
 
 Connect = Callable[..., psycopg.Connection[Any]]
+
+
+@pytest.fixture(scope="session")
+def data_directory() -> Path:
+    """Where the public test data lies: PGOUTLIER_TEST_DATA, else shared/data beside the checkout."""
+    named = os.environ.get("PGOUTLIER_TEST_DATA")
+    directory = Path(named) if named else Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    if not directory.is_dir():
+        pytest.skip(f"no test data at {directory}; set PGOUTLIER_TEST_DATA to their directory")
+    return directory
 
 
 @pytest.fixture(scope="session")

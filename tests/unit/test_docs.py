@@ -144,12 +144,13 @@ def test_a_command_that_is_shown_exists_with_its_options(page: str, words: list[
     assert used <= options | {"--help", "-h"}, page
 
 
-def test_every_option_of_attach_is_explained() -> None:
-    guide = read("guide.md")
-    for parameter in commands()["attach"].params:
+@pytest.mark.parametrize(("command", "page"), [("attach", "guide.md"), ("evaluate", "evaluate.md")])
+def test_every_option_is_explained(command: str, page: str) -> None:
+    explained = read(page)
+    for parameter in commands()[command].params:
         for option in parameter.opts:
             if option.startswith("--") and option not in {"--help"}:
-                assert option in guide, option
+                assert option in explained, option
 
 
 def test_every_recipe_is_described() -> None:

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from db.embedded import EmbeddedServerError
 from db.errors import PgoutlierError, first_line
-from worker.cli import demo, doctor, look, models, run, sources
+from worker.cli import demo, doctor, evaluate, look, models, run, sources
 from worker.cli.output import errors
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ app.command(rich_help_panel=_START)(sources.attach)
 app.command(rich_help_panel=_START)(sources.detach)
 app.command(rich_help_panel=_START)(sources.sources)
 app.command(rich_help_panel=_MODELS)(models.train)
+app.command(rich_help_panel=_MODELS)(evaluate.evaluate)
 app.add_typer(models.models, name="models", rich_help_panel=_MODELS)
 app.command(rich_help_panel=_LOOK)(look.status)
 app.command(rich_help_panel=_LOOK)(look.flagged)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from db import models as model_sql
 from db import sources as source_store
 from db.errors import ModelError
 from worker import training, versions
 from worker.cli.context import open_runtime
-from worker.cli.output import console, errors, print_json, print_table, seconds_text
+from worker.cli.output import console, epoch_bar, print_json, print_table
 from worker.cli.sources import AsJson, SourceName
 from worker.runtime import Runtime
 from worker.training import TrainedVersion
@@ -63,20 +62,7 @@ def train_with_progress(
     runtime: Runtime, source: str, *, promote: bool | None, recipe: str | None, seed: int | None
 ) -> TrainedVersion:
     """training.train with a bar of epochs, loss and time to go on standard error."""
-    columns = (
-        TextColumn("training {task.description}"),
-        BarColumn(bar_width=30),
-        TextColumn("epoch {task.completed}/{task.total}  {task.fields[note]}"),
-        TimeElapsedColumn(),
-    )
-    # Where there is no terminal, a bar would only leave an empty line.
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
-        task = bar.add_task(source, total=None, note="reading rows")
-
-        def show(progress: Any) -> None:
-            note = f"loss {progress.loss:.4f}  ETA {seconds_text(progress.eta_seconds)}"
-            bar.update(task, total=progress.n_epochs, completed=progress.epoch, note=note)
-
+    with epoch_bar("training", source) as show:
         return training.train(
             runtime, source, promote=promote, recipe_name=recipe, seed=seed, on_progress=show
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -11,7 +12,10 @@ from uuid import UUID
 
 from rich import box
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from detector import Progress as Epoch
 
 console = Console()
 errors = Console(stderr=True)
@@ -58,6 +62,26 @@ def new_table(title: str, columns: Sequence[str]) -> Table:
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
+
+
+@contextmanager
+def epoch_bar(verb: str, what: str) -> Iterator[Callable[[Epoch], None]]:
+    """A bar of epochs, loss and time to go on standard error, moved by what this gives."""
+    columns = (
+        TextColumn(verb + " {task.description}"),
+        BarColumn(bar_width=30),
+        TextColumn("epoch {task.completed}/{task.total}  {task.fields[note]}"),
+        TimeElapsedColumn(),
+    )
+    # Where there is no terminal, a bar would only leave an empty line.
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        task = bar.add_task(what, total=None, note="reading rows")
+
+        def show(epoch: Epoch) -> None:
+            note = f"loss {epoch.loss:.4f}  ETA {seconds_text(epoch.eta_seconds)}"
+            bar.update(task, total=epoch.n_epochs, completed=epoch.epoch, note=note)
+
+        yield show
 
 
 def _cell(value: object) -> str:

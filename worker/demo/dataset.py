@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from db.errors import PgoutlierError, first_line
+from db.errors import PgoutlierError
 from db.training_rows import FRAUD_LABELS
 from worker.demo import simulator
+from worker.evaluation.files import check_header, column_names, read_table
 
 LEAST_ROWS = 1_000
 _LABEL_NAMES = ("class", "label", "is_fraud", "fraud", "isfraud", "target", "anomaly", "outlier", "y")
@@ -61,7 +62,7 @@ def simulated(*, n_rows: int, seed: int) -> Dataset:
 
 
 def from_file(path: Path, *, label: str | None = None) -> Dataset:
-    """The user's rows, in the file's order. Raises DatasetError with one sentence if they cannot be used."""
+    """The user's rows, in the file's order. Raises FileError or DatasetError if they cannot be used."""
     rows = _read(path)
     if len(rows) < LEAST_ROWS:
         raise DatasetError(f"{path} has {len(rows)} rows; the demo needs at least {LEAST_ROWS:,}.")
@@ -74,7 +75,9 @@ def from_file(path: Path, *, label: str | None = None) -> Dataset:
         and _sql_type(rows[name]) in {"bigint", "double precision", "boolean"}
     )
     if not features:
-        raise DatasetError(f"{path} has no numeric column to be a feature; its columns: {_names(rows)}.")
+        raise DatasetError(
+            f"{path} has no numeric column to be a feature; its columns: {column_names(rows)}."
+        )
     key = next(name for name in ("id", "row_id", "pgoutlier_demo_id") if name not in rows.columns)
     kinds: list[str | None] | None = None
     if label is not None:
@@ -96,51 +99,22 @@ def from_file(path: Path, *, label: str | None = None) -> Dataset:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise DatasetError(f"There is no file {path}; name a CSV, CSV.gz or Parquet file with a header.")
-    try:
-        if path.name.lower().endswith((".parquet", ".pq")):
-            rows = pd.read_parquet(path)
-        elif path.name.lower().endswith((".csv", ".csv.gz", ".tsv", ".tsv.gz")):
-            rows = pd.read_csv(path, sep="\t" if ".tsv" in path.name.lower() else ",")
-        else:
-            raise DatasetError(
-                f"{path.name} is neither .csv, .csv.gz nor .parquet; convert it to one of them."
-            )
-    except (ValueError, OSError, EOFError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path} cannot be read: {first_line(error)}") from None
-    rows.columns = [str(name) for name in rows.columns]
-    if len(set(rows.columns)) != len(rows.columns) or any(
-        not 0 < len(n.encode()) <= 63 for n in rows.columns
-    ):
+    rows = read_table(path)
+    check_header(rows, path, "Add one.")
+    if any(not 0 < len(name.encode()) <= 63 for name in rows.columns):
         raise DatasetError(
-            f"{path} needs a header with distinct names of 1 to 63 bytes; it has: {_names(rows)}."
+            f"{path} needs a header with names of 1 to 63 bytes; it has: {column_names(rows)}."
         )
-    if all(_is_number(name) for name in rows.columns):
-        raise DatasetError(f"{path} seems to have no header: its first line is {_names(rows)}. Add one.")
     return rows
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _label_column(rows: pd.DataFrame, label: str | None, path: Path) -> str | None:
     if label is not None:
         if label not in rows.columns:
-            raise DatasetError(f"{path} has no column {label}; its columns: {_names(rows)}.")
+            raise DatasetError(f"{path} has no column {label}; its columns: {column_names(rows)}.")
         return label
     candidates = [str(c) for c in rows.columns if str(c).lower() in _LABEL_NAMES]
     return next((c for c in candidates if rows[c].nunique(dropna=True) == 2), None)
-
-
-def _names(rows: pd.DataFrame) -> str:
-    names = [str(name) for name in rows.columns]
-    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
 
 
 def _sql_type(column: pd.Series[Any]) -> str:

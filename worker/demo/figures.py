@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from db.demo_tables import Totals
+from detector import metrics
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,6 @@ def measure_detection(
     after_key: int,
 ) -> Detection:
     """Figures of the rows with a key above after_key. fraud_kinds: by key, from 1."""
-    from sklearn.metrics import average_precision_score, roc_auc_score
-
     later = keys > after_key
     keys, errors, flagged = keys[later], errors[later], flagged[later]
     if fraud_kinds is None:
@@ -86,13 +85,13 @@ def measure_detection(
     fraud = np.array([kind is not None for kind in fraud_kinds], dtype=np.bool_)[keys - 1]
     if not 0 < fraud.sum() < len(fraud):
         return Detection(n_rows=len(keys), n_frauds=int(fraud.sum()))
-    hits = int((flagged & fraud).sum())
+    found, flags = metrics.ranking(fraud, errors), metrics.confusion(fraud, flagged)
     return Detection(
-        n_rows=len(keys),
-        n_frauds=int(fraud.sum()),
-        prevalence=round(float(fraud.mean()), 6),
-        auroc=round(float(roc_auc_score(fraud, errors)), 4),
-        average_precision=round(float(average_precision_score(fraud, errors)), 4),
-        precision=round(hits / int(flagged.sum()), 4) if flagged.any() else None,
-        recall=round(hits / int(fraud.sum()), 4),
+        n_rows=found.n_rows,
+        n_frauds=found.n_anomalies,
+        prevalence=round(found.prevalence, 6),
+        auroc=round(found.auroc, 4),
+        average_precision=round(found.average_precision, 4),
+        precision=None if flags.precision is None else round(flags.precision, 4),
+        recall=None if flags.recall is None else round(flags.recall, 4),
     )

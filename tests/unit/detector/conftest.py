@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -79,13 +76,3 @@ def fitted_small() -> FitResult:
 @pytest.fixture(scope="session")
 def fixed_threshold_recipe() -> Recipe:
     return small_recipe(threshold=FixedThreshold(value=0.5))
-
-
-@pytest.fixture(scope="session")
-def data_directory() -> Path:
-    """Where the public test data lies: PGOUTLIER_TEST_DATA, else shared/data beside the checkout."""
-    named = os.environ.get("PGOUTLIER_TEST_DATA")
-    directory = Path(named) if named else Path(__file__).resolve().parents[3].parent / "shared" / "data"
-    if not directory.is_dir():
-        pytest.skip(f"no test data at {directory}; set PGOUTLIER_TEST_DATA to their directory")
-    return directory

@@ -222,3 +222,18 @@ def test_gaps_are_fitted_on_where_the_recipe_imputes_them() -> None:
     medians = detector.arrays["missing.median"]
     assert medians[2] == 0.0
     assert np.isfinite(medians).all()
+
+
+def test_held_out_rows_calibrate_in_place_of_the_recipes_split() -> None:
+    rows = table(600)
+    normal, held_out = np.arange(600) % 10 != 0, np.arange(600) >= 500
+    metrics = fit(small_recipe(epochs=1), rows, NAMES, normal=normal, held_out=held_out).metrics
+    assert (metrics["n_fit"], metrics["n_calibration"]) == (450, 90)
+
+
+@pytest.mark.parametrize(
+    "held_out", [np.zeros(600, dtype=bool), np.arange(600) >= 199, np.zeros(600), np.zeros(3, dtype=bool)]
+)
+def test_held_out_rows_that_leave_too_few_are_refused(held_out: np.ndarray) -> None:
+    with pytest.raises(TrainingDataError, match="held"):
+        fit(small_recipe(), table(600), NAMES, held_out=held_out)
