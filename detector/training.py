@@ -241,8 +241,9 @@ def _measure_labels(rows: AllRows, threshold: float) -> dict[str, float]:
     if not rows.anomalous.any():
         return {}
     flagged = exceeds(rows.errors, threshold)
-    n_hits = rows.weights[flagged & rows.anomalous].sum()
-    metrics = {"calibration_recall": float(n_hits / rows.weights[rows.anomalous].sum())}
+    # All anomalies weigh the same.
+    metrics = {"calibration_recall": float(flagged[rows.anomalous].mean())}
     if flagged.any():
-        metrics["calibration_precision"] = float(n_hits / rows.weights[flagged].sum())
+        precision = np.average(rows.anomalous[flagged], weights=rows.weights[flagged])
+        metrics["calibration_precision"] = float(precision)
     return metrics
