@@ -50,7 +50,7 @@ def fit(
 
     features: (n_rows, n_features) float64 in the source's units, rows in time order.
     normal: (n_rows,) bool; only these rows are fitted on and calibrated with. The others are measured, and
-    counted by the threshold policies that need labels and by alert budgets: see `_all_rows`.
+    alert budgets and the threshold policies that need labels count them, in the proportion of the data.
     anomalous: (n_rows,) bool, the labelled anomalies; None for all that are not normal.
     rows_per_day: how many such rows a day brings, for an alert budget only.
     seed: replaces the recipe's. on_progress is called after each epoch; what it raises ends the fit.

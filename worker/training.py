@@ -97,21 +97,7 @@ def _train(
     run_id: int,
     on_progress: Callable[[Progress], None] | None,
 ) -> TrainedVersion:
-    with runtime.engine.begin() as connection:
-        rows = training_rows.read(
-            connection,
-            source.definition,
-            source.id,
-            newest=runtime.settings.training_rows,
-            imputes=recipe.missing == "median",
-            with_frauds_and_flagged=recipe.needs_all_rows,
-        )
-        rate = None
-        if recipe.threshold.policy == "alert_budget":
-            rate = training_rows.rows_per_day(
-                connection, source.definition, newest=runtime.settings.training_rows
-            )
-        model_sql.update_run(connection, run_id, n_rows=rows.n_normal, left_out=rows.left_out)
+    rows, rate = _rows(runtime, source, recipe, run_id)
 
     def report(progress: Progress) -> None:
         with runtime.engine.begin() as connection:
@@ -157,6 +143,25 @@ def _train(
         threshold=fitted.detector.threshold,
         metrics=fitted.metrics,
     )
+
+
+def _rows(runtime: Runtime, source: Source, recipe: Recipe, run_id: int) -> tuple[TrainingRows, float | None]:
+    """The rows to train on, and how many a day brings where the recipe asks for that."""
+    newest = runtime.settings.training_rows
+    rate = None
+    with runtime.engine.begin() as connection:
+        rows = training_rows.read(
+            connection,
+            source.definition,
+            source.id,
+            newest=newest,
+            imputes=recipe.missing == "median",
+            with_frauds_and_flagged=recipe.needs_all_rows,
+        )
+        if recipe.threshold.policy == "alert_budget":
+            rate = training_rows.rows_per_day(connection, source.definition, newest=newest)
+        model_sql.update_run(connection, run_id, n_rows=rows.n_normal, left_out=rows.left_out)
+    return rows, rate
 
 
 def _register(
