@@ -119,6 +119,12 @@ def inspect(connection: Connection, relation: Relation) -> RelationInfo:
     )
 
 
+def is_time(connection: Connection, relation: Relation, column: str | None) -> bool:
+    """Whether this is a column of times or dates, so that it tells how long something took; False for None."""
+    found = inspect(connection, relation).columns.get(column or "")
+    return found is not None and found.feature_kind in {"timestamp", "timestamptz"}
+
+
 def _similar_relation(connection: Connection, relation: Relation) -> str:
     other = run_dicts(
         connection,

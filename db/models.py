@@ -65,6 +65,17 @@ def alias(connection: Connection, source_id: int, name: str = CHAMPION) -> tuple
     ).fetchone()
 
 
+def champion(connection: Connection, source_id: int) -> dict[str, Any] | None:
+    """version, threshold and recipe of the champion, or None."""
+    rows = run_dicts(
+        connection,
+        "SELECT v.version, v.threshold, v.recipe FROM outlier.model_aliases a JOIN outlier.model_versions v"
+        " USING (source_id, version) WHERE a.source_id = %s AND a.alias = %s",
+        (source_id, CHAMPION),
+    )
+    return rows[0] if rows else None
+
+
 def version_id(connection: Connection, source_id: int, version: int) -> int | None:
     """The id of a version, or None if there is no such version."""
     found: int | None = one(

@@ -10,40 +10,57 @@ import numpy.typing as npt
 from psycopg import sql
 from sqlalchemy import Connection
 
-from db import features
+from db import catalog, features
 from db.definition import SourceDefinition
 from db.identifiers import identifier, ours
-from db.statements import compose, one, run_dicts
+from db.labels import is_fraud
+from db.statements import compose, one, run, run_dicts
 
 # Far below the 1 GB of one array, however many features there are.
 _ROWS_PER_BLOCK = 10_000
-# How a label column says fraud; anything else, NULL too, counts as not known to be fraud.
-FRAUD_LABELS = ("1", "1.0", "t", "true", "y", "yes", "fraud", "anomaly")
+# What the order of the rows is multiplied by, to make room for what each row is.
+_KINDS = 3
+_NORMAL, _LABELLED_FRAUD, _FLAGGED = range(_KINDS)
 
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """matrix (n, d) float64, the oldest row first; left_out: rows passed over, by reason.
+    """matrix (n, d) float64, the oldest row first; left_out: rows not to be fitted on, by reason.
 
-    first, last: event time (or key) of the oldest and the newest row, as text.
+    normal, fraud (n,): the rows to fit on, and those labelled fraud; a row that is neither is flagged. Only
+    normal rows are there unless all were asked for.
+    first, last: event time (or key) of the oldest and the newest normal row, as text.
     """
 
     matrix: npt.NDArray[np.float64]
+    normal: npt.NDArray[np.bool_]
+    fraud: npt.NDArray[np.bool_]
     left_out: dict[str, int]
     first: str | None
     last: str | None
 
+    @property
+    def n_normal(self) -> int:
+        return int(self.normal.sum())
+
 
 def read(
-    connection: Connection, source: SourceDefinition, source_id: int, *, newest: int, imputes: bool = False
+    connection: Connection,
+    source: SourceDefinition,
+    source_id: int,
+    *,
+    newest: int,
+    imputes: bool = False,
+    with_frauds_and_flagged: bool = False,
 ) -> TrainingRows:
     """The newest rows that are neither flagged, nor labelled fraud, nor in quarantine, nor incomplete.
 
-    imputes: the recipe fills gaps, so a row with some is not incomplete.
+    imputes: the recipe fills gaps, so a row with some is not incomplete. with_frauds_and_flagged: these rows
+    come along, not as normal ones, for a threshold that is drawn from all rows.
     """
     window = _window(source, newest)
     reason = _reason(source)
-    params: dict[str, Any] = {"source_id": source_id, "fraud": list(FRAUD_LABELS)}
+    params: dict[str, Any] = {"source_id": source_id}
     counted = run_dicts(
         connection,
         compose(
@@ -57,11 +74,13 @@ def read(
     )
     kept = next((row for row in counted if row["reason"] is None), None)
     origin = compose(
-        "FROM ({window}) w JOIN {relation} t ON t.{key} = w.key WHERE {reason} IS NULL",
+        "FROM (SELECT w.*, {reason} AS reason FROM ({window}) w) w JOIN {relation} t ON t.{key} = w.key"
+        " WHERE w.reason IS NULL{or_along}",
+        reason=reason,
         window=window,
         relation=source.feature_relation.sql(),
         key=identifier(source.key_column),
-        reason=reason,
+        or_along=sql.SQL(" OR w.reason <> 'quarantined'" if with_frauds_and_flagged else ""),
     )
     longest = _longest_key(connection, source) if source.key_type == "text" else 0
     batch = features.read(
@@ -69,34 +88,62 @@ def read(
         source,
         origin=origin,
         params=params,
-        order=sql.SQL("row_number() OVER (ORDER BY w.moment, w.key)"),
+        order=compose(
+            "{kinds} * row_number() OVER (ORDER BY w.moment, w.key) + CASE w.reason"
+            " WHEN 'labelled_fraud' THEN {fraud} WHEN 'flagged' THEN {flagged} ELSE {normal} END",
+            kinds=sql.Literal(_KINDS),
+            fraud=sql.Literal(_LABELLED_FRAUD),
+            flagged=sql.Literal(_FLAGGED),
+            normal=sql.Literal(_NORMAL),
+        ),
         longest_key_bytes=longest,
-        rows_per_block=_ROWS_PER_BLOCK,
+        rows_per_block=_KINDS * _ROWS_PER_BLOCK,
     )
     batch = batch.take(np.argsort(batch.change_ids))
+    kind = batch.change_ids % _KINDS
     complete = batch.problems >= 0
     if not imputes:
         complete &= np.isfinite(batch.matrix).all(axis=1)
     left_out = {row["reason"]: int(row["n"]) for row in counted if row["reason"] is not None}
-    if not complete.all():
-        left_out["incomplete"] = int((~complete).sum())
+    if n_incomplete := int((~complete & (kind == _NORMAL)).sum()):
+        left_out["incomplete"] = n_incomplete
     return TrainingRows(
         matrix=batch.matrix[complete],
+        normal=kind[complete] == _NORMAL,
+        fraud=kind[complete] == _LABELLED_FRAUD,
         left_out=left_out,
         first=kept["first"] if kept else None,
         last=kept["last"] if kept else None,
     )
 
 
+def rows_per_day(connection: Connection, source: SourceDefinition, *, newest: int) -> float | None:
+    """How many of the newest rows there are to a day of the time they cover.
+
+    None where they cover none: fewer than two moments, or no column of times.
+    """
+    if not catalog.is_time(connection, source.relation, source.time_column):
+        return None
+    n_rows, days = run(
+        connection,
+        compose(
+            "SELECT count(*), extract(epoch FROM max(w.moment))::float8 / 86400"
+            " - extract(epoch FROM min(w.moment))::float8 / 86400 FROM ({window}) w WHERE isfinite(w.moment)",
+            window=_window(source, newest),
+        ),
+    ).fetchone() or (0, None)
+    return n_rows / days if days else None
+
+
 def _window(source: SourceDefinition, newest: int) -> sql.Composable:
     moment = identifier(source.time_column or source.key_column)
     label = (
-        compose("lower(b.{label}::text)", label=identifier(source.label_column))
+        is_fraud(compose("b.{label}", label=identifier(source.label_column)))
         if source.label_column
-        else sql.SQL("NULL::text")
+        else sql.SQL("false")
     )
     return compose(
-        "SELECT b.{key} AS key, b.{moment} AS moment, {label} AS label FROM {relation} b"
+        "SELECT b.{key} AS key, b.{moment} AS moment, {label} AS fraud FROM {relation} b"
         " ORDER BY b.{moment} DESC NULLS LAST LIMIT {newest}",
         key=identifier(source.key_column),
         moment=moment,
@@ -115,7 +162,7 @@ def _comparable_moment(source: SourceDefinition) -> sql.Composable:
 def _reason(source: SourceDefinition) -> sql.Composable:
     """SQL for why a row of the window is left out, NULL if it is trained on."""
     return compose(
-        "CASE WHEN w.label = ANY (%(fraud)s) THEN 'labelled_fraud'"
+        "CASE WHEN w.fraud THEN 'labelled_fraud'"
         " WHEN EXISTS (SELECT FROM {scores} s WHERE s.key = w.key AND s.flagged) THEN 'flagged'"
         " WHEN EXISTS (SELECT FROM outlier.quarantine h WHERE h.source_id = %(source_id)s"
         " AND h.key = w.key::text) THEN 'quarantined' END",

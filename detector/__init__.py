@@ -18,11 +18,14 @@ from detector.errors import (
 )
 from detector.layout import expected_arrays
 from detector.recipes import Recipe
+from detector.threshold_text import FORMS as THRESHOLD_FORMS
+from detector.threshold_text import parse_threshold, threshold_text
 from detector.thresholds import exceeds
 from detector.training import FitResult, Progress, fit
 
 __all__ = [
     "RECIPES",
+    "THRESHOLD_FORMS",
     "Detector",
     "DetectorError",
     "FeatureMismatch",
@@ -40,6 +43,8 @@ __all__ = [
     "expected_arrays",
     "fit",
     "load_tensorflow",
+    "parse_threshold",
     "recipe_named",
+    "threshold_text",
     "top_features",
 ]

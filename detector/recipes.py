@@ -125,8 +125,53 @@ class QuantileThreshold(_Part):
     contamination: float = Field(gt=0.0, lt=0.5)
 
 
+class AlertBudgetThreshold(_Part):
+    """The lowest threshold that at most this many rows a day exceed, normal and anomalous ones together."""
+
+    policy: Literal["alert_budget"] = "alert_budget"
+    flags_per_day: float = Field(gt=0.0, le=1e9)
+
+
+class LabelledThreshold(_Part):
+    """Base of the policies that weigh labelled anomalies against the other rows."""
+
+
+class PrecisionEqualsRecallThreshold(LabelledThreshold):
+    """The threshold that flags as many rows as there are anomalies, so that precision equals recall."""
+
+    policy: Literal["precision_equals_recall"] = "precision_equals_recall"
+
+
+class MaxF1Threshold(LabelledThreshold):
+    """The threshold with the largest harmonic mean of precision and recall."""
+
+    policy: Literal["max_f1"] = "max_f1"
+
+
+class TargetPrecisionThreshold(LabelledThreshold):
+    """The lowest threshold whose precision is at least this."""
+
+    policy: Literal["target_precision"] = "target_precision"
+    precision: float = Field(gt=0.0, le=1.0)
+
+
+class TargetRecallThreshold(LabelledThreshold):
+    """The highest threshold whose recall is at least this."""
+
+    policy: Literal["target_recall"] = "target_recall"
+    recall: float = Field(gt=0.0, le=1.0)
+
+
 ThresholdPolicy: TypeAlias = Annotated[
-    FixedThreshold | MeanStdThreshold | QuantileThreshold, Field(discriminator="policy")
+    FixedThreshold
+    | MeanStdThreshold
+    | QuantileThreshold
+    | AlertBudgetThreshold
+    | PrecisionEqualsRecallThreshold
+    | MaxF1Threshold
+    | TargetPrecisionThreshold
+    | TargetRecallThreshold,
+    Field(discriminator="policy"),
 ]
 
 
@@ -195,6 +240,16 @@ class Recipe(_Part):
         """SHA-256, hexadecimal, of the recipe's JSON with sorted keys and no spaces."""
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the threshold cannot be drawn without labelled anomalies."""
+        return isinstance(self.threshold, LabelledThreshold)
+
+    @property
+    def needs_all_rows(self) -> bool:
+        """Whether the threshold is drawn from rows as they come, not from the normal ones alone."""
+        return self.needs_labels or isinstance(self.threshold, AlertBudgetThreshold)
 
     def kept_columns(self, feature_names: Sequence[str]) -> tuple[int, ...]:
         """Indices of the features that no step drops. Raises InvalidRecipe when none is left."""

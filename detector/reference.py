@@ -53,7 +53,7 @@ def score(
     if recipe.error_metric == "mahalanobis":
         terms = np.square((residual - arrays["residual.location"]) @ arrays["residual.whitening"])
         error: Float64Vector = np.sqrt(terms.sum(axis=1))
-        terms = terms.reshape(len(features), -1, n_kept).sum(axis=1)
+        terms = terms.reshape(len(features), residual.shape[1] // n_kept, n_kept).sum(axis=1)
         contributions[:, kept] = terms / np.where(error > 0, error, 1.0)[:, None]
         return error, contributions
     terms = np.abs(residual) if recipe.error_metric == "mae" else np.square(residual)

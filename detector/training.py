@@ -16,9 +16,9 @@ from detector.detector import Detector
 from detector.errors import TrainingDataError
 from detector.network import Progress, ProgressCallback, fit_network
 from detector.preprocessing import apply_preprocessing, fit_preprocessing
-from detector.recipes import MAX_FEATURES, Recipe
+from detector.recipes import MAX_FEATURES, AlertBudgetThreshold, Recipe
 from detector.residuals import fit_whitening, held_out_distances, untrimmed
-from detector.thresholds import choose_threshold, exceeds
+from detector.thresholds import AllRows, choose_threshold, exceeds, no_anomalies, unknown_rate
 
 __all__ = ["MIN_ROWS", "FitResult", "Progress", "fit"]
 
@@ -42,24 +42,31 @@ def fit(
     *,
     normal: ArrayLike | None = None,
     held_out: ArrayLike | None = None,
+    anomalous: ArrayLike | None = None,
+    rows_per_day: float | None = None,
     seed: int | None = None,
     on_progress: ProgressCallback | None = None,
 ) -> FitResult:
     """Fit the recipe to rows and calibrate its threshold.
 
     features: (n_rows, n_features) float64 in the source's units, rows in time order.
-    normal: (n_rows,) bool; only these rows are fitted on and calibrated with, the others only measured.
+    normal: (n_rows,) bool; only these rows are fitted on and calibrated with. The others are measured, and
+    alert budgets and the threshold policies that need labels count them, in the proportion of the data.
     held_out: (n_rows,) bool; in place of the recipe's split, calibrate with the normal rows among these and fit
     on the other normal ones.
+    anomalous: (n_rows,) bool, the labelled anomalies; None for all that are not normal.
+    rows_per_day: how many such rows a day brings, for an alert budget only.
     seed: replaces the recipe's. on_progress is called after each epoch; what it raises ends the fit.
     Preprocessing and network see the fit part alone; residual statistics and threshold come from the
     calibration part, which also decides when the network stops.
     Raises TrainingDataError, in one sentence, on too few rows (MIN_ROWS normal ones), wrong shapes, no
-    features, features that are all constant, and non-finite ones when recipe.missing is "quarantine".
+    features, features that are all constant, non-finite ones when recipe.missing is "quarantine", and where
+    the threshold policy needs labelled anomalies or rows_per_day that are not given.
     """
     started = time.perf_counter()
     seed = recipe.seed if seed is None else seed
     matrix, is_normal, names = _checked(recipe, features, feature_names, normal)
+    is_anomaly = _checked_anomalies(recipe, anomalous, is_normal, rows_per_day)
     fit_index, calibration_index = _split(recipe, is_normal, held_out, seed)
     arrays = fit_preprocessing(recipe, matrix[fit_index], names)
     fit_values = apply_preprocessing(recipe, arrays, matrix[fit_index], names)
@@ -75,8 +82,17 @@ def fit(
     arrays.update(network.arrays)
     calibration_errors = _calibrate(recipe, arrays, calibration_values)
     fit_errors = reference.score(recipe, names, arrays, matrix[fit_index])[0]
+    is_other = ~is_normal & (np.isfinite(matrix).all(axis=1) | (recipe.missing == "median"))
+    other_errors = reference.score(recipe, names, arrays, matrix[is_other])[0]
+    all_rows = _all_rows(
+        calibration_errors,
+        other_errors,
+        is_anomaly[is_other],
+        len(calibration_index) / int(is_normal.sum()),
+        rows_per_day,
+    )
     threshold = choose_threshold(
-        recipe.threshold, calibration_errors=calibration_errors, fit_errors=fit_errors
+        recipe.threshold, calibration_errors=calibration_errors, fit_errors=fit_errors, all_rows=all_rows
     )
     detector = Detector.from_arrays(recipe, names, arrays, threshold)
     metrics: dict[str, float] = {
@@ -89,7 +105,8 @@ def fit(
         "val_loss": network.val_loss[network.kept_epoch - 1],
         "threshold": threshold,
         **_error_metrics("calibration", calibration_errors, threshold),
-        **_measure_others(detector, matrix[~is_normal]),
+        **_measure_others(other_errors, threshold),
+        **_measure_labels(all_rows, threshold),
     }
     metrics["seconds"] = time.perf_counter() - started
     history = {"loss": network.loss, "val_loss": network.val_loss}
@@ -122,6 +139,21 @@ def _checked(
         )
     _check_values(recipe, matrix[is_normal], names)
     return matrix, is_normal, names
+
+
+def _checked_anomalies(
+    recipe: Recipe, anomalous: ArrayLike | None, is_normal: BoolVector, rows_per_day: float | None
+) -> BoolVector:
+    is_anomaly = ~is_normal if anomalous is None else np.asarray(anomalous)
+    if is_anomaly.shape != is_normal.shape or is_anomaly.dtype != np.bool_ or (is_anomaly & is_normal).any():
+        raise TrainingDataError(
+            f"anomalous must hold one bool for each of the {len(is_normal)} rows, true only where normal is false."
+        )
+    if recipe.needs_labels and not is_anomaly.any():
+        raise no_anomalies()
+    if isinstance(recipe.threshold, AlertBudgetThreshold) and not (rows_per_day and rows_per_day > 0):
+        raise unknown_rate()
+    return is_anomaly
 
 
 def _check_values(recipe: Recipe, rows: Float64Matrix, names: tuple[str, ...]) -> None:
@@ -184,6 +216,28 @@ def _calibrate(recipe: Recipe, arrays: dict[str, np.ndarray], values: Float64Mat
     return held_out_distances(residuals, recipe.trim_fraction, ridge, features=values)
 
 
+def _all_rows(
+    calibration_errors: Float64Vector,
+    other_errors: Float64Vector,
+    other_is_anomaly: BoolVector,
+    calibration_share: float,
+    rows_per_day: float | None,
+) -> AllRows:
+    """The calibration rows and every row that is not normal, in the proportion in which the data have them.
+
+    The calibration rows are only a share of the normal rows, while none of the others was fitted on; so each
+    of those counts as much as that share. Then the prevalence of anomalies is that of all rows, by whichever
+    order they are split, and no label is wasted.
+    """
+    n_calibration, n_others = len(calibration_errors), len(other_errors)
+    return AllRows(
+        errors=np.concatenate([calibration_errors, other_errors]),
+        anomalous=np.concatenate([np.zeros(n_calibration, dtype=bool), other_is_anomaly]),
+        weights=np.concatenate([np.ones(n_calibration), np.full(n_others, calibration_share)]),
+        rows_per_day=rows_per_day,
+    )
+
+
 def _error_metrics(prefix: str, errors: Float64Vector, threshold: float) -> dict[str, float]:
     metrics = {f"{prefix}_flag_rate": float(exceeds(errors, threshold).mean())}
     for quantile in QUANTILES:
@@ -191,10 +245,21 @@ def _error_metrics(prefix: str, errors: Float64Vector, threshold: float) -> dict
     return metrics
 
 
-def _measure_others(detector: Detector, rows: Float64Matrix) -> dict[str, float]:
-    """How the rows that were not fitted on as normal are scored, leaving out those with gaps."""
-    rows = rows[np.isfinite(rows).all(axis=1)]
-    if not len(rows):
+def _measure_others(errors: Float64Vector, threshold: float) -> dict[str, float]:
+    """How the rows that were not fitted on as normal are scored."""
+    if not len(errors):
         return {"n_not_normal": 0}
-    errors = detector.score(rows).reconstruction_error
-    return {"n_not_normal": len(rows), **_error_metrics("not_normal", errors, detector.threshold)}
+    return {"n_not_normal": len(errors), **_error_metrics("not_normal", errors, threshold)}
+
+
+def _measure_labels(rows: AllRows, threshold: float) -> dict[str, float]:
+    """Precision and recall at the threshold, where anomalies are labelled."""
+    if not rows.anomalous.any():
+        return {}
+    flagged = exceeds(rows.errors, threshold)
+    # All anomalies weigh the same.
+    metrics = {"calibration_recall": float(flagged[rows.anomalous].mean())}
+    if flagged.any():
+        precision = np.average(rows.anomalous[flagged], weights=rows.weights[flagged])
+        metrics["calibration_precision"] = float(precision)
+    return metrics

@@ -62,10 +62,16 @@ def retry_quarantine(source: str, keys: list[str] | None = None) -> int:
 
 @app.task(name="models.train")
 def train(
-    source: str, promote: bool | None = None, seed: int | None = None, recipe: str | None = None
+    source: str,
+    promote: bool | None = None,
+    seed: int | None = None,
+    recipe: str | None = None,
+    threshold: str | None = None,
 ) -> int:
     """Train a version. promote: None promotes only if there is no champion yet. Returns its number."""
-    return training.train(runtime(), source, promote=promote, seed=seed, recipe_name=recipe).version
+    return training.train(
+        runtime(), source, promote=promote, seed=seed, recipe_name=recipe, threshold=threshold
+    ).version
 
 
 @app.task(name="models.train_due")

@@ -11,13 +11,13 @@ from importlib.metadata import version as package_version
 from typing import Any
 
 import structlog
-from pydantic import ValidationError
 from sqlalchemy import Connection
 
 import detector
+from db import catalog, sources, training_rows
 from db import models as model_sql
-from db import sources, training_rows
-from db.errors import ModelError, TrainingBusy
+from db.definition import SourceDefinition
+from db.errors import ModelError, SourceError, TrainingBusy
 from db.sources import Source
 from db.training_rows import TrainingRows
 from detector import DetectorError, FitResult, Progress, Recipe
@@ -48,16 +48,16 @@ def train(
     promote: bool | None = None,
     seed: int | None = None,
     recipe_name: str | None = None,
+    threshold: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> TrainedVersion:
     """Fit the source's recipe (or another by name) on its newest normal rows and register the version.
 
-    promote: None promotes only if the source has no champion yet. Raises TrainingBusy if a training of the
-    source is under way, SourceError if there is no such source, ModelError if the rows cannot be trained on.
+    promote: None promotes only if the source has no champion yet. threshold: a policy in place of the recipe's,
+    for this version. Raises TrainingBusy if a training of the source is under way, SourceError if there is no
+    such source or it lacks a column that the policy needs, ModelError if the rows cannot be trained on.
     """
-    with runtime.engine.begin() as connection:
-        source = sources.find(connection, source_name)
-    recipe = _recipe(source, recipe_name)
+    source, recipe = plan(runtime, source_name, recipe_name=recipe_name, threshold=threshold)
     seed = recipe.seed if seed is None else seed
     with _training_lock(runtime, source) as holder:
         with runtime.engine.begin() as connection:
@@ -77,6 +77,17 @@ def train(
             raise
 
 
+def plan(
+    runtime: Runtime, source_name: str, *, recipe_name: str | None, threshold: str | None
+) -> tuple[Source, Recipe]:
+    """The source, and the recipe that `train` would fit. Raises SourceError or ModelError as it does."""
+    with runtime.engine.begin() as connection:
+        source = sources.find(connection, source_name)
+        recipe = _with_threshold(_recipe(source, recipe_name), threshold)
+        check_columns(connection, recipe, source.definition)
+    return source, recipe
+
+
 def _train(
     runtime: Runtime,
     source: Source,
@@ -86,15 +97,7 @@ def _train(
     run_id: int,
     on_progress: Callable[[Progress], None] | None,
 ) -> TrainedVersion:
-    with runtime.engine.begin() as connection:
-        rows = training_rows.read(
-            connection,
-            source.definition,
-            source.id,
-            newest=runtime.settings.training_rows,
-            imputes=recipe.missing == "median",
-        )
-        model_sql.update_run(connection, run_id, n_rows=len(rows.matrix), left_out=rows.left_out)
+    rows, rate = _rows(runtime, source, recipe, run_id)
 
     def report(progress: Progress) -> None:
         with runtime.engine.begin() as connection:
@@ -109,7 +112,16 @@ def _train(
         if on_progress is not None:
             on_progress(progress)
 
-    fitted = detector.fit(recipe, rows.matrix, source.definition.feature_names, seed=seed, on_progress=report)
+    fitted = detector.fit(
+        recipe,
+        rows.matrix,
+        source.definition.feature_names,
+        normal=rows.normal,
+        anomalous=rows.fraud,
+        rows_per_day=rate,
+        seed=seed,
+        on_progress=report,
+    )
     with runtime.engine.begin() as connection:
         number, promoted = _register(connection, runtime, source, fitted, rows, promote)
         model_sql.finish_run(
@@ -121,18 +133,35 @@ def _train(
             version=number,
             promoted=promoted,
         )
-    log.info(
-        "version_trained", source=source.name, version=number, promoted=promoted, n_rows=len(rows.matrix)
-    )
+    log.info("version_trained", source=source.name, version=number, promoted=promoted, n_rows=rows.n_normal)
     return TrainedVersion(
         source=source.name,
         version=number,
         promoted=promoted,
-        n_rows=len(rows.matrix),
+        n_rows=rows.n_normal,
         left_out=rows.left_out,
         threshold=fitted.detector.threshold,
         metrics=fitted.metrics,
     )
+
+
+def _rows(runtime: Runtime, source: Source, recipe: Recipe, run_id: int) -> tuple[TrainingRows, float | None]:
+    """The rows to train on, and how many a day brings where the recipe asks for that."""
+    newest = runtime.settings.training_rows
+    rate = None
+    with runtime.engine.begin() as connection:
+        rows = training_rows.read(
+            connection,
+            source.definition,
+            source.id,
+            newest=newest,
+            imputes=recipe.missing == "median",
+            with_frauds_and_flagged=recipe.needs_all_rows,
+        )
+        if recipe.threshold.policy == "alert_budget":
+            rate = training_rows.rows_per_day(connection, source.definition, newest=newest)
+        model_sql.update_run(connection, run_id, n_rows=rows.n_normal, left_out=rows.left_out)
+    return rows, rate
 
 
 def _register(
@@ -147,7 +176,7 @@ def _register(
         connection,
         source,
         fitted.detector,
-        window=TrainingWindow(n_rows=len(rows.matrix), first=rows.first, last=rows.last),
+        window=TrainingWindow(n_rows=rows.n_normal, first=rows.first, last=rows.last),
         metrics={**fitted.metrics, "history": fitted.history},
         signing_key=runtime.signing_key,
     )
@@ -180,21 +209,43 @@ def _training_lock(runtime: Runtime, source: Source) -> Iterator[Connection]:
             connection.invalidate()
 
 
-def chosen_recipe(name: str, *, flag_rate: float | None = None) -> Recipe:
-    """A built-in recipe, flagging this share of normal rows instead of by its own threshold policy.
+def chosen_recipe(name: str, *, threshold: str | None = None) -> Recipe:
+    """A built-in recipe, with this threshold policy in place of its own.
 
-    Raises ModelError if there is no such recipe or the share is out of bounds.
+    Raises ModelError if there is no such recipe or policy.
     """
     try:
-        recipe = detector.recipe_named(name)
-        if flag_rate is None:
-            return recipe
-        threshold = {"policy": "quantile", "contamination": flag_rate}
-        return Recipe.model_validate({**recipe.model_dump(), "threshold": threshold})
+        return _with_threshold(detector.recipe_named(name), threshold)
     except DetectorError as error:
         raise ModelError(str(error)) from None
-    except ValidationError as error:
-        raise ModelError(f"--flag-rate {flag_rate} cannot be used: {error.errors()[0]['msg']}.") from None
+
+
+def check_columns(connection: Connection, recipe: Recipe, definition: SourceDefinition) -> None:
+    """Raises SourceError if the source lacks a column that the recipe's threshold policy is drawn from."""
+    policy = recipe.threshold.policy
+    if recipe.needs_labels and definition.label_column is None:
+        raise SourceError(
+            f"The threshold policy {policy} needs labels and source {definition.name} has none; attach it with"
+            " --label COLUMN, or use a policy without labels, such as quantile:0.002."
+        )
+    if policy == "alert_budget" and not catalog.is_time(
+        connection, definition.relation, definition.time_column
+    ):
+        raise SourceError(
+            f"The threshold policy {policy} needs to know how many rows a day brings and source {definition.name}"
+            " has no column of times; attach it with --time COLUMN, of a timestamp or date, or use a policy"
+            " without a budget, such as quantile:0.002."
+        )
+
+
+def _with_threshold(recipe: Recipe, text: str | None) -> Recipe:
+    """Raises ModelError if the text is no threshold policy."""
+    if text is None:
+        return recipe
+    try:
+        return recipe.model_copy(update={"threshold": detector.parse_threshold(text)})
+    except DetectorError as error:
+        raise ModelError(str(error)) from None
 
 
 def _recipe(source: Source, name: str | None) -> Recipe:

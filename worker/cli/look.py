@@ -131,13 +131,23 @@ def parse_since(text: str | None) -> datetime | None:
     """A time, or how long ago. Raises SourceError with the forms that are understood."""
     if text is None:
         return None
-    if match := _AGO.match(text.strip()):
-        try:
-            return datetime.now(UTC) - timedelta(**{_UNITS[match[2]]: float(match[1])})
-        except OverflowError:
-            pass
+    ago = parse_duration(text)
+    try:
+        if ago is not None:
+            return datetime.now(UTC) - ago
+    except OverflowError:
+        pass
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise SourceError(f"--since {text!r} is not a time; write 10m, 2h, 3d or 2026-03-01T08:00.") from None
     return moment if moment.tzinfo else moment.astimezone()
+
+
+def parse_duration(text: str) -> timedelta | None:
+    """How long 30s, 10m, 2h or 3d is; None for any other text, and for times that are too long."""
+    match = _AGO.match(text.strip())
+    try:
+        return timedelta(**{_UNITS[match[2]]: float(match[1])}) if match else None
+    except OverflowError:
+        return None

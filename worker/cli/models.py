@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+import detector
 from db import models as model_sql
 from db import sources as source_store
 from db.errors import ModelError
@@ -31,6 +32,10 @@ def train(
         ),
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="Another recipe than the one attached, by name.")] = None,
+    threshold: Annotated[
+        str | None,
+        typer.Option(help=f"Another threshold policy, for this version: {detector.THRESHOLD_FORMS}."),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of the fit; the same seed gives the same model.")
     ] = None,
@@ -44,14 +49,17 @@ def train(
     if queue:
         from worker.tasks import train as task
 
-        with runtime.engine.begin() as connection:
-            source_store.find(connection, source)
-        task.apply_async((source,), {"promote": promote, "seed": seed, "recipe": recipe})
+        training.plan(runtime, source, recipe_name=recipe, threshold=threshold)
+        task.apply_async(
+            (source,), {"promote": promote, "seed": seed, "recipe": recipe, "threshold": threshold}
+        )
         console.print(
             f"Queued. Watch it: pgoutlier status; then: pgoutlier models list {source}", highlight=False
         )
         return
-    made = train_with_progress(runtime, source, promote=promote, recipe=recipe, seed=seed)
+    made = train_with_progress(
+        runtime, source, promote=promote, recipe=recipe, seed=seed, threshold=threshold
+    )
     if as_json:
         print_json(vars(made))
     else:
@@ -59,12 +67,24 @@ def train(
 
 
 def train_with_progress(
-    runtime: Runtime, source: str, *, promote: bool | None, recipe: str | None, seed: int | None
+    runtime: Runtime,
+    source: str,
+    *,
+    promote: bool | None,
+    recipe: str | None = None,
+    seed: int | None = None,
+    threshold: str | None = None,
 ) -> TrainedVersion:
     """training.train with a bar of epochs, loss and time to go on standard error."""
     with epoch_bar("training", source) as show:
         return training.train(
-            runtime, source, promote=promote, recipe_name=recipe, seed=seed, on_progress=show
+            runtime,
+            source,
+            promote=promote,
+            recipe_name=recipe,
+            threshold=threshold,
+            seed=seed,
+            on_progress=show,
         )
 
 

@@ -46,9 +46,9 @@ def attach(
         str | None, typer.Option(help="Column that says fraud where known; such rows are not trained on.")
     ] = None,
     recipe: Annotated[str, typer.Option(help=f"What to fit: {', '.join(detector.RECIPES)}.")] = "default",
-    flag_rate: Annotated[
-        float | None,
-        typer.Option(help="Share of rows to flag, such as 0.002, in place of the recipe's policy."),
+    threshold: Annotated[
+        str | None,
+        typer.Option(help=f"Threshold policy in place of the recipe's: {detector.THRESHOLD_FORMS}."),
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="Name of the source; by default made of the table's.")
@@ -65,7 +65,7 @@ def attach(
 
     Example: pgoutlier attach public.transactions --key id --features 'amount,hour(occurred_at)' --time occurred_at
     """
-    chosen = training.chosen_recipe(recipe, flag_rate=flag_rate)
+    chosen = training.chosen_recipe(recipe, threshold=threshold)
     runtime = open_runtime()
     request = AttachRequest(
         relation=relation,
@@ -80,6 +80,7 @@ def attach(
     )
     with runtime.engine.begin() as connection:
         definition, columns = attaching.resolve(connection, request)
+        training.check_columns(connection, chosen, definition)
         if dry_run:
             console.file.write(source_ddl.script(source_store.plan(definition, columns)))
             return

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from db.errors import PgoutlierError
-from db.training_rows import FRAUD_LABELS
+from db.labels import FRAUD_LABELS
 from worker.demo import simulator
 from worker.evaluation.files import check_header, column_names, read_table
 
@@ -35,7 +35,7 @@ class Dataset:
     entity: str | None
     label: str | None
     fraud_kinds: list[str | None] | None
-    flag_rate: float | None = None
+    threshold: str | None = None
 
     @property
     def column_types(self) -> dict[str, str]:
@@ -57,7 +57,7 @@ def simulated(*, n_rows: int, seed: int) -> Dataset:
         label=None,
         fraud_kinds=kinds,
         # The alert budget: a bank flags about as many payments as it expects frauds.
-        flag_rate=0.004,
+        threshold="quantile:0.004",
     )
 
 

@@ -105,7 +105,7 @@ def run(
     n_history = len(lines) - int(len(lines) * plan.live_share)
     _say(console, f"Table public.transactions: {dataset.title}; {n_history:,} of them are history.")
     source = _prepare(console, runtime, dataset, lines[:n_history])
-    trained = train_with_progress(runtime, SOURCE, promote=True, recipe=None, seed=None)
+    trained = train_with_progress(runtime, SOURCE, promote=True)
     print_trained(trained, console)
     supervisor = _supervisor(settings)
     with _progress(console) as show, _running(supervisor):
@@ -156,7 +156,7 @@ def _prepare(console: Console, runtime: Runtime, dataset: Dataset, history: list
     )
     with runtime.engine.begin() as connection:
         definition, table_columns = attach.resolve(connection, request)
-        recipe = training.chosen_recipe("default", flag_rate=dataset.flag_rate).model_dump(mode="json")
+        recipe = training.chosen_recipe("default", threshold=dataset.threshold).model_dump(mode="json")
         source_store.attach(connection, definition, table_columns, recipe, backfill=True)
         source = source_store.find(connection, SOURCE)
     _say(console, f"Attached {definition.describe()}.")

@@ -1,0 +1,117 @@
+"""threshold."""
+
+from __future__ import annotations
+
+import math
+from datetime import timedelta
+from typing import Annotated, Any
+
+import typer
+
+from db.errors import ModelError, SourceError
+from worker import thresholds
+from worker.cli.context import open_runtime
+from worker.cli.look import parse_duration
+from worker.cli.output import console, new_table, print_json
+from worker.cli.sources import AsJson, SourceName
+
+LONGEST = timedelta(days=36_525)
+
+
+def threshold(
+    source: SourceName,
+    what_if: Annotated[
+        bool, typer.Option("--what-if", help="Also what other thresholds would flag, from stored scores.")
+    ] = False,
+    at: Annotated[
+        list[float] | None,
+        typer.Option(help="A threshold to compare, in place of a range of them; may be repeated."),
+    ] = None,
+    window: Annotated[
+        str, typer.Option(help="How far back from the newest row to count: 12h, 7d, or all.")
+    ] = "30d",
+    as_json: AsJson = False,
+) -> None:
+    """The champion's threshold: flags per day, and precision and recall where labels are known.
+
+    Counts the scores that the champion has stored; nothing is scored again and nothing is changed.
+
+    Example: pgoutlier threshold payments --what-if --window 7d
+    """
+    if at and not all(math.isfinite(value) for value in at):
+        raise ModelError("--at takes a finite number, such as --at 12.5.")
+    others = list(dict.fromkeys(at)) if at else ([] if what_if else None)
+    found = thresholds.describe(open_runtime(), source, window=parse_window(window), others=others)
+    if as_json:
+        print_json(found)
+        return
+    _print_now(found)
+    if "what_if" in found and found["n_scores"]:
+        _print_table(found)
+
+
+def parse_window(text: str) -> timedelta | None:
+    """How far back; None for all. Raises SourceError with the forms that are understood."""
+    if text.strip() == "all":
+        return None
+    window = parse_duration(text)
+    if window is None or not timedelta(0) < window <= LONGEST:
+        raise SourceError(f"--window {text!r} is not a length of time; write 12h, 7d or all.")
+    return window
+
+
+def _print_now(found: dict[str, Any]) -> None:
+    now = found["now"]
+    name, version = found["source"], found["version"]
+    _say(f"Version {version} of {name} flags rows above {now['threshold']:.6g} (policy {found['policy']}).")
+    if not found["n_scores"]:
+        _say(f"No row of this time was scored by version {version}; look further back with --window all.")
+        return
+    flags = f"{now['flags']:,} flagged ({now['share']:.3%})"
+    if found["days"] is None:
+        _say(
+            f"{found['n_scores']:,} scores, {flags}; {found['time']} covers too little time for flags a day."
+        )
+    else:
+        _say(
+            f"{found['n_scores']:,} scores by {found['time']} from {found['first']:%Y-%m-%d %H:%M} to"
+            f" {found['last']:%Y-%m-%d %H:%M}: {flags}, {now['flags_per_day']:,.1f} a day."
+        )
+    if found["label"] is not None:
+        _say(
+            f"{found['n_labelled']:,} of them have a label, {found['n_fraud']:,} say fraud: precision"
+            f" {_figure(now['precision'])}, recall {_figure(now['recall'])}. Rows without a label count as flags, not"
+            " for precision and recall."
+        )
+
+
+def _print_table(found: dict[str, Any]) -> None:
+    labelled = found["label"] is not None
+    table = new_table("", ["threshold", "flags", "a day", "share"])
+    for name in ("precision", "recall", "F1") if labelled else ():
+        table.add_column(name)
+    table.add_column("")
+    for cut in found["what_if"]:
+        per_day = cut["flags_per_day"]
+        figures = [_figure(cut[name]) for name in ("precision", "recall", "f1")] if labelled else []
+        table.add_row(
+            f"{cut['threshold']:.6g}",
+            f"{cut['flags']:,}",
+            "-" if per_day is None else f"{per_day:,.1f}",
+            f"{cut['share']:.3%}",
+            *figures,
+            "now" if cut["present"] else "",
+        )
+    console.print(table)
+    _say(
+        f"To use one of them: pgoutlier train {found['source']} --threshold fixed:X --promote. That fits a new"
+        " version, whose errors can differ from these; look again when it has scored."
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _say(text: str) -> None:
+    console.print(text, highlight=False, markup=False)

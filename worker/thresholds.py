@@ -1,0 +1,85 @@
+"""What the champion's threshold does to the scores that are stored, and what others would do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import detector
+from db import models as model_sql
+from db import sources, what_if
+from db.errors import ModelError
+from db.what_if import Cut, Figures, Scored
+from detector import DetectorError, Recipe
+from worker.runtime import Runtime
+
+
+def describe(
+    runtime: Runtime,
+    source_name: str,
+    *,
+    window: timedelta | None,
+    others: Sequence[float] | None = None,
+) -> dict[str, Any]:
+    """The champion's threshold and policy, and what flags they make of its stored scores.
+
+    window: how far back from the newest row; None for all. others: thresholds to compare; empty for a range
+    made of quantiles of the stored errors, None for no comparison. Raises SourceError if there is no such source,
+    ModelError if nothing scores it yet.
+    """
+    with runtime.engine.begin() as connection:
+        source = sources.find(connection, source_name)
+        champion = model_sql.champion(connection, source.id)
+        if champion is None:
+            raise ModelError(
+                f"{source.name} has no champion yet; make one: pgoutlier train {source.name} --promote"
+            )
+        present = float(champion["threshold"])
+        scored = Scored.of(connection, source.definition, champion["version"], window)
+        chosen = {present}
+        if others is not None:
+            chosen.update(others or what_if.thresholds(connection, scored))
+        found = what_if.figures(connection, scored, sorted(chosen))
+    cuts = [_cut(cut, found, present) for cut in found.cuts]
+    figures = {
+        "source": source.name,
+        "version": champion["version"],
+        "policy": _policy(champion["recipe"]),
+        "time": source.definition.time_column if scored.by_event_time else "scored_at",
+        "label": source.definition.label_column,
+        "n_scores": found.n_rows,
+        "n_labelled": found.n_labelled,
+        "n_fraud": found.n_fraud,
+        "first": found.first,
+        "last": found.last,
+        "days": found.days,
+        "now": next(cut for cut in cuts if cut["present"]),
+    }
+    return figures if others is None else {**figures, "what_if": cuts}
+
+
+def _cut(cut: Cut, found: Figures, present: float) -> dict[str, Any]:
+    """A line of the table. Precision, recall and F1 are None where they would be a division by nothing."""
+    return {
+        "threshold": cut.threshold,
+        "present": cut.threshold == present,
+        "flags": cut.n_flagged,
+        "flags_per_day": _ratio(cut.n_flagged, found.days),
+        "share": _ratio(cut.n_flagged, found.n_rows),
+        "precision": _ratio(cut.n_hits, cut.n_flagged_labelled),
+        "recall": _ratio(cut.n_hits, found.n_fraud),
+        "f1": _ratio(2 * cut.n_hits, cut.n_flagged_labelled + found.n_fraud) if found.n_fraud else None,
+    }
+
+
+def _ratio(part: int, whole: float | None) -> float | None:
+    return part / whole if whole else None
+
+
+def _policy(recipe: dict[str, Any]) -> str:
+    try:
+        return detector.threshold_text(Recipe.from_json(json.dumps(recipe)).threshold)
+    except DetectorError as error:
+        raise ModelError(str(error)) from None
