@@ -1,0 +1,1 @@
+"""How well anomalies are told from normal rows, ours beside other detectors: `make bench-detection`."""
