@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import psycopg
 import pytest
 from sqlalchemy import Engine
@@ -20,6 +21,10 @@ from tests.support import Table, make_table
 from worker.runtime import Runtime, make_runtime
 
 Connect = Callable[..., psycopg.Connection[Any]]
+
+# The same examples in every run, however busy the machine: a failure is one of the change under test.
+hypothesis.settings.register_profile("pgoutlier", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("pgoutlier")
 
 
 @pytest.fixture(scope="session")

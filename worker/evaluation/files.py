@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -39,12 +38,15 @@ def read_table(path: Path, *, header: bool = True) -> pd.DataFrame:
         raise FileError(f"There is no file {path}; name a CSV, CSV.gz, Parquet or NPZ file.")
     try:
         rows = _read(path, header=header)
+    except FileError:
+        raise
     except pd.errors.ParserWarning:
         raise FileError(f"{path} has rows with more fields than its header has names.") from None
-    except (ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError) as error:
-        raise FileError(f"{path} cannot be read: {first_line(error)}") from None
     except (MemoryError, OverflowError):
         raise FileError(f"{path} cannot be read: it asks for more memory than there is.") from None
+    except Exception as error:
+        # What the readers raise on a damaged file has no common class; a KeyError was among it.
+        raise FileError(f"{path} cannot be read: {first_line(error)}") from None
     rows.columns = [str(name) for name in rows.columns]
     if rows.empty:
         raise FileError(f"{path} has no rows.")
