@@ -41,7 +41,7 @@ def read(
 
     imputes: the recipe fills gaps, so a row with some is not incomplete.
     """
-    window = _window(source, newest)
+    window = newest_rows(source, newest)
     reason = _reason(source)
     params: dict[str, Any] = {"source_id": source_id, "fraud": list(FRAUD_LABELS)}
     counted = run_dicts(
@@ -88,7 +88,8 @@ def read(
     )
 
 
-def _window(source: SourceDefinition, newest: int) -> sql.Composable:
+def newest_rows(source: SourceDefinition, newest: int) -> sql.Composable:
+    """SELECT of key, moment (event time, else key) and label (lower case) of the newest rows of the table."""
     moment = identifier(source.time_column or source.key_column)
     label = (
         compose("lower(b.{label}::text)", label=identifier(source.label_column))
