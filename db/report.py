@@ -1,4 +1,4 @@
-"""What a report is made of: a bounded sample of scored rows, flagged rows' top features, and the pages that are kept."""
+"""What a report is made of: a bounded sample of scored rows, top features of flagged ones; and the pages kept."""
 
 from __future__ import annotations
 

@@ -12,7 +12,8 @@ import re
 import threading
 import unicodedata
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 from xml.etree import ElementTree
 
 import matplotlib
@@ -21,7 +22,10 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from worker.report.data import Floats
 
 # Each stands for a CSS variable of the page; no two in one chart can be mistaken for another.
 INK, MUTED, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"
@@ -42,7 +46,7 @@ WIDTH, HEIGHT, FONT_POINTS = 4.3, 2.9, 10.0
 _MARK = "≡"  # begins a stand-in
 _LENGTHS = {"d", "x", "y", "transform"}  # of two decimals
 _MAX_NAME = 20
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "pgoutlier",
     "font.family": "DejaVu Sans",
@@ -76,6 +80,16 @@ _STYLE = {
 }
 # matplotlib's settings belong to the whole process and it is not made for threads, so charts are drawn in turn.
 _lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Chart:
+    """key names it in the page; caption says in words what there is to see."""
+
+    key: str
+    title: str
+    svg: Markup
+    caption: str
 
 
 class Names:
@@ -116,14 +130,13 @@ def svg(draw: Callable[[Axes, Names], None], *, description: str, height: float 
     names = Names()
     file = io.StringIO()
     with _lock, matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.03)  # type: ignore[union-attr]
+        figure = Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.04))
         figure.patch.set_visible(False)
         canvas = FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         axes.patch.set_visible(False)
         draw(axes, names)
-        canvas.print_svg(file, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        canvas.print_svg(file, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))  # type: ignore[no-untyped-call]
     return _embedded(file.getvalue(), names, description)
 
 
@@ -169,17 +182,30 @@ def number(value: float, _position: object = None) -> str:
     return f"{value:,.0f}" if size >= 1000 else f"{value:.3g}"
 
 
-def is_wide(values: np.ndarray[Any, Any], factor: float = 30.0) -> bool:
+def share(n: int, total: int) -> str:
+    """How much of the total that is, in per cent."""
+    percent = 100 * n / max(1, total)
+    return f"{percent:.3g}%" if percent < 99 or n == total else f"{percent:.2f}%"
+
+
+def is_wide(values: Floats, factor: float = 30.0) -> bool:
     """Whether only a logarithmic axis shows these values: all positive, most of them far below the largest."""
     return bool(len(values)) and values.min() > 0 and values.max() > factor * np.median(values)
 
 
-def scale(axis: Any, *, log: bool, most_ticks: int = 5) -> None:
-    """Few ticks with short numbers, on a linear or logarithmic axis (axes.xaxis or axes.yaxis)."""
+def has_long_tail(errors: Floats) -> bool:
+    """Whether errors are best shown on a logarithmic axis."""
+    positive = errors[errors > 0]
+    return len(positive) > 0.99 * len(errors) and is_wide(positive, 10)
+
+
+def scale(axes: Axes, which: Literal["x", "y"], *, log: bool, most_ticks: int = 5) -> None:
+    """Few ticks with short numbers, on a linear or logarithmic axis; to be called when all is plotted."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
     if log:
-        axis._set_axes_scale("log")  # noqa: SLF001
+        axes.set(**{f"{which}scale": "log"})
         low, high = axis.get_view_interval()
-        decades = np.log10(high / low) if low > 0 else 1
+        decades = np.log10(high / low)
         subs = (1.0,) if decades > 2 else (1.0, 3.0) if decades > 1 else (1.0, 2.0, 5.0)
         axis.set_major_locator(LogLocator(subs=subs, numticks=most_ticks + 1))
         axis.set_minor_locator(NullLocator())

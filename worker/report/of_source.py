@@ -14,7 +14,6 @@ from db.sources import Source
 from db.training_rows import TrainingRows
 from detector import Detector, FitResult
 from detector.drift import Reference
-from models_store import registry
 from worker.report import build
 from worker.report.data import FlaggedFeature, ReportData
 from worker.report.page import page
@@ -41,7 +40,7 @@ def live_page(runtime: Runtime, source_name: str, *, newest: int = NEWEST_ROWS) 
 
 
 def kept_page(runtime: Runtime, source_name: str, version: int) -> str:
-    """The page of a version's training. Raises SourceError or ModelError if there is no such source, version or page."""
+    """The page of a version's training. Raises SourceError if there is no such source, ModelError if no such page."""
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
         found = models.version_id(connection, source.id, version)

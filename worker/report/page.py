@@ -7,11 +7,10 @@ from functools import lru_cache
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from worker.report import charts, draw, quality
-from worker.report.charts import Chart
+from worker.report import charts, draw, features, quality
 from worker.report.curves import Curves
 from worker.report.data import ReportData
-from worker.report.draw import number
+from worker.report.draw import Chart, number
 
 
 def page(data: ReportData) -> str:
@@ -49,9 +48,9 @@ def charts_of(data: ReportData) -> list[Chart]:
         charts.errors_by_row(data),
         charts.error_histogram(data),
         *(quality.charts(data, truth) if truth is not None else []),
-        charts.top_features(data),
-        *(charts.example(row, key) for row, key in zip(data.examples, keys, strict=False)),
-        charts.drift(data.drift) if data.drift and data.drift.features else None,
+        features.top_features(data),
+        *(features.example(row, key) for row, key in zip(data.examples, keys, strict=False)),
+        features.drift(data.drift) if data.drift and data.drift.features else None,
     ]
     return [chart for chart in made if chart is not None]
 
@@ -61,7 +60,7 @@ def _figures(data: ReportData) -> list[tuple[str, str]]:
     flagged = data.flagged
     shown = [
         ("rows", f"{len(data.errors):,}"),
-        ("flagged", f"{int(flagged.sum()):,} ({charts.share(int(flagged.sum()), len(flagged))})"),
+        ("flagged", f"{int(flagged.sum()):,} ({draw.share(int(flagged.sum()), len(flagged))})"),
     ]
     truth = data.truth
     if truth is not None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from worker.report import draw
-from worker.report.charts import Chart, log_errors
 from worker.report.curves import Curves
 from worker.report.data import Bools, ReportData
-from worker.report.draw import ANOMALY, BAND, INK, LIMIT, MUTED, NORMAL, Names, number
+from worker.report.draw import ANOMALY, BAND, INK, LIMIT, MUTED, NORMAL, Chart, Names, number
 
 
 def charts(data: ReportData, truth: Bools) -> list[Chart]:
@@ -80,8 +81,8 @@ def precision_recall_by_threshold(data: ReportData, curves: Curves) -> Chart:
         axes.plot(thin.thresholds, thin.precision, color=NORMAL, label="precision")
         axes.plot(thin.thresholds, thin.recall, color=ANOMALY, ls="--", label="recall")
         axes.axvline(data.threshold, color=LIMIT, ls="-.", lw=1.4, label="threshold")
-        draw.scale(axes.xaxis, log=log_errors(data))
-        draw.scale(axes.yaxis, log=False)
+        draw.scale(axes, "x", log=draw.has_long_tail(data.errors))
+        draw.scale(axes, "y", log=False)
         axes.set_ylim(-0.02, 1.02)
         axes.set_xlabel(f"threshold ({data.error_metric})")
         draw.legend(axes)
@@ -106,10 +107,14 @@ def confusion(data: ReportData, truth: Bools) -> Chart:
             for column, n in enumerate(counts):
                 right = row == column
                 share = n / max(1, sum(counts))
-                box = {"fc": NORMAL if right else ANOMALY, "alpha": 0.1 + 0.35 * share, "ec": "none"}
+                box: dict[str, Any] = {
+                    "fc": NORMAL if right else ANOMALY,
+                    "alpha": 0.1 + 0.35 * share,
+                    "ec": "none",
+                }
                 axes.add_patch(Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, **box))
                 axes.text(column, row - 0.08, f"{n:,}", ha="center", va="center", size=17, color=INK)
-                words = f"{'right' if right else 'wrong'}, {100 * share:.3g} %"
+                words = f"{'right' if right else 'wrong'}, {100 * share:.3g}%"
                 axes.text(column, row + 0.24, words, ha="center", va="center")
         axes.set(xlim=(-0.5, 1.5), ylim=(1.5, -0.5))
         axes.set_xticks([0, 1], ["not flagged", "flagged"])
@@ -129,6 +134,6 @@ def confusion(data: ReportData, truth: Bools) -> Chart:
 
 def _unit(axes: Axes, x: str, y: str) -> None:
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=x, ylabel=y)
-    draw.scale(axes.xaxis, log=False)
-    draw.scale(axes.yaxis, log=False)
+    draw.scale(axes, "x", log=False)
+    draw.scale(axes, "y", log=False)
     draw.legend(axes)
