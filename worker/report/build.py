@@ -16,6 +16,7 @@ from worker.report.data import Amount, Bools, Drift, Example, FeatureDrift, Flag
 
 # Rows whose contributions are looked at for the top features, and whose spread is compared for drift.
 _MOST_FLAGGED, _MOST_COMPARED = 1_000, 50_000
+_LARGEST_ERROR = 1e300
 _AMOUNT_NAMES = ("amount", "value", "price", "total", "sum", "cost")
 # From so many features on, which are all named alike but for a number, a row is taken for a series.
 _LEAST_SAMPLES = 24
@@ -46,6 +47,8 @@ def report_data_of(
     matrix = np.asarray(features, dtype=np.float64)
     truth = None if labels is None else np.asarray(labels, dtype=np.bool_)
     found = np.asarray(detector.score(matrix).reconstruction_error if errors is None else errors, np.float64)
+    # An error too large for a double is infinite; no axis can show that.
+    found = np.nan_to_num(found, nan=_LARGEST_ERROR, posinf=_LARGEST_ERROR)
     flagged = np.flatnonzero(exceeds(found, detector.threshold))
     looked_at = flagged[np.argsort(-found[flagged], kind="stable")[:_MOST_FLAGGED]]
     top = flagged_features(detector, matrix[looked_at])
@@ -87,9 +90,10 @@ def detector_facts(detector: Detector) -> list[tuple[str, str]]:
 
 def flagged_features(detector: Detector, rows: Floats) -> tuple[FlaggedFeature, ...]:
     """The features among the top ones of flagged rows (n, n_features), those of most rows first."""
+    # In NumPy: for so few rows TensorFlow need not be imported and its function compiled.
     if not len(rows):
         return ()
-    indices, values = top_of(detector.score(rows).contributions, detector.recipe.top_features)
+    indices, values = top_of(detector.numpy_score(rows).contributions, detector.recipe.top_features)
     n_rows = np.bincount(indices.ravel(), minlength=len(detector.feature_names))
     total = np.bincount(indices.ravel(), weights=values.ravel(), minlength=len(detector.feature_names))
     order = [i for i in np.lexsort((-total, -n_rows)) if n_rows[i]]
@@ -134,7 +138,7 @@ def _example(detector: Detector, row: Floats, error: float, what: str) -> Exampl
         names=names,
         original=detector.preprocess(row)[0].astype(np.float64),
         reconstruction=detector.reconstruct(row)[0].astype(np.float64),
-        contributions=detector.score(row).contributions[0, kept].astype(np.float64),
+        contributions=detector.numpy_score(row).contributions[0, kept].astype(np.float64),
         is_series=is_series(names),
     )
 

@@ -8,6 +8,7 @@ lays out a stand-in of the same width, and the name takes its place in the finis
 from __future__ import annotations
 
 import io
+import math
 import re
 import threading
 import unicodedata
@@ -45,7 +46,8 @@ _VARIABLES = {
 WIDTH, HEIGHT, FONT_POINTS = 4.3, 2.9, 10.0
 _MARK = "≡"  # begins a stand-in
 _LENGTHS = {"d", "x", "y", "transform"}  # of two decimals
-_MAX_NAME = 20
+_MAX_NAME = 20  # digits wide
+_WIDE = frozenset("WMwm@%")
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "pgoutlier",
@@ -99,17 +101,17 @@ class Names:
         self._names: list[str] = []
 
     def stand_in(self, name: str) -> str:
-        """Digits, about as wide as the name, shortened to 20 characters, will be."""
+        """Digits, about as wide as the shortened name will be."""
         text = shortened(name)
         self._names.append(text)
-        return f"{_MARK}{len(self._names) - 1:0{max(4, _columns(text) - 1)}d}"
+        return f"{_MARK}{len(self._names) - 1:0{max(4, math.ceil(_columns(text)) - 1)}d}"
 
     def restore(self, text: str) -> str:
         return self._names[int(text[1:])] if text.startswith(_MARK) else text
 
 
 def shortened(name: str, most: int = _MAX_NAME) -> str:
-    """The name in one printable line of at most `most` columns, its middle left out if it is longer."""
+    """The name in one printable line about as wide as `most` digits, its middle left out if it is wider."""
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
     if _columns(text) <= most:
         return text
@@ -121,8 +123,12 @@ def shortened(name: str, most: int = _MAX_NAME) -> str:
     return f"{head}…{tail}"
 
 
-def _columns(text: str) -> int:
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+def _columns(text: str) -> float:
+    """About how wide the text is, in digits."""
+    return sum(
+        1.6 if c in _WIDE or unicodedata.east_asian_width(c) in "WF" else 1.15 if c.isupper() else 1
+        for c in text
+    )
 
 
 def svg(draw: Callable[[Axes, Names], None], *, description: str, height: float = HEIGHT) -> Markup:
