@@ -88,6 +88,29 @@ def read(
     )
 
 
+def labelled_fraud(
+    connection: Connection, source: SourceDefinition, *, newest: int, most: int
+) -> npt.NDArray[np.float64]:
+    """The complete rows among the newest that are labelled fraud, (n, d), the oldest first, at most so many."""
+    batch = features.read(
+        connection,
+        source,
+        origin=compose(
+            "FROM ({window}) w JOIN {relation} t ON t.{key} = w.key WHERE w.label = ANY (%(fraud)s) LIMIT {most}",
+            window=newest_rows(source, newest),
+            relation=source.feature_relation.sql(),
+            key=identifier(source.key_column),
+            most=sql.Literal(most),
+        ),
+        params={"fraud": list(FRAUD_LABELS)},
+        order=sql.SQL("row_number() OVER (ORDER BY w.moment, w.key)"),
+        longest_key_bytes=_longest_key(connection, source) if source.key_type == "text" else 0,
+        rows_per_block=_ROWS_PER_BLOCK,
+    )
+    batch = batch.take(np.argsort(batch.change_ids))
+    return batch.matrix[(batch.problems >= 0) & np.isfinite(batch.matrix).all(axis=1)]
+
+
 def newest_rows(source: SourceDefinition, newest: int) -> sql.Composable:
     """SELECT of key, moment (event time, else key) and label (lower case) of the newest rows of the table."""
     moment = identifier(source.time_column or source.key_column)

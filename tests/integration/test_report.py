@@ -82,10 +82,11 @@ def test_a_training_keeps_its_report_with_the_version(shop: Table) -> None:
     made = training.train(shop.runtime, "shop")
     page = of_source.kept_page(shop.runtime, "shop", made.version)
     assert charts(page) == [
-        "class-counts", "amount", "loss", "errors-by-row", "error-histogram", "top-features",
-        "example-normal", "example-anomalous",
+        "class-counts", "amount", "loss", "errors-by-row", "error-histogram", "by-threshold", "roc",
+        "precision-recall", "confusion", "top-features", "example-normal", "example-anomalous",
     ]  # fmt: skip
     assert "shop, version 1" in page
+    assert "and after them 2 rows labelled fraud, the same share" in page
     assert "labelled fraud" in page, "rows that were left out are counted"
     training.train(shop.runtime, "shop")
     assert of_source.kept_page(shop.runtime, "shop", made.version) == page, "retraining leaves it alone"

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from datetime import UTC
 from typing import Any
 
+import numpy as np
 from sqlalchemy import Connection
 
-from db import models, report, sources
+from db import models, report, sources, training_rows
 from db.errors import ModelError
 from db.sources import Source
 from db.training_rows import TrainingRows
 from detector import Detector, FitResult
 from detector.drift import Reference
 from worker.report import build
-from worker.report.data import FlaggedFeature, ReportData
+from worker.report.data import FlaggedFeature, Floats, ReportData
 from worker.report.page import page
 from worker.runtime import Runtime
 
 NEWEST_ROWS = 20_000
 _NEWEST_FLAGGED = 1_000
+_MOST_FRAUD = 20_000
 
 
 def live_page(runtime: Runtime, source_name: str, *, newest: int = NEWEST_ROWS) -> tuple[int, str]:
@@ -61,22 +64,37 @@ def keep_training_report(
     runtime: Runtime, source: Source, version: int, fitted: FitResult, rows: TrainingRows
 ) -> None:
     """Draw the report of a training that made this version, and keep it with the version."""
-    drawn = page(_training_data(source, version, fitted, rows))
+    with runtime.engine.begin() as connection:
+        fraud = training_rows.labelled_fraud(
+            connection, source.definition, newest=runtime.settings.training_rows, most=_MOST_FRAUD
+        )
+    drawn = page(_training_data(source, version, fitted, rows, fraud))
     with runtime.engine.begin() as connection:
         found = models.version_id(connection, source.id, version)
         if found is not None:
             report.keep(connection, found, drawn)
 
 
-def _training_data(source: Source, version: int, fitted: FitResult, rows: TrainingRows) -> ReportData:
+def _training_data(
+    source: Source, version: int, fitted: FitResult, rows: TrainingRows, fraud: Floats
+) -> ReportData:
     metrics = fitted.metrics
+    calibration = rows.matrix[fitted.calibration_rows]
+    # No row labelled fraud was fitted on. As many as would have been drawn for calibration: more of them would
+    # make the precision look better than it is.
+    fraud = build.evenly(fraud, math.ceil(len(fraud) * len(calibration) / len(rows.matrix)))
+    errors = [fitted.calibration_errors]
+    if len(fraud):
+        errors.append(fitted.detector.score(fraud).reconstruction_error)
+    and_fraud = f", and after them {len(fraud):,} rows labelled fraud, the same share" if len(fraud) else ""
     data = build.report_data_of(
         fitted.detector,
         fitted.history,
-        rows.matrix[fitted.calibration_rows],
+        np.concatenate([calibration, fraud]),
         title=f"{source.name}, version {version}",
-        rows_are="Training report: the calibration rows, which the network was not fitted on",
-        errors=fitted.calibration_errors,
+        rows_are=f"Training report: the calibration rows, which the network was not fitted on{and_fraud}",
+        labels=np.arange(len(calibration) + len(fraud)) >= len(calibration),
+        errors=np.concatenate(errors),
         kept_epoch=int(metrics["kept_epoch"]),
         facts=[
             ("source", str(source.definition.relation)),
