@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from structlog.testing import capture_logs
-from typer.testing import CliRunner
 
+from db import models as model_sql
+from db import report, training_rows
 from db.errors import ModelError, SourceError
 from detector.drift import Reference
-from tests.conftest import Connect
 from tests.servers import Postgres
 from tests.support import Table, attach_table, plain_recipe, quote
 from worker import maintenance, training
-from worker.cli import app
+from worker.cli.report import ReportError, write_page
 from worker.report import of_source
 from worker.runtime import Runtime
 
@@ -88,18 +91,14 @@ def test_a_training_keeps_its_report_with_the_version(shop: Table) -> None:
     assert "shop, version 1" in page
     assert "and after them 2 rows labelled fraud, the same share" in page
     assert "labelled fraud" in page, "rows that were left out are counted"
-    training.train(shop.runtime, "shop")
+    training.train(shop.with_settings(training_reports=False).runtime, "shop")
     assert of_source.kept_page(shop.runtime, "shop", made.version) == page, "retraining leaves it alone"
-    shop.user.execute("DELETE FROM outlier.model_versions WHERE version = 2")
-    assert shop.keys("SELECT count(*) FROM outlier.model_reports") == [1]
-
-
-def test_a_version_keeps_how_its_training_rows_are_spread(shop: Table) -> None:
-    training.train(shop.runtime, "shop")
-    [stored] = shop.keys("SELECT drift_reference FROM outlier.model_versions")
+    [stored] = shop.keys("SELECT drift_reference FROM outlier.model_versions WHERE version = 1")
     reference = Reference.model_validate(stored)
     assert reference.features.keys() == set(shop.source.definition.feature_names)
     assert reference.features["amount"].n_rows == 392
+    shop.user.execute("DELETE FROM outlier.model_versions WHERE version = 1")
+    assert shop.keys("SELECT count(*) FROM outlier.model_reports") == [0]
 
 
 def test_a_report_that_cannot_be_kept_does_not_fail_the_training(shop: Table) -> None:
@@ -112,27 +111,19 @@ def test_a_report_that_cannot_be_kept_does_not_fail_the_training(shop: Table) ->
     assert shop.keys("SELECT status FROM outlier.training_runs") == ["succeeded"]
 
 
-def test_the_live_page_shows_what_the_champion_scored(shop: Table) -> None:
-    training.train(shop.runtime, "shop")
+def test_the_live_page_shows_the_newest_rows_that_the_champion_scored(shop: Table) -> None:
+    training.train(shop.with_settings(training_reports=False).runtime, "shop")
     score(shop)
-    version, page = of_source.live_page(shop.runtime, "shop")
+    version, page = of_source.live_page(shop.runtime, "shop", newest=300)
     assert version == 1
     assert charts(page) == [
         "class-counts", "amount", "loss", "errors-by-row", "error-histogram", "by-threshold", "roc",
         "precision-recall", "confusion", "top-features", "example-normal", "example-anomalous", "drift",
     ]  # fmt: skip
-    assert "400 rows that version 1 scored" in page
+    assert "300 rows that version 1 scored, of the newest 300, 2024-04-11 to 2025-02-04." in page
     assert "AUROC 1.0000" in page, "the frauds are far from the others"
     assert "<script" not in page
     assert "&lt;script&gt;" in page
-
-
-def test_the_live_page_reads_no_more_rows_than_asked_for(shop: Table) -> None:
-    training.train(shop.runtime, "shop")
-    score(shop)
-    _, page = of_source.live_page(shop.runtime, "shop", newest=30)
-    assert "30 rows that version 1 scored, of the newest 30, 2025-01-06 to 2025-02-04." in page
-    assert "confusion" not in charts(page), "no fraud is among them"
 
 
 def test_what_is_not_there_is_said_in_a_sentence(shop: Table) -> None:
@@ -151,23 +142,39 @@ def test_what_is_not_there_is_said_in_a_sentence(shop: Table) -> None:
         of_source.kept_page(shop.runtime, "shop", 7)
 
 
-def test_the_command_writes_the_page_whole_or_not_at_all(
-    shop: Table, environment: dict[str, str], tmp_path: Path
-) -> None:
-    training.train(shop.runtime, "shop")
+def test_the_command_writes_what_was_kept(shop: Table, environment: dict[str, str], tmp_path: Path) -> None:
+    version = shop.promote()
+    with shop.runtime.engine.begin() as connection:
+        found = model_sql.version_id(connection, shop.source.id, version)
+        assert found is not None
+        report.keep(connection, found, "<p>kept</p>")
     path = tmp_path / "page.html"
-    command = ["report", "shop", "--version", "1", "--json", "--output"]
-    done = CliRunner().invoke(app, [*command, str(path)], env=environment)
-    assert done.exit_code == 0, done.output
-    said = json.loads(done.stdout)
-    assert (said["version"], said["n_bytes"]) == (1, path.stat().st_size)
-    assert path.read_text() == of_source.kept_page(shop.runtime, "shop", 1)
-    failed = CliRunner().invoke(app, [*command, str(tmp_path / "no" / "page.html")], env=environment)
-    assert "No such file or directory; name another --output" in str(failed.exception)
-    assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
+    command = [
+        sys.executable,
+        "-m",
+        "worker.cli",
+        "report",
+        "shop",
+        "--version",
+        "1",
+        "--json",
+        "-o",
+        str(path),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"source": "shop", "version": 1, "path": str(path), "n_bytes": 11}
+    assert path.read_text() == "<p>kept</p>"
 
 
-def test_a_text_key_is_reported_on_too(user: User, runtime: Runtime, connect: Connect) -> None:
+def test_a_page_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    for path, reason in ((tmp_path / "no" / "page.html", "No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(ReportError, match=f"{reason}.*; name another --output"):
+            write_page(path, "<p>")
+    assert list(tmp_path.parent.glob(".*.part")) == []
+
+
+def test_rows_and_errors_of_a_text_key_belong_together(user: User, runtime: Runtime) -> None:
     user.execute("CREATE TABLE words (word text PRIMARY KEY, size float8, many float8[])")
     user.execute(
         "INSERT INTO words SELECT 'wört ' || repeat('x', i % 9) || i, sin(i), ARRAY[cos(i), i % 5]"
@@ -177,6 +184,14 @@ def test_a_text_key_is_reported_on_too(user: User, runtime: Runtime, connect: Co
         user, runtime, recipe=plain_recipe(epochs=1, early_stopping=None), backfill=True,
         relation="words", key="word", features="size,many[2]",
     )  # fmt: skip
-    training.train(runtime, "words")
+    table.promote()
     score(table)
-    assert "300 rows that version 1 scored" in of_source.live_page(runtime, "words")[1]
+    with runtime.engine.begin() as connection:
+        sample = report.scored_sample(
+            connection, table.source.definition, version=1, newest=200, imputes=False
+        )
+        labelled = training_rows.labelled_fraud(connection, table.source.definition, newest=200, most=10)
+    errors = table.errors()
+    keys = sorted(errors, key=lambda key: key.encode())[-200:]
+    assert sample.errors.tolist() == [errors[key] for key in keys]
+    assert (sample.labels, sample.first, sample.last, labelled.shape) == (None, keys[0], keys[-1], (0, 3))

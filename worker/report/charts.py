@@ -154,7 +154,7 @@ def errors_by_row(data: ReportData) -> Chart:
         axes.set_xlim(1 - 0.01 * len(rows), 1.01 * len(rows))
         axes.set_xlabel("row, in order")
         axes.set_ylabel(f"error ({data.error_metric})")
-        draw.legend(axes, columns=3)
+        draw.legend(axes, columns=4 if data.truth is None else 3)
 
     caption = f"{int(data.flagged.sum()):,} of {len(rows):,} rows are above the threshold of {number(data.threshold)}."
     if data.truth is not None:

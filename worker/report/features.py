@@ -106,7 +106,7 @@ def drift(found: Drift) -> Chart:
         axes.barh(places, values, height=0.6, color=colours)
         widest = max(float(values.max()), 1.2 * PSI_LARGE)
         for place, value in enumerate(values):
-            draw.beside(axes, float(value), place, f"{value:.2g}" if value < 1 else f"{value:.3g}")
+            draw.beside(axes, float(value), place, f"{value:.3f}" if value < 1 else number(float(value)))
         for limit, style in ((PSI_MODERATE, ":"), (PSI_LARGE, "--")):
             axes.axvline(limit, color=INK, ls=style, lw=1.0, zorder=0.6, label=f"{limit:g}")
         axes.set_yticks(places, [names.stand_in(name) for name, _ in bars])

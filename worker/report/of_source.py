@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from datetime import UTC
 from typing import Any
@@ -132,7 +133,7 @@ def _live_data(
         rows_are=f"{len(sample.errors):,} rows that version {version} scored, of the newest {newest:,}",
         labels=sample.labels,
         errors=sample.errors,
-        times=(sample.first, sample.last) if sample.first and sample.last else None,
+        times=(_moment(sample.first), _moment(sample.last)) if sample.first and sample.last else None,
         kept_epoch=metrics.get("kept_epoch"),
         facts=[
             ("source", str(source.definition.relation)),
@@ -162,7 +163,7 @@ def _training_facts(
 ) -> list[tuple[str, str]]:
     facts = [("training rows", f"{n_rows:,}")]
     if first and last:
-        facts.append(("from", f"{first} to {last}"))
+        facts.append(("from", f"{_moment(first)} to {_moment(last)}"))
     if "seconds" in metrics:
         facts.append(
             (
@@ -171,3 +172,8 @@ def _training_facts(
             )
         )
     return facts
+
+
+def _moment(text: str) -> str:
+    """An event time without parts of a second; a key as it is."""
+    return re.sub(r"(?<=:\d\d)\.\d+", "", text)
