@@ -39,8 +39,9 @@ def labelled() -> ReportData:
     labels = random.random(len(rows)) < 0.005
     rows[labels] += 3 * random.exponential(size=(labels.sum(), len(names)))
     detector = make_detector(names, threshold=60.0, recipe=plain_recipe())
+    errors = detector.numpy_score(rows).reconstruction_error
     return report_data_of(
-        detector, HISTORY, rows, title="</title><script>alert(1)</script>", labels=labels,
+        detector, HISTORY, rows, errors=errors, title="</title><script>alert(1)</script>", labels=labels,
         training_features=rows[:5_000] * 1.2, kept_epoch=30, times=("2024-01-01", "2024-02-01"),
         facts=[("<b>", "<script>alert(2)</script>" * 3)],
     )  # fmt: skip

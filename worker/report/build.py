@@ -18,8 +18,8 @@ from worker.report.data import Amount, Bools, Drift, Example, FeatureDrift, Flag
 _MOST_FLAGGED, _MOST_COMPARED = 1_000, 50_000
 _LARGEST_ERROR = 1e300
 _AMOUNT_NAMES = ("amount", "value", "price", "total", "sum", "cost")
-# From so many features on, which are all named alike but for a number, a row is taken for a series.
-_LEAST_SAMPLES = 24
+# What makes a row a series, see `is_series`.
+_LEAST_SAMPLES, _LEAST_CORRELATION, _MOST_CORRELATED = 24, 0.5, 2_000
 
 
 def report_data_of(
@@ -118,6 +118,8 @@ def examples(detector: Detector, matrix: Floats, errors: Floats, labels: Bools |
     by_label = labels is not None and 0 < int(labels.sum()) < len(labels)
     anomalous = labels if labels is not None and by_label else exceeds(errors, detector.threshold)
     usual = np.isfinite(matrix).all(axis=1) | (detector.recipe.missing == "median")
+    kept = list(detector.recipe.kept_columns(detector.feature_names))
+    series = is_series([detector.feature_names[i] for i in kept], matrix[:, kept])
     words = ("labelled normal", "labelled an anomaly") if by_label else ("not flagged", "flagged")
     made = []
     for mask, what in ((~anomalous, words[0]), (anomalous, words[1])):
@@ -125,11 +127,11 @@ def examples(detector: Detector, matrix: Floats, errors: Floats, labels: Bools |
         if len(index):
             middle = int(index[np.argsort(errors[index], kind="stable")[len(index) // 2]])
             text = f"The row with the middle error of those {what}"
-            made.append(_example(detector, matrix[middle : middle + 1], float(errors[middle]), text))
+            made.append(_example(detector, matrix[middle : middle + 1], float(errors[middle]), text, series))
     return tuple(made)
 
 
-def _example(detector: Detector, row: Floats, error: float, what: str) -> Example:
+def _example(detector: Detector, row: Floats, error: float, what: str, series: bool) -> Example:
     kept = list(detector.recipe.kept_columns(detector.feature_names))
     names = tuple(detector.feature_names[i] for i in kept)
     return Example(
@@ -139,21 +141,24 @@ def _example(detector: Detector, row: Floats, error: float, what: str) -> Exampl
         original=detector.preprocess(row)[0].astype(np.float64),
         reconstruction=detector.reconstruct(row)[0].astype(np.float64),
         contributions=detector.numpy_score(row).contributions[0, kept].astype(np.float64),
-        is_series=is_series(names),
+        is_series=series,
     )
 
 
-def is_series(names: Sequence[str]) -> bool:
-    """Whether features are the samples of one series: many, all named alike but for a running number."""
-    if len(names) < _LEAST_SAMPLES:
-        return False
-    numbers = ["".join(c for c in name if c.isdigit()) for name in names]
+def is_series(names: Sequence[str], rows: Floats) -> bool:
+    """Whether features (n_rows, n_features) are the samples of one series and not the columns of a table.
+
+    They are many, named alike but for a number, and the values of a row go with their neighbours: the median over
+    the rows of the autocorrelation at lag 1 is at least 0.5.
+    """
     stems = {"".join(c for c in name if not c.isdigit()) for name in names}
-    if len(stems) != 1 or not all(numbers):
+    if len(names) < _LEAST_SAMPLES or len(stems) != 1 or not len(rows):
         return False
-    return stems.pop() in {"", "[]"} or [int(n) for n in numbers] == list(
-        range(int(numbers[0]), int(numbers[0]) + len(numbers))
-    )
+    some = np.nan_to_num(evenly(rows, _MOST_CORRELATED))
+    centred = some - some.mean(axis=1, keepdims=True)
+    power = np.square(centred).sum(axis=1)
+    lagged = (centred[:, 1:] * centred[:, :-1]).sum(axis=1)
+    return bool(np.median(lagged / np.where(power > 0, power, 1.0)) >= _LEAST_CORRELATION)
 
 
 def drift_reference(fitted: FitResult, matrix: Floats) -> Reference:
