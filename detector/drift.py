@@ -67,7 +67,9 @@ def binned(values: ArrayLike, n_bins: int = N_BINS) -> Binned:
     if len(known):
         edges = np.unique(np.quantile(known, np.arange(1, n_bins) / n_bins, method="lower"))
         if edges[0] == known[0]:
-            edges = np.concatenate([[known[0] - 1e-9 * max(1.0, abs(known[0]))], edges])
+            with np.errstate(over="ignore"):
+                below = known[0] - 1e-9 * max(1.0, abs(known[0]))
+            edges = np.unique([max(below, -np.finfo(np.float64).max), *edges])
     return Binned(
         edges=tuple(float(edge) for edge in edges),
         shares=tuple(float(share) for share in _counts(edges, column) / len(column)),

@@ -15,8 +15,11 @@ from db import models, report, sources, training_rows
 from db.errors import ModelError
 from db.sources import Source
 from db.training_rows import TrainingRows
-from detector import Detector, FitResult
+from detector import FitResult
 from detector.drift import Reference
+from models_store import registry
+from models_store.artifact import ArtifactRefused
+from models_store.registry import LoadedVersion
 from worker.report import build
 from worker.report.data import FlaggedFeature, Floats, ReportData
 from worker.report.page import page
@@ -30,17 +33,19 @@ _MOST_FRAUD = 20_000
 def live_page(runtime: Runtime, source_name: str, *, newest: int = NEWEST_ROWS) -> tuple[int, str]:
     """(version, page) of the champion and those of the newest rows that it scored.
 
-    Raises SourceError if there is no such source, ModelError if there is no champion or it scored none of them,
-    ArtifactRefused if it cannot be loaded.
+    Raises SourceError if there is no such source, ModelError if there is no champion, it cannot be used, or it
+    scored none of them.
     """
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
-        champion = models.alias(connection, source.id)
+        try:
+            champion = registry.champion(connection, source, runtime.cache)
+        except ArtifactRefused as refusal:
+            raise ModelError(f"No report can be made: {refusal}.") from None
         if champion is None:
             raise ModelError(f"{source_name} has no champion yet; train one: pgoutlier train {source_name}")
-        detector = runtime.cache.get(connection, source, *champion)
-        data = _live_data(connection, source, detector, champion[1], newest)
-    return champion[1], page(data)
+        data = _live_data(connection, source, champion, newest)
+    return champion.version, page(data)
 
 
 def kept_page(runtime: Runtime, source_name: str, version: int) -> str:
@@ -55,8 +60,9 @@ def kept_page(runtime: Runtime, source_name: str, version: int) -> str:
         )
     if kept is None:
         raise ModelError(
-            f"No report was kept with version {version} of {source_name}: it was trained before reports were, or"
-            f" drawing failed and the training's log says why; of the champion: pgoutlier report {source_name}"
+            f"No report was kept with version {version} of {source_name}: it was trained before reports were or"
+            " with PGOUTLIER_TRAINING_REPORTS=false, or drawing failed and the training's log says why; for what"
+            f" the champion scored: pgoutlier report {source_name}"
         )
     return kept
 
@@ -108,9 +114,8 @@ def _training_data(
     return replace(data, counts=(*used, *left_out))
 
 
-def _live_data(
-    connection: Connection, source: Source, detector: Detector, version: int, newest: int
-) -> ReportData:
+def _live_data(connection: Connection, source: Source, champion: LoadedVersion, newest: int) -> ReportData:
+    detector, version = champion.detector, champion.version
     about = report.version(connection, source.id, version)
     sample = report.scored_sample(
         connection,
@@ -168,7 +173,7 @@ def _training_facts(
         facts.append(
             (
                 "trained in",
-                f"{metrics['seconds']:.1f} s, {metrics['epochs']:g} epochs, seed {metrics['seed']:g}",
+                f"{metrics['seconds']:.1f} s, {metrics['epochs']:g} epochs, seed {int(metrics['seed'])}",
             )
         )
     return facts
