@@ -122,6 +122,8 @@ def test_light_and_dark_differ_and_paper_is_light(browser: Browser, pages: dict[
     assert card() == "rgb(25, 33, 43)"
     tab.emulate_media(media="print", color_scheme="dark")
     assert card() == "rgb(255, 255, 255)"
+    assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert tab.evaluate("getComputedStyle(document.documentElement).colorScheme") == "light"
     assert tab.evaluate(LOOK.replace("pixels < 10", "pixels < 5")) == []
     pdf = tab.pdf(format="A4", print_background=True)
     assert pdf.startswith(b"%PDF")
