@@ -37,10 +37,10 @@ def insert_version(connection: Connection, source_id: int, row: dict[str, Any]) 
             """
             INSERT INTO outlier.model_versions
                 (source_id, version, recipe_name, recipe, feature_names, artifact, sha256, signature, threshold,
-                 metrics, n_training_rows, training_from, training_to, parent_version)
+                 metrics, n_training_rows, training_from, training_to, parent_version, drift_reference)
             SELECT %(source_id)s, coalesce(max(version), 0) + 1, %(recipe_name)s, %(recipe)s, %(feature_names)s,
                    %(artifact)s, %(sha256)s, %(signature)s, %(threshold)s, %(metrics)s, %(n_training_rows)s,
-                   %(training_from)s, %(training_to)s, %(parent_version)s
+                   %(training_from)s, %(training_to)s, %(parent_version)s, %(drift_reference)s
             FROM outlier.model_versions WHERE source_id = %(source_id)s
             RETURNING version
             """,
@@ -50,6 +50,7 @@ def insert_version(connection: Connection, source_id: int, row: dict[str, Any]) 
                 "recipe": Jsonb(row["recipe"]),
                 "feature_names": Jsonb(row["feature_names"]),
                 "metrics": Jsonb(row["metrics"]),
+                "drift_reference": Jsonb(row["drift_reference"]) if row["drift_reference"] else None,
             },
         )
     )

@@ -55,6 +55,9 @@ class Settings(BaseSettings):
     keep_training_runs: int = Field(1_000, ge=1, description="training_runs kept per source by prune")
 
     training_rows: int = Field(200_000, ge=200, description="newest rows read for one training")
+    training_reports: bool = Field(
+        True, description="draw a report after each training and keep it with the version"
+    )
     artifact_max_bytes: int = Field(64 * 2**20, ge=2**10, description="a larger model artifact is refused")
 
     @field_validator("database_url", "broker_url", "signing_key", mode="before")

@@ -83,11 +83,27 @@ model_versions = Table(
     Column("training_from", Text, comment="first key or event time of the training rows"),
     Column("training_to", Text),
     Column("parent_version", Integer, comment="the champion when this version was trained"),
+    Column("drift_reference", JSONB, comment="detector.drift.Reference: how its training rows are spread"),
     _created("created_at"),
     _by(),
     UniqueConstraint("source_id", "version"),
     CheckConstraint("version > 0", name="version_positive"),
     CheckConstraint("sha256 ~ '^[0-9a-f]{64}$'", name="sha256_hex"),
+)
+
+model_reports = Table(
+    "model_reports",
+    metadata,
+    Column(
+        "model_version_id",
+        BigInteger,
+        ForeignKey("outlier.model_versions.id", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    Column(
+        "page", LargeBinary, nullable=False, comment="the HTML of the training's report, compressed by gzip"
+    ),
+    _created("created_at"),
 )
 
 model_aliases = Table(

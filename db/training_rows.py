@@ -58,7 +58,7 @@ def read(
     imputes: the recipe fills gaps, so a row with some is not incomplete. with_frauds_and_flagged: these rows
     come along, not as normal ones, for a threshold that is drawn from all rows.
     """
-    window = _window(source, newest)
+    window = newest_rows(source, newest)
     reason = _reason(source)
     params: dict[str, Any] = {"source_id": source_id}
     counted = run_dicts(
@@ -129,13 +129,37 @@ def rows_per_day(connection: Connection, source: SourceDefinition, *, newest: in
         compose(
             "SELECT count(*), extract(epoch FROM max(w.moment))::float8 / 86400"
             " - extract(epoch FROM min(w.moment))::float8 / 86400 FROM ({window}) w WHERE isfinite(w.moment)",
-            window=_window(source, newest),
+            window=newest_rows(source, newest),
         ),
     ).fetchone() or (0, None)
     return n_rows / days if days else None
 
 
-def _window(source: SourceDefinition, newest: int) -> sql.Composable:
+def labelled_fraud(
+    connection: Connection, source: SourceDefinition, *, newest: int, most: int
+) -> npt.NDArray[np.float64]:
+    """The complete rows among the newest that are labelled fraud, (n, d), the oldest first, at most so many."""
+    batch = features.read(
+        connection,
+        source,
+        origin=compose(
+            "FROM ({window}) w JOIN {relation} t ON t.{key} = w.key WHERE w.fraud LIMIT {most}",
+            window=newest_rows(source, newest),
+            relation=source.feature_relation.sql(),
+            key=identifier(source.key_column),
+            most=sql.Literal(most),
+        ),
+        params={},
+        order=sql.SQL("row_number() OVER (ORDER BY w.moment, w.key)"),
+        longest_key_bytes=_longest_key(connection, source) if source.key_type == "text" else 0,
+        rows_per_block=_ROWS_PER_BLOCK,
+    )
+    batch = batch.take(np.argsort(batch.change_ids))
+    return batch.matrix[(batch.problems >= 0) & np.isfinite(batch.matrix).all(axis=1)]
+
+
+def newest_rows(source: SourceDefinition, newest: int) -> sql.Composable:
+    """SELECT of key, moment (event time, else key) and whether labelled fraud, of the newest rows of the table."""
     moment = identifier(source.time_column or source.key_column)
     label = (
         is_fraud(compose("b.{label}", label=identifier(source.label_column)))

@@ -28,11 +28,17 @@ QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 
 @dataclass(frozen=True, kw_only=True)
 class FitResult:
-    """metrics: numbers that JSON can hold; history: "loss" and "val_loss", one number an epoch."""
+    """metrics: numbers that JSON can hold; history: "loss" and "val_loss", one number an epoch.
+
+    calibration_rows (m,): which rows of the matrix calibrated, ascending; calibration_errors (m,): their errors,
+    by which the threshold was chosen.
+    """
 
     detector: Detector
     metrics: dict[str, float]
     history: dict[str, list[float]]
+    calibration_rows: IntVector
+    calibration_errors: Float64Vector
 
 
 def fit(
@@ -110,7 +116,13 @@ def fit(
     }
     metrics["seconds"] = time.perf_counter() - started
     history = {"loss": network.loss, "val_loss": network.val_loss}
-    return FitResult(detector=detector, metrics=metrics, history=history)
+    return FitResult(
+        detector=detector,
+        metrics=metrics,
+        history=history,
+        calibration_rows=calibration_index,
+        calibration_errors=calibration_errors,
+    )
 
 
 def _checked(

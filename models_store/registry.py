@@ -16,6 +16,7 @@ from db import sources
 from db.errors import ModelError
 from db.sources import Source
 from detector import Detector
+from detector.drift import Reference
 from models_store import artifact
 from models_store.artifact import ArtifactRefused
 
@@ -111,6 +112,7 @@ def register(
     window: TrainingWindow,
     metrics: dict[str, Any],
     signing_key: str | None,
+    drift_reference: Reference | None = None,
 ) -> int:
     """Store a detector as the source's next version. Returns its number; no alias moves."""
     packed = artifact.pack(detector)
@@ -131,6 +133,7 @@ def register(
             "training_from": window.first,
             "training_to": window.last,
             "parent_version": champion[1] if champion else None,
+            "drift_reference": drift_reference.model_dump(mode="json") if drift_reference else None,
         },
     )
 

@@ -101,13 +101,14 @@ def environment(database_url: str, broker_url: str) -> dict[str, str]:
 
 @pytest.fixture
 def settings(database_url: str) -> Settings:
-    """Small delays. No broker: nothing that uses these settings sends messages."""
+    """Small delays, no pictures. No broker: nothing that uses these settings sends messages."""
     return Settings(
         _env_file=None,
         database_url=database_url,
         broker_url="redis://no.broker.invalid:1/0",
         retry_base_seconds=0.05,
         drain_budget_seconds=60,
+        training_reports=False,
     )
 
 

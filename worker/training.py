@@ -23,6 +23,7 @@ from db.training_rows import TrainingRows
 from detector import DetectorError, FitResult, Progress, Recipe
 from models_store import registry
 from models_store.registry import TrainingWindow
+from worker.report.build import drift_reference
 from worker.runtime import Runtime
 
 log = structlog.get_logger()
@@ -134,6 +135,8 @@ def _train(
             promoted=promoted,
         )
     log.info("version_trained", source=source.name, version=number, promoted=promoted, n_rows=rows.n_normal)
+    if runtime.settings.training_reports:
+        _keep_report(runtime, source, number, fitted, rows)
     return TrainedVersion(
         source=source.name,
         version=number,
@@ -164,6 +167,21 @@ def _rows(runtime: Runtime, source: Source, recipe: Recipe, run_id: int) -> tupl
     return rows, rate
 
 
+def _keep_report(
+    runtime: Runtime, source: Source, version: int, fitted: FitResult, rows: TrainingRows
+) -> None:
+    """Draw the training's report and keep it with the version. A failure is logged; the version stands."""
+    try:
+        # Takes a second to import, for which whoever does not train need not wait.
+        from worker.report.of_source import keep_training_report
+
+        keep_training_report(runtime, source, version, fitted, rows)
+    except Exception as error:
+        log.warning(
+            "report_failed", source=source.name, version=version, error=f"{type(error).__name__}: {error}"
+        )
+
+
 def _register(
     connection: Connection,
     runtime: Runtime,
@@ -179,6 +197,7 @@ def _register(
         window=TrainingWindow(n_rows=rows.n_normal, first=rows.first, last=rows.last),
         metrics={**fitted.metrics, "history": fitted.history},
         signing_key=runtime.signing_key,
+        drift_reference=drift_reference(fitted, rows.matrix[rows.normal]),
     )
     first = model_sql.alias(connection, source.id) is None
     if not (first if promote is None else promote):

@@ -1,0 +1,1 @@
+"""The report: one page of pictures of a model version and the rows it scored."""

@@ -1,0 +1,184 @@
+"""Reports of a source: the page kept with each training, and a live one of what the champion scored lately."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+from datetime import UTC
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Connection
+
+from db import models, report, sources, training_rows
+from db.errors import ModelError
+from db.sources import Source
+from db.training_rows import TrainingRows
+from detector import FitResult
+from detector.drift import Reference
+from models_store import registry
+from models_store.artifact import ArtifactRefused
+from models_store.registry import LoadedVersion
+from worker.report import build
+from worker.report.data import FlaggedFeature, Floats, ReportData
+from worker.report.page import page
+from worker.runtime import Runtime
+
+NEWEST_ROWS = 20_000
+_NEWEST_FLAGGED = 1_000
+_MOST_FRAUD = 20_000
+
+
+def live_page(runtime: Runtime, source_name: str, *, newest: int = NEWEST_ROWS) -> tuple[int, str]:
+    """(version, page) of the champion and those of the newest rows that it scored.
+
+    Raises SourceError if there is no such source, ModelError if there is no champion, it cannot be used, or it
+    scored none of them.
+    """
+    with runtime.engine.begin() as connection:
+        source = sources.find(connection, source_name)
+        try:
+            champion = registry.champion(connection, source, runtime.cache)
+        except ArtifactRefused as refusal:
+            raise ModelError(f"No report can be made: {refusal}.") from None
+        if champion is None:
+            raise ModelError(f"{source_name} has no champion yet; train one: pgoutlier train {source_name}")
+        data = _live_data(connection, source, champion, newest)
+    return champion.version, page(data)
+
+
+def kept_page(runtime: Runtime, source_name: str, version: int) -> str:
+    """The page of a version's training. Raises SourceError if there is no such source, ModelError if no such page."""
+    with runtime.engine.begin() as connection:
+        source = sources.find(connection, source_name)
+        found = models.version_id(connection, source.id, version)
+        kept = None if found is None else report.kept(connection, found)
+    if found is None:
+        raise ModelError(
+            f"{source_name} has no model version {version}; see: pgoutlier models list {source_name}"
+        )
+    if kept is None:
+        raise ModelError(
+            f"No report was kept with version {version} of {source_name}: it was trained before reports were or"
+            " with PGOUTLIER_TRAINING_REPORTS=false, or drawing failed and the training's log says why; for what"
+            f" the champion scored: pgoutlier report {source_name}"
+        )
+    return kept
+
+
+def keep_training_report(
+    runtime: Runtime, source: Source, version: int, fitted: FitResult, rows: TrainingRows
+) -> None:
+    """Draw the report of a training that made this version, and keep it with the version."""
+    with runtime.engine.begin() as connection:
+        fraud = training_rows.labelled_fraud(
+            connection, source.definition, newest=runtime.settings.training_rows, most=_MOST_FRAUD
+        )
+    drawn = page(_training_data(source, version, fitted, rows, fraud))
+    with runtime.engine.begin() as connection:
+        found = models.version_id(connection, source.id, version)
+        if found is not None:
+            report.keep(connection, found, drawn)
+
+
+def _training_data(
+    source: Source, version: int, fitted: FitResult, rows: TrainingRows, fraud: Floats
+) -> ReportData:
+    metrics = fitted.metrics
+    calibration = rows.matrix[fitted.calibration_rows]
+    # No row labelled fraud was fitted on. As many as would have been drawn for calibration: more of them would
+    # make the precision look better than it is.
+    fraud = build.evenly(fraud, math.ceil(len(fraud) * len(calibration) / rows.n_normal))
+    errors = [fitted.calibration_errors]
+    if len(fraud):
+        errors.append(fitted.detector.score(fraud).reconstruction_error)
+    and_fraud = f", and after them {len(fraud):,} rows labelled fraud, the same share" if len(fraud) else ""
+    data = build.report_data_of(
+        fitted.detector,
+        fitted.history,
+        np.concatenate([calibration, fraud]),
+        title=f"{source.name}, version {version}",
+        rows_are=f"Training report: the calibration rows, which the network was not fitted on{and_fraud}",
+        labels=np.arange(len(calibration) + len(fraud)) >= len(calibration),
+        errors=np.concatenate(errors),
+        kept_epoch=int(metrics["kept_epoch"]),
+        facts=[
+            ("source", str(source.definition.relation)),
+            ("model version", str(version)),
+            *_training_facts(metrics, rows.n_normal, rows.first, rows.last),
+        ],
+    )
+    left_out = [(reason.replace("_", " "), n) for reason, n in rows.left_out.items()]
+    used = [("fitted on", int(metrics["n_fit"])), ("calibrated with", int(metrics["n_calibration"]))]
+    return replace(data, counts=(*used, *left_out))
+
+
+def _live_data(connection: Connection, source: Source, champion: LoadedVersion, newest: int) -> ReportData:
+    detector, version = champion.detector, champion.version
+    about = report.version(connection, source.id, version)
+    sample = report.scored_sample(
+        connection,
+        source.definition,
+        version=version,
+        newest=newest,
+        imputes=detector.recipe.missing == "median",
+    )
+    if not len(sample.errors):
+        raise ModelError(
+            f"Version {version} has scored none of the newest {newest:,} rows of {source.name} yet; let it score"
+            f" (pgoutlier up), or see its training: pgoutlier report {source.name} --version {version}"
+        )
+    metrics = about["metrics"]
+    data = build.report_data_of(
+        detector,
+        metrics.get("history", {}),
+        sample.matrix,
+        title=f"{source.name}, scored by version {version}",
+        rows_are=f"{len(sample.errors):,} rows that version {version} scored, of the newest {newest:,}",
+        labels=sample.labels,
+        errors=sample.errors,
+        times=(_moment(sample.first), _moment(sample.last)) if sample.first and sample.last else None,
+        kept_epoch=metrics.get("kept_epoch"),
+        facts=[
+            ("source", str(source.definition.relation)),
+            ("model version", str(version)),
+            *_training_facts(metrics, about["n_training_rows"], about["training_from"], about["training_to"]),
+            (
+                "trained at",
+                f"{about['created_at'].astimezone(UTC):%Y-%m-%d %H:%M} UTC by {about['created_by']}",
+            ),
+        ],
+    )
+    n_flagged, top = report.flagged_features(
+        connection, source.definition, version=version, newest=_NEWEST_FLAGGED
+    )
+    data = replace(
+        data, top_features=tuple(FlaggedFeature(**feature) for feature in top), n_flagged_looked_at=n_flagged
+    )
+    if about["drift_reference"] is None:
+        return data
+    reference = Reference.model_validate(about["drift_reference"])
+    moved = build.drift_of(reference, detector.feature_names, sample.matrix, sample.errors)
+    return replace(data, drift=moved)
+
+
+def _training_facts(
+    metrics: dict[str, Any], n_rows: int, first: str | None, last: str | None
+) -> list[tuple[str, str]]:
+    facts = [("training rows", f"{n_rows:,}")]
+    if first and last:
+        facts.append(("from", f"{_moment(first)} to {_moment(last)}"))
+    if "seconds" in metrics:
+        facts.append(
+            (
+                "trained in",
+                f"{metrics['seconds']:.1f} s, {metrics['epochs']:g} epochs, seed {int(metrics['seed'])}",
+            )
+        )
+    return facts
+
+
+def _moment(text: str) -> str:
+    """An event time without parts of a second; a key as it is."""
+    return re.sub(r"(?<=:\d\d)\.\d+", "", text)
