@@ -84,8 +84,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs `pgoutlier evaluate` in this process and gives exit code, standard output and error."""
 
-    def ran(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["pgoutlier", "evaluate", *map(str, words)])
+    def ran(*words: object, command: str = "evaluate") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pgoutlier", command, *map(str, words)])
         with pytest.raises(SystemExit) as end:
             cli.main()
         shown = capsys.readouterr()
@@ -241,3 +241,41 @@ def test_the_published_heartbeat_figures_are_met(data_directory: Path, run: Run)
     assert found["n_test"] == 1_000
     published = {"accuracy": 0.943, "normal_precision": 0.992, "normal_recall": 0.905, "normal_f1": 0.947}
     assert {name: found[name] for name in published} == pytest.approx(published, abs=0.02)
+
+
+def test_each_recipe_gets_its_report(run: Run, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    words = ["--data", data, "--label", "odd", "--time", "t", "--json", "--report", out]
+    code, text, _ = run(*words, "--recipe", RECIPE)
+    assert code == 0
+    assert f"{json.loads(text)['auroc']:.4f}" in out.read_text()
+    out.unlink()
+    code, _, _ = run(*words, "--recipe", RECIPE, "--recipe", "default")
+    assert code == 0
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"page-{RECIPE}.html",
+        "page-default.html",
+    }
+
+
+def test_a_report_of_a_file_needs_no_server(run: Run, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    code, text, _ = run("--data", data, "--label", "odd", "--recipe", RECIPE, "-o", out, command="report")
+    assert (code, out.exists()) == (0, True)
+    assert str(out) in text.replace("\n", "")
+    assert "AUROC" in out.read_text()
+
+
+def test_a_report_is_of_a_source_or_of_a_file(run: Run, data: Path) -> None:
+    for words in ([], ["payments", "--data", data]):
+        code, _, complaint = run(*words, command="report")
+        assert code == 2
+        assert "one of the two" in " ".join(complaint.split())
+
+
+def test_a_report_that_cannot_be_written_is_refused(run: Run, data: Path, tmp_path: Path) -> None:
+    code, _, complaint = run(
+        "--data", data, "--recipe", RECIPE, "--report", tmp_path / "no" / "page.html", "--json"
+    )
+    assert code == 2
+    assert "cannot be written" in complaint

@@ -10,6 +10,7 @@ import typer
 
 import detector
 from worker.cli.output import console, epoch_bar, new_table, print_json
+from worker.cli.report import write_evaluation
 from worker.training import chosen_recipe
 
 
@@ -63,6 +64,13 @@ def evaluate(
             "--keep-duplicates", help="Leave exact duplicate rows in, as some published figures do."
         ),
     ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUT.html",
+            help="Also write a page of pictures; with several recipes one each, OUT-RECIPE.html.",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One line of JSON for each recipe instead of a table.")
     ] = False,
@@ -101,6 +109,8 @@ def evaluate(
         with epoch_bar("fitting", one.name) as show:
             evaluation = evaluate_recipe(table, one, chosen, seed=seed, on_progress=show)
         found.append(figures.as_json(evaluation, at=at or ()))
+        if report is not None:
+            write_evaluation(report if len(recipes) == 1 else _with_recipe(report, one.name), evaluation)
         if as_json:
             print_json(found[-1])
         elif i == 0:
@@ -111,3 +121,7 @@ def evaluate(
         for row in figures.table_rows(found):
             shown.add_row(*row)
         console.print(shown)
+
+
+def _with_recipe(path: Path, recipe: str) -> Path:
+    return path.with_name(f"{path.stem}-{recipe}{path.suffix}")

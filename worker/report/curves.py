@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from detector import metrics
 from worker.report.data import Bools, Floats
 
 
@@ -15,6 +15,7 @@ class Curves:
     """At thresholds[i] and down to just above the next one, hits[i] anomalies and alarms[i] normal rows are flagged.
 
     thresholds: the distinct errors, the largest first; (k,) each. n_anomalies, n_normal: of all rows, both not 0.
+    auroc, average_precision: see `detector.metrics.Ranking`.
     """
 
     thresholds: Floats
@@ -22,6 +23,8 @@ class Curves:
     alarms: Floats
     n_anomalies: int
     n_normal: int
+    auroc: float
+    average_precision: float
 
     @classmethod
     def of(cls, errors: Floats, labels: Bools) -> Curves:
@@ -29,8 +32,16 @@ class Curves:
         ordered, anomaly = errors[order], labels[order]
         last = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)
         hits = np.cumsum(anomaly)[last].astype(np.float64)
-        n_anomalies = int(labels.sum())
-        return cls(ordered[last], hits, last + 1 - hits, n_anomalies, len(labels) - n_anomalies)
+        found = metrics.ranking(labels, errors)
+        return cls(
+            thresholds=ordered[last],
+            hits=hits,
+            alarms=last + 1 - hits,
+            n_anomalies=found.n_anomalies,
+            n_normal=found.n_rows - found.n_anomalies,
+            auroc=found.auroc,
+            average_precision=found.average_precision,
+        )
 
     @property
     def recall(self) -> Floats:
@@ -45,16 +56,6 @@ class Curves:
         """The share of the normal rows that is flagged."""
         return self.alarms / self.n_normal
 
-    @cached_property
-    def auroc(self) -> float:
-        """The area under the curve of recall over false positives, by trapezoids."""
-        return float(np.trapezoid([0.0, *self.recall], [0.0, *self.false_positives]))
-
-    @cached_property
-    def average_precision(self) -> float:
-        """The mean of the precision over the steps of recall, as scikit-learn's average_precision_score."""
-        return float(np.sum(np.diff([0.0, *self.recall]) * self.precision))
-
     def thinned(self, most: int = 400) -> Curves:
         """At most about this many points: every change of the hits that can be told apart, and a few between."""
         if len(self.thresholds) <= most:
@@ -65,6 +66,4 @@ class Curves:
         way = np.cumsum(distance)
         steps = np.searchsorted(way, np.linspace(0, way[-1], most))
         kept = np.unique(np.clip(np.concatenate([[0], steps, [len(way) - 1]]), 0, len(way) - 1))
-        return Curves(
-            self.thresholds[kept], self.hits[kept], self.alarms[kept], self.n_anomalies, self.n_normal
-        )
+        return replace(self, thresholds=self.thresholds[kept], hits=self.hits[kept], alarms=self.alarms[kept])
