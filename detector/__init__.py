@@ -14,11 +14,15 @@ from detector.errors import (
     NonFiniteFeatures,
     TrainingDataError,
     UnknownRecipe,
+    WindowMismatch,
 )
+from detector.fit_result import FitResult
 from detector.layout import expected_arrays
+from detector.network import Progress
 from detector.recipes import Recipe
 from detector.thresholds import exceeds
-from detector.training import FitResult, Progress, fit
+from detector.training import fit
+from detector.windows import window_positions
 
 __all__ = [
     "RECIPES",
@@ -34,10 +38,12 @@ __all__ = [
     "Scores",
     "TrainingDataError",
     "UnknownRecipe",
+    "WindowMismatch",
     "exceeds",
     "expected_arrays",
     "fit",
     "load_tensorflow",
     "recipe_named",
     "top_features",
+    "window_positions",
 ]

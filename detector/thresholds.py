@@ -7,7 +7,13 @@ import math
 import numpy as np
 
 from detector.arrays import BoolVector, Float64Vector
-from detector.recipes import FixedThreshold, MeanStdThreshold, ThresholdPolicy
+from detector.errors import TrainingDataError
+from detector.recipes import (
+    FixedThreshold,
+    MeanStdThreshold,
+    PrecisionEqualsRecallThreshold,
+    ThresholdPolicy,
+)
 
 # Fewer exceedances than this make an empirical quantile too noisy; then the tail is extrapolated.
 MIN_EXCEEDANCES = 10
@@ -30,7 +36,25 @@ def choose_threshold(
     if isinstance(policy, MeanStdThreshold):
         errors = fit_errors if policy.rows == "fit" else calibration_errors
         return float(errors.mean() + policy.k * errors.std())
+    if isinstance(policy, PrecisionEqualsRecallThreshold):
+        raise TrainingDataError("The threshold policy precision_equals_recall needs labels of the rows.")
     return upper_quantile(calibration_errors, policy.contamination)
+
+
+def precision_equals_recall(errors: Float64Vector, positive: BoolVector) -> float:
+    """The threshold that as many errors exceed as rows are positive: then precision equals recall.
+
+    errors, positive: (n_rows,). With TP rows flagged rightly, precision is TP / flagged and recall TP / positive.
+    Between equal errors no threshold can tell; then fewer rows are flagged. Raises TrainingDataError if no row
+    is positive, or every one is.
+    """
+    n_positive = int(positive.sum())
+    if not 0 < n_positive < len(errors):
+        raise TrainingDataError(
+            f"{n_positive} of {len(errors)} rows are labelled anomalies; precision equals recall needs some rows"
+            " of either kind."
+        )
+    return float(np.partition(errors, -n_positive - 1)[-n_positive - 1])
 
 
 def upper_quantile(errors: Float64Vector, contamination: float) -> float:

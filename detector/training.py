@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,25 +13,15 @@ from detector import reference
 from detector.arrays import BoolVector, Float64Matrix, Float64Vector, IntVector
 from detector.detector import Detector
 from detector.errors import TrainingDataError
-from detector.network import Progress, ProgressCallback, fit_network
+from detector.fit_result import FitResult, error_metrics
+from detector.network import ProgressCallback, fit_network
 from detector.preprocessing import apply_preprocessing, fit_preprocessing
 from detector.recipes import MAX_FEATURES, Recipe
 from detector.residuals import fit_whitening, held_out_distances, untrimmed
-from detector.thresholds import choose_threshold, exceeds
-
-__all__ = ["MIN_ROWS", "FitResult", "Progress", "fit"]
+from detector.sequence_training import fit_sequences
+from detector.thresholds import choose_threshold
 
 MIN_ROWS = 200
-QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitResult:
-    """metrics: numbers that JSON can hold; history: "loss" and "val_loss", one number an epoch."""
-
-    detector: Detector
-    metrics: dict[str, float]
-    history: dict[str, list[float]]
 
 
 def fit(
@@ -41,6 +30,7 @@ def fit(
     feature_names: Sequence[str],
     *,
     normal: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
     seed: int | None = None,
     on_progress: ProgressCallback | None = None,
 ) -> FitResult:
@@ -48,6 +38,7 @@ def fit(
 
     features: (n_rows, n_features) float64 in the source's units, rows in time order.
     normal: (n_rows,) bool; only these rows are fitted on and calibrated with, the others only measured.
+    groups: (n_rows,) whose row each is, for a recipe with a window, see `detector.windows`.
     seed: replaces the recipe's. on_progress is called after each epoch; what it raises ends the fit.
     Preprocessing and network see the fit part alone; residual statistics and threshold come from the
     calibration part, which also decides when the network stops.
@@ -57,6 +48,19 @@ def fit(
     started = time.perf_counter()
     seed = recipe.seed if seed is None else seed
     matrix, is_normal, names = _checked(recipe, features, feature_names, normal)
+    if recipe.recurrent is not None:
+        fit_index, calibration_index = _split(recipe, np.flatnonzero(is_normal), seed)
+        return fit_sequences(
+            recipe,
+            matrix,
+            names,
+            is_normal=is_normal,
+            groups=groups,
+            fit_index=fit_index,
+            calibration_index=calibration_index,
+            seed=seed,
+            on_progress=on_progress,
+        )
     fit_index, calibration_index = _split(recipe, np.flatnonzero(is_normal), seed)
     arrays = fit_preprocessing(recipe, matrix[fit_index], names)
     fit_values = apply_preprocessing(recipe, arrays, matrix[fit_index], names)
@@ -85,7 +89,7 @@ def fit(
         "loss": network.loss[network.kept_epoch - 1],
         "val_loss": network.val_loss[network.kept_epoch - 1],
         "threshold": threshold,
-        **_error_metrics("calibration", calibration_errors, threshold),
+        **error_metrics("calibration", calibration_errors, threshold),
         **_measure_others(detector, matrix[~is_normal]),
     }
     metrics["seconds"] = time.perf_counter() - started
@@ -168,17 +172,10 @@ def _calibrate(recipe: Recipe, arrays: dict[str, np.ndarray], values: Float64Mat
     return held_out_distances(residuals, recipe.trim_fraction, ridge, features=values)
 
 
-def _error_metrics(prefix: str, errors: Float64Vector, threshold: float) -> dict[str, float]:
-    metrics = {f"{prefix}_flag_rate": float(exceeds(errors, threshold).mean())}
-    for quantile in QUANTILES:
-        metrics[f"{prefix}_error_q{quantile * 100:g}"] = float(np.quantile(errors, quantile))
-    return metrics
-
-
 def _measure_others(detector: Detector, rows: Float64Matrix) -> dict[str, float]:
     """How the rows that were not fitted on as normal are scored, leaving out those with gaps."""
     rows = rows[np.isfinite(rows).all(axis=1)]
     if not len(rows):
         return {"n_not_normal": 0}
     errors = detector.score(rows).reconstruction_error
-    return {"n_not_normal": len(rows), **_error_metrics("not_normal", errors, detector.threshold)}
+    return {"n_not_normal": len(rows), **error_metrics("not_normal", errors, detector.threshold)}
