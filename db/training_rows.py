@@ -10,7 +10,7 @@ import numpy.typing as npt
 from psycopg import sql
 from sqlalchemy import Connection
 
-from db import features
+from db import features, sequences
 from db.definition import SourceDefinition
 from db.identifiers import identifier, ours
 from db.statements import compose, one, run_dicts
@@ -25,21 +25,30 @@ FRAUD_LABELS = ("1", "1.0", "t", "true", "y", "yes", "fraud", "anomaly")
 class TrainingRows:
     """matrix (n, d) float64, the oldest row first; left_out: rows passed over, by reason.
 
-    first, last: event time (or key) of the oldest and the newest row, as text.
+    first, last: event time (or key) of the oldest and the newest row, as text. runs (n,): where rows are scored
+    with those before them, rows of one run are of one entity, with none left out between them.
     """
 
     matrix: npt.NDArray[np.float64]
     left_out: dict[str, int]
     first: str | None
     last: str | None
+    runs: npt.NDArray[np.int64] | None = None
 
 
 def read(
-    connection: Connection, source: SourceDefinition, source_id: int, *, newest: int, imputes: bool = False
+    connection: Connection,
+    source: SourceDefinition,
+    source_id: int,
+    *,
+    newest: int,
+    imputes: bool = False,
+    in_runs: bool = False,
 ) -> TrainingRows:
     """The newest rows that are neither flagged, nor labelled fraud, nor in quarantine, nor incomplete.
 
-    imputes: the recipe fills gaps, so a row with some is not incomplete.
+    imputes: the recipe fills gaps, so a row with some is not incomplete. in_runs: tell whose history each row is
+    in; the source has a time column.
     """
     window = _window(source, newest)
     reason = _reason(source)
@@ -57,21 +66,23 @@ def read(
     )
     kept = next((row for row in counted if row["reason"] is None), None)
     origin = compose(
-        "FROM ({window}) w JOIN {relation} t ON t.{key} = w.key WHERE {reason} IS NULL",
-        window=window,
+        "FROM {window} w JOIN {relation} t ON t.{key} = w.key WHERE w.reason IS NULL",
+        window=_in_runs(window, reason)
+        if in_runs
+        else compose("(SELECT w.*, {reason} AS reason FROM ({window}) w)", reason=reason, window=window),
         relation=source.feature_relation.sql(),
         key=identifier(source.key_column),
-        reason=reason,
     )
+    place = sql.SQL("row_number() OVER (ORDER BY w.moment, w.key)")
     longest = _longest_key(connection, source) if source.key_type == "text" else 0
     batch = features.read(
         connection,
         source,
         origin=origin,
         params=params,
-        order=sql.SQL("row_number() OVER (ORDER BY w.moment, w.key)"),
+        order=sequences.numbered(place, sql.SQL("w.run")) if in_runs else place,
         longest_key_bytes=longest,
-        rows_per_block=_ROWS_PER_BLOCK,
+        rows_per_block=_ROWS_PER_BLOCK * sequences.PLACE if in_runs else _ROWS_PER_BLOCK,
     )
     batch = batch.take(np.argsort(batch.change_ids))
     complete = batch.problems >= 0
@@ -85,6 +96,21 @@ def read(
         left_out=left_out,
         first=kept["first"] if kept else None,
         last=kept["last"] if kept else None,
+        runs=sequences.unbroken(sequences.run_numbers(batch.change_ids), complete) if in_runs else None,
+    )
+
+
+def _in_runs(window: sql.Composable, reason: sql.Composable) -> sql.Composable:
+    """The window's rows with the reason to leave each out, and its run: a row that is left out ends one."""
+    entity, alone = sequences.run_of(sql.SQL("w.entity"), sql.SQL("w.moment"), sql.SQL("w.key"))
+    return compose(
+        "(SELECT w.*, dense_rank() OVER (ORDER BY {entity}, {alone}, w.n_left_out) AS run FROM (SELECT w.*,"
+        " count(w.reason) OVER (PARTITION BY w.entity ORDER BY w.moment, w.key) AS n_left_out"
+        " FROM (SELECT w.*, {reason} AS reason FROM ({window}) w) w) w)",
+        entity=entity,
+        alone=alone,
+        reason=reason,
+        window=window,
     )
 
 
@@ -96,10 +122,12 @@ def _window(source: SourceDefinition, newest: int) -> sql.Composable:
         else sql.SQL("NULL::text")
     )
     return compose(
-        "SELECT b.{key} AS key, b.{moment} AS moment, {label} AS label FROM {relation} b"
+        "SELECT b.{key} AS key, b.{moment} AS moment, {entity} AS entity, {label} AS label FROM {relation} b"
         " ORDER BY b.{moment} DESC NULLS LAST LIMIT {newest}",
         key=identifier(source.key_column),
         moment=moment,
+        # One entity for all, where there is no column that tells them apart.
+        entity=compose("b.{e}", e=identifier(source.entity_column)) if source.entity_column else sql.SQL("0"),
         label=label,
         relation=source.relation.sql(),
         newest=sql.Literal(newest),

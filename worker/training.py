@@ -24,6 +24,7 @@ from detector import DetectorError, FitResult, Progress, Recipe
 from models_store import registry
 from models_store.registry import TrainingWindow
 from worker.runtime import Runtime
+from worker.sequences import require_order
 
 log = structlog.get_logger()
 
@@ -58,6 +59,7 @@ def train(
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
     recipe = _recipe(source, recipe_name)
+    require_order(recipe, source.definition)
     seed = recipe.seed if seed is None else seed
     with _training_lock(runtime, source) as holder:
         with runtime.engine.begin() as connection:
@@ -93,6 +95,7 @@ def _train(
             source.id,
             newest=runtime.settings.training_rows,
             imputes=recipe.missing == "median",
+            in_runs=recipe.window > 1,
         )
         model_sql.update_run(connection, run_id, n_rows=len(rows.matrix), left_out=rows.left_out)
 
@@ -109,7 +112,14 @@ def _train(
         if on_progress is not None:
             on_progress(progress)
 
-    fitted = detector.fit(recipe, rows.matrix, source.definition.feature_names, seed=seed, on_progress=report)
+    fitted = detector.fit(
+        recipe,
+        rows.matrix,
+        source.definition.feature_names,
+        groups=rows.runs,
+        seed=seed,
+        on_progress=report,
+    )
     with runtime.engine.begin() as connection:
         number, promoted = _register(connection, runtime, source, fitted, rows, promote)
         model_sql.finish_run(
