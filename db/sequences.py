@@ -27,6 +27,7 @@ from psycopg import sql
 from sqlalchemy import Connection
 
 from db import features
+from db import keys as key_codec
 from db.definition import SourceDefinition
 from db.errors import SourceError
 from db.features import FeatureBatch
@@ -52,6 +53,20 @@ class SequenceRows:
     runs: npt.NDArray[np.int64]
     claimed: npt.NDArray[np.bool_]
     window: int
+
+    def open_ended(self) -> npt.NDArray[np.bool_]:
+        """Claimed rows that may have a row behind them, in whose window they are, that is not claimed, (n,).
+
+        Of all others the next window - 1 rows here are claimed too. Each was read with the row right before it, so
+        there are no rows between them that are not here.
+        """
+        found = self.claimed.copy()
+        closed = np.ones(len(found), dtype=np.bool_)
+        for step in range(1, self.window):
+            behind = np.zeros(len(found), dtype=np.bool_)
+            behind[:-step] = self.claimed[step:] & (self.runs[step:] == self.runs[:-step])
+            closed &= behind
+        return found & ~closed
 
 
 def read_claimed(
@@ -117,24 +132,27 @@ def read_claimed(
 
 
 def queue_neighbours(
-    connection: Connection, source: SourceDefinition, queue_ids: list[int], *, window: int
+    connection: Connection, source: SourceDefinition, queue_ids: list[int], found: SequenceRows
 ) -> int:
     """Queue the rows behind the changed ones among claimed rows whose windows hold them. Returns how many.
 
     Rows of the same claim are left out.
     """
-    order = _order(source)
+    searched = found.rows.keys[found.open_ended()]
+    if len(searched) == 0:
+        return 0
     n_queued = one(
         connection,
         compose(
             """
             WITH changed AS MATERIALIZED (
-                SELECT DISTINCT {t_order} FROM {queue} q JOIN {relation} t ON t.{key} = ANY (q.keys)
+                SELECT DISTINCT {order} FROM {queue} q JOIN {relation} t ON t.{key} = ANY (q.keys)
                 WHERE q.id = ANY (%(ids)s) AND q.change_id IS DISTINCT FROM {neighbour}
+                  AND t.{key} = ANY (%(searched)s::{key_array})
             ), own AS MATERIALIZED (
                 SELECT unnest(q.keys) AS key FROM {queue} q WHERE q.id = ANY (%(ids)s)
             ), behind AS (
-                SELECT DISTINCT p.{key} AS key FROM changed c CROSS JOIN LATERAL (
+                SELECT p.{key} AS key FROM changed c CROSS JOIN LATERAL (
                     SELECT p.{key} FROM {relation} p WHERE {after}
                     ORDER BY {earliest_first} LIMIT {n}
                 ) p
@@ -147,17 +165,18 @@ def queue_neighbours(
             )
             SELECT coalesce(sum(n_keys), 0)::bigint FROM entered
             """,
-            t_order=_list(order, "t"),
+            order=_list(_order(source), "t"),
             queue=ours("queue", source.name),
             relation=source.relation.sql(),
             key=identifier(source.key_column),
+            key_array=key_codec.array_type(source.key_type),
             neighbour=sql.Literal(NEIGHBOUR),
             after=_beside(source, sql.SQL(">")),
             earliest_first=_list(_places(source), "p"),
-            n=sql.Literal(window - 1),
+            n=sql.Literal(found.window - 1),
             chunk=sql.Literal(KEYS_PER_QUEUE_ROW),
         ),
-        {"ids": queue_ids},
+        {"ids": queue_ids, "searched": key_codec.to_parameters(searched, source.key_type)},
     )
     if n_queued:
         wake(connection, source)

@@ -117,10 +117,8 @@ def settle(runtime: Runtime, source: Source, batch: OpenBatch) -> BatchResult:
         champion = registry.champion(batch.connection, source, runtime.cache)
         if champion is None:
             return BatchResult()
-        recipe = champion.detector.recipe
-        rows = sequences.prepare(batch.connection, source, batch.claim, batch.rows, recipe)
+        rows = sequences.prepare(batch.connection, source, batch.claim, batch.rows, champion.detector.recipe)
         result = score_claimed(batch.connection, source, batch.claim, rows, champion)
-        sequences.follow_up(batch.connection, source, batch.claim, recipe)
         queue.finish(batch.connection, source.definition, batch.claim.queue_ids)
         batch.transaction.commit()
     except Exception as error:

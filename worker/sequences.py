@@ -53,18 +53,17 @@ def prepare(
     rows: FeatureBatch | SequenceRows,
     recipe: Recipe,
 ) -> FeatureBatch:
-    """The claimed rows as this champion scores them. Reads once more if they were read for a champion of another
-    window. Raises ModelError as `require_order` does."""
+    """The claimed rows as this champion scores them; the rows behind them that it has to score again are queued.
+
+    Reads once more if they were read for a champion of another window. Raises ModelError as `require_order` does.
+    """
     require_order(recipe, source.definition)
     if recipe.window != (rows.window if isinstance(rows, SequenceRows) else 1):
         rows = _read(connection, source, claim, recipe.window)
-    return _with_windows(rows, recipe) if isinstance(rows, SequenceRows) else rows
-
-
-def follow_up(connection: Connection, source: Source, claim: Claim, recipe: Recipe) -> None:
-    """Queue the rows whose windows hold a row that was claimed because it changed."""
-    if recipe.window > 1:
-        sequences.queue_neighbours(connection, source.definition, claim.queue_ids, window=recipe.window)
+    if not isinstance(rows, SequenceRows):
+        return rows
+    sequences.queue_neighbours(connection, source.definition, claim.queue_ids, rows)
+    return _with_windows(rows, recipe)
 
 
 def _read(connection: Connection, source: Source, claim: Claim, window: int) -> FeatureBatch | SequenceRows:

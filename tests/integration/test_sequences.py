@@ -356,7 +356,7 @@ def test_the_rows_before_and_behind_are_found_by_index(readings: Table) -> None:
         connection.exec_driver_sql("SET LOCAL client_min_messages = log")
         driver_connection(connection).add_notice_handler(lambda n: plans.append(n.message_primary or ""))
         found = sequences.read_claimed(connection, definition, queue_ids, window=WINDOW)
-        sequences.queue_neighbours(connection, definition, queue_ids, window=WINDOW)
+        sequences.queue_neighbours(connection, definition, queue_ids, found)
     assert found.claimed.tolist() == [False, False, True, False, False, True]
     read, search = [plan for plan in plans if "LATERAL" in plan]
     for plan in (read, search):
