@@ -52,14 +52,13 @@ def build_scorer(recipe: Recipe, feature_names: Sequence[str], arrays: Arrays) -
             contributions = tf.gather(tf.pad(contributions, [[0, 0], [0, 1]]), source, axis=1)
         return error, tf.cast(contributions, tf.float32)
 
-    def traced(n_rows: int | None, **options: bool) -> Callable[[Any], Any]:
+    def function(n_rows: int | None, **options: bool) -> Any:
         steps = () if recipe.recurrent is None else (recipe.window,)
         signature = [tf.TensorSpec((n_rows, *steps, len(feature_names)), tf.float64)]
-        function = tf.function(score, input_signature=signature, autograph=False, **options)
-        compiled: Callable[[Any], Any] = function.get_concrete_function()
-        return compiled
+        return tf.function(score, input_signature=signature, autograph=False, **options)
 
-    any_rows, block = traced(None), traced(BLOCK_ROWS, jit_compile=True)
+    # The version for blocks is traced when the first block comes: most of those who score a few rows never need it.
+    any_rows, block = function(None).get_concrete_function(), function(BLOCK_ROWS, jit_compile=True)
     return lambda features: (block if features.shape[0] == BLOCK_ROWS else any_rows)(features)
 
 

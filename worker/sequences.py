@@ -84,6 +84,8 @@ def _with_windows(found: SequenceRows, recipe: Recipe) -> FeatureBatch:
     usable = found.rows.matrix[sound]
     positions = window_positions(len(usable), sequences.unbroken(found.runs, sound), recipe.window)
     batch = found.rows.take(found.claimed)
+    if sound.all():
+        return replace(batch, windows=usable[positions[found.claimed]])
     windows = np.zeros((len(batch), recipe.window, batch.matrix.shape[1]))
     windows[sound[found.claimed]] = usable[positions[found.claimed[sound]]]
     return replace(batch, windows=windows)
