@@ -145,12 +145,12 @@ def queue_neighbours(
         connection,
         compose(
             """
-            WITH changed AS MATERIALIZED (
-                SELECT DISTINCT {order} FROM {queue} q JOIN {relation} t ON t.{key} = ANY (q.keys)
-                WHERE q.id = ANY (%(ids)s) AND q.change_id IS DISTINCT FROM {neighbour}
-                  AND t.{key} = ANY (%(searched)s::{key_array})
-            ), own AS MATERIALIZED (
-                SELECT unnest(q.keys) AS key FROM {queue} q WHERE q.id = ANY (%(ids)s)
+            WITH own AS MATERIALIZED (
+                SELECT unnest(q.keys) AS key, q.change_id IS DISTINCT FROM {neighbour} AS changed
+                FROM {queue} q WHERE q.id = ANY (%(ids)s)
+            ), changed AS MATERIALIZED (
+                SELECT DISTINCT {order} FROM {relation} t
+                WHERE t.{key} = ANY (%(searched)s::{key_array}) AND t.{key} IN (SELECT key FROM own WHERE changed)
             ), behind AS (
                 SELECT p.{key} AS key FROM changed c CROSS JOIN LATERAL (
                     SELECT p.{key} FROM {relation} p WHERE {after}

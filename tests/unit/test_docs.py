@@ -153,7 +153,9 @@ def test_every_option_of_attach_is_explained() -> None:
 
 
 def test_every_recipe_is_described() -> None:
-    described = re.findall(r"^\| `([a-z0-9-]+)` \| [^|]+ \| dense", read("models.md"), re.MULTILINE)
+    described = re.findall(
+        r"^\| `([a-z0-9-]+)` \| [^|]+ \| (?:dense|windows)", read("models.md"), re.MULTILINE
+    )
     assert described == list(detector.RECIPES)
 
 
