@@ -38,19 +38,34 @@ class FeatureBatch:
     keys (n,): wire form, see db.keys.
     matrix (n, d): float64 in the source's units; NaN where the value was NULL.
     problems (n,): 0, or the 1-based feature slot that was NULL (positive) or of wrong length (negative).
+    windows (n, window, d): each row after the rows before it, where they are scored together, see db.sequences.
     """
 
     change_ids: npt.NDArray[np.int64]
     keys: key_codec.Keys
     matrix: npt.NDArray[np.float64]
     problems: npt.NDArray[np.int32]
+    windows: npt.NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.matrix)
 
     def take(self, rows: npt.NDArray[Any]) -> FeatureBatch:
         """The rows picked by a mask or by positions."""
-        return FeatureBatch(self.change_ids[rows], self.keys[rows], self.matrix[rows], self.problems[rows])
+        return FeatureBatch(
+            self.change_ids[rows],
+            self.keys[rows],
+            self.matrix[rows],
+            self.problems[rows],
+            None if self.windows is None else self.windows[rows],
+        )
+
+    def sound(self, *, imputes: bool) -> npt.NDArray[np.bool_]:
+        """Which rows can be scored, (n,). imputes: the recipe fills gaps."""
+        if imputes:
+            return self.problems >= 0
+        complete: npt.NDArray[np.bool_] = np.isfinite(self.matrix).all(axis=1) & (self.problems == 0)
+        return complete
 
     def latest_by_key(self, key_type: str) -> FeatureBatch:
         """One row a key, in the order of `db.keys.sortable`: the one of the latest change."""
@@ -70,9 +85,22 @@ def read_claimed(connection: Connection, source: SourceDefinition, queue_ids: li
         features=source.feature_relation.sql(),
         key=identifier(source.key_column),
     )
-    longest_key_bytes = 0
-    if source.key_type == "text":
-        longest_key_bytes = one(
+    return read(
+        connection,
+        source,
+        origin=origin,
+        params={"ids": queue_ids},
+        order=sql.SQL("coalesce(q.change_id, q.id)"),
+        longest_key_bytes=longest_claimed_key(connection, source, queue_ids),
+    )
+
+
+def longest_claimed_key(connection: Connection, source: SourceDefinition, queue_ids: list[int]) -> int:
+    """Bytes of the longest text key in the queue rows; 0 for other types of keys."""
+    if source.key_type != "text":
+        return 0
+    return int(
+        one(
             connection,
             compose(
                 "SELECT coalesce(max(octet_length(convert_to(k, 'UTF8'))), 0)"
@@ -81,13 +109,6 @@ def read_claimed(connection: Connection, source: SourceDefinition, queue_ids: li
             ),
             {"ids": queue_ids},
         )
-    return read(
-        connection,
-        source,
-        origin=origin,
-        params={"ids": queue_ids},
-        order=sql.SQL("coalesce(q.change_id, q.id)"),
-        longest_key_bytes=longest_key_bytes,
     )
 
 

@@ -3,6 +3,9 @@
 A queue row carries the id of the change that asked for the scores; a row made by a trigger is its own
 change. For any one key a later change has the larger id, because the writer holds the row's lock while the
 trigger draws it. Swept-up rows are change 0: any change a trigger saw outranks them.
+
+For a source with a time column this does not do, because a row is also scored again when a row before it changes:
+there each claim draws an id for all the scores that follow from it, see db.sequences.
 """
 
 from __future__ import annotations
@@ -16,9 +19,11 @@ from sqlalchemy import Connection
 from db import keys as key_codec
 from db.definition import SourceDefinition
 from db.identifiers import CHANNEL, identifier, ours
-from db.statements import compose, one, run, run_dicts
+from db.statements import as_text, compose, one, run, run_dicts
 
 KEYS_PER_QUEUE_ROW = 10_000
+# The change id of rows that did not change themselves: a row before them did.
+NEIGHBOUR = -1
 # How far behind the oldest due row a batch may look for further rows of its size, in queue ids.
 _LOOK_AHEAD = 50_000
 # Transaction numbers are compared around a circle: age() of anything older than this has wrapped.
@@ -27,12 +32,16 @@ _OLDEST_AGE = 2**31 - 2
 
 @dataclass(frozen=True)
 class Claim:
-    """Queue rows locked by this transaction. attempts: the highest number of earlier failures among them."""
+    """Queue rows locked by this transaction. attempts: the highest number of earlier failures among them.
+
+    change_id: the id that all scores of this claim are written under, of a source with a time column.
+    """
 
     queue_ids: list[int]
     n_keys: int
     attempts: int
     rescore: bool
+    change_id: int | None = None
 
     def __bool__(self) -> bool:
         return bool(self.queue_ids)
@@ -63,10 +72,12 @@ def claim(
               AND (q.attempts >= %(whole)s) = (head.attempts >= %(whole)s)
             ORDER BY q.id LIMIT (SELECT room - 1 FROM head) FOR UPDATE OF q SKIP LOCKED
         )
-        SELECT array_agg(id), coalesce(sum(n_keys), 0), coalesce(max(attempts), 0), coalesce(bool_or(rescore), false)
+        SELECT array_agg(id), coalesce(sum(n_keys), 0), coalesce(max(attempts), 0), coalesce(bool_or(rescore), false),
+               CASE WHEN count(*) > 0 THEN {change_id} END
         FROM (SELECT id, n_keys, attempts, rescore FROM head UNION ALL SELECT * FROM others) claimed
         """,
         queue=ours("queue", source.name),
+        change_id=_next_id(source) if source.time_column else sql.SQL("NULL::bigint"),
     )
     row = run(
         connection,
@@ -75,7 +86,14 @@ def claim(
     ).fetchone()
     if row is None:
         raise AssertionError("an aggregate always returns one row")
-    return Claim(queue_ids=row[0] or [], n_keys=int(row[1]), attempts=row[2], rescore=row[3])
+    return Claim(
+        queue_ids=row[0] or [], n_keys=int(row[1]), attempts=row[2], rescore=row[3], change_id=row[4]
+    )
+
+
+def _next_id(source: SourceDefinition) -> sql.Composable:
+    queue = as_text(ours("queue", source.name))
+    return compose("nextval(pg_get_serial_sequence({queue}, 'id'))", queue=sql.Literal(queue))
 
 
 def finish(connection: Connection, source: SourceDefinition, queue_ids: Sequence[int]) -> None:

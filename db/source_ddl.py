@@ -185,6 +185,9 @@ def _changed_rows(source: SourceDefinition, event: str) -> sql.Composable:
         changed: sql.Composable = sql.SQL("r OPERATOR(pg_catalog.*<>) o")
     else:
         columns = dict.fromkeys(feature.column for feature in source.features)
+        # A row that moves to another place in time, or to another entity, has other rows before it.
+        if source.time_column is not None:
+            columns |= dict.fromkeys(filter(None, (source.time_column, source.entity_column)))
         both = [
             # Without the cast, two ROW() are compared column by column, each by an operator of its type.
             sql.SQL("ROW({})::record").format(

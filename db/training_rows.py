@@ -10,7 +10,7 @@ import numpy.typing as npt
 from psycopg import sql
 from sqlalchemy import Connection
 
-from db import catalog, features
+from db import catalog, features, sequences
 from db.definition import SourceDefinition
 from db.identifiers import identifier, ours
 from db.labels import is_fraud
@@ -29,7 +29,8 @@ class TrainingRows:
 
     normal, fraud (n,): the rows to fit on, and those labelled fraud; a row that is neither is flagged. Only
     normal rows are there unless all were asked for.
-    first, last: event time (or key) of the oldest and the newest normal row, as text.
+    first, last: event time (or key) of the oldest and the newest normal row, as text. runs (n,): where rows are
+    scored with those before them, rows of one run are of one entity, with none left out between them.
     """
 
     matrix: npt.NDArray[np.float64]
@@ -38,6 +39,7 @@ class TrainingRows:
     left_out: dict[str, int]
     first: str | None
     last: str | None
+    runs: npt.NDArray[np.int64] | None = None
 
     @property
     def n_normal(self) -> int:
@@ -52,11 +54,13 @@ def read(
     newest: int,
     imputes: bool = False,
     with_frauds_and_flagged: bool = False,
+    in_runs: bool = False,
 ) -> TrainingRows:
     """The newest rows that are neither flagged, nor labelled fraud, nor in quarantine, nor incomplete.
 
     imputes: the recipe fills gaps, so a row with some is not incomplete. with_frauds_and_flagged: these rows
-    come along, not as normal ones, for a threshold that is drawn from all rows.
+    come along, not as normal ones, for a threshold that is drawn from all rows. in_runs: tell whose history each
+    row is in; the source has a time column.
     """
     window = newest_rows(source, newest)
     reason = _reason(source)
@@ -74,14 +78,15 @@ def read(
     )
     kept = next((row for row in counted if row["reason"] is None), None)
     origin = compose(
-        "FROM (SELECT w.*, {reason} AS reason FROM ({window}) w) w JOIN {relation} t ON t.{key} = w.key"
-        " WHERE w.reason IS NULL{or_along}",
-        reason=reason,
-        window=window,
+        "FROM {window} w JOIN {relation} t ON t.{key} = w.key WHERE w.reason IS NULL{or_along}",
+        window=_in_runs(window, reason)
+        if in_runs
+        else compose("(SELECT w.*, {reason} AS reason FROM ({window}) w)", reason=reason, window=window),
         relation=source.feature_relation.sql(),
         key=identifier(source.key_column),
         or_along=sql.SQL(" OR w.reason <> 'quarantined'" if with_frauds_and_flagged else ""),
     )
+    place = sql.SQL("row_number() OVER (ORDER BY w.moment, w.key)")
     longest = _longest_key(connection, source) if source.key_type == "text" else 0
     batch = features.read(
         connection,
@@ -89,15 +94,16 @@ def read(
         origin=origin,
         params=params,
         order=compose(
-            "{kinds} * row_number() OVER (ORDER BY w.moment, w.key) + CASE w.reason"
+            "{kinds} * {number} + CASE w.reason"
             " WHEN 'labelled_fraud' THEN {fraud} WHEN 'flagged' THEN {flagged} ELSE {normal} END",
+            number=sequences.numbered(place, sql.SQL("w.run")) if in_runs else place,
             kinds=sql.Literal(_KINDS),
             fraud=sql.Literal(_LABELLED_FRAUD),
             flagged=sql.Literal(_FLAGGED),
             normal=sql.Literal(_NORMAL),
         ),
         longest_key_bytes=longest,
-        rows_per_block=_KINDS * _ROWS_PER_BLOCK,
+        rows_per_block=_KINDS * _ROWS_PER_BLOCK * (sequences.PLACE if in_runs else 1),
     )
     batch = batch.take(np.argsort(batch.change_ids))
     kind = batch.change_ids % _KINDS
@@ -114,6 +120,23 @@ def read(
         left_out=left_out,
         first=kept["first"] if kept else None,
         last=kept["last"] if kept else None,
+        runs=sequences.unbroken(sequences.run_numbers(batch.change_ids // _KINDS), complete)
+        if in_runs
+        else None,
+    )
+
+
+def _in_runs(window: sql.Composable, reason: sql.Composable) -> sql.Composable:
+    """The window's rows with the reason to leave each out, and its run: a row that is left out ends one."""
+    entity, alone = sequences.run_of(sql.SQL("w.entity"), sql.SQL("w.moment"), sql.SQL("w.key"))
+    return compose(
+        "(SELECT w.*, dense_rank() OVER (ORDER BY {entity}, {alone}, w.n_left_out) AS run FROM (SELECT w.*,"
+        " count(w.reason) OVER (PARTITION BY w.entity ORDER BY w.moment, w.key) AS n_left_out"
+        " FROM (SELECT w.*, {reason} AS reason FROM ({window}) w) w) w)",
+        entity=entity,
+        alone=alone,
+        reason=reason,
+        window=window,
     )
 
 
@@ -167,10 +190,12 @@ def newest_rows(source: SourceDefinition, newest: int) -> sql.Composable:
         else sql.SQL("false")
     )
     return compose(
-        "SELECT b.{key} AS key, b.{moment} AS moment, {label} AS fraud FROM {relation} b"
+        "SELECT b.{key} AS key, b.{moment} AS moment, {entity} AS entity, {label} AS fraud FROM {relation} b"
         " ORDER BY b.{moment} DESC NULLS LAST LIMIT {newest}",
         key=identifier(source.key_column),
         moment=moment,
+        # One entity for all, where there is no column that tells them apart.
+        entity=compose("b.{e}", e=identifier(source.entity_column)) if source.entity_column else sql.SQL("0"),
         label=label,
         relation=source.relation.sql(),
         newest=sql.Literal(newest),

@@ -15,13 +15,17 @@ from detector.errors import (
     NonFiniteFeatures,
     TrainingDataError,
     UnknownRecipe,
+    WindowMismatch,
 )
+from detector.fit_result import FitResult
 from detector.layout import expected_arrays
+from detector.network import Progress
 from detector.recipes import Recipe
 from detector.threshold_text import FORMS as THRESHOLD_FORMS
 from detector.threshold_text import parse_threshold, threshold_text
 from detector.thresholds import exceeds
-from detector.training import FitResult, Progress, fit
+from detector.training import fit
+from detector.windows import window_positions
 
 __all__ = [
     "RECIPES",
@@ -39,6 +43,7 @@ __all__ = [
     "Scores",
     "TrainingDataError",
     "UnknownRecipe",
+    "WindowMismatch",
     "exceeds",
     "expected_arrays",
     "fit",
@@ -47,4 +52,5 @@ __all__ = [
     "recipe_named",
     "threshold_text",
     "top_features",
+    "window_positions",
 ]

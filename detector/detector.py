@@ -13,11 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from detector import reference
 from detector.arrays import Arrays, Float32Matrix, Float64Matrix, Float64Vector, IntMatrix
-from detector.errors import FeatureMismatch, InvalidDetector, NonFiniteFeatures
+from detector.errors import FeatureMismatch, InvalidDetector, NonFiniteFeatures, WindowMismatch
 from detector.graph import BLOCK_ROWS, build_scorer
 from detector.layout import checked_arrays
 from detector.preprocessing import apply_preprocessing
 from detector.recipes import Recipe
+from detector.windows import window_positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,43 +86,55 @@ class Detector:
         """
         return cls(recipe, feature_names, arrays, threshold)
 
-    def score(self, features: ArrayLike) -> Scores:
+    def score(self, features: ArrayLike, *, groups: ArrayLike | None = None) -> Scores:
         """The reconstruction error of each row, dimensionless, and what each feature adds to it.
 
-        features: (n_rows, n_features) float64 in the source's units, columns in the order of feature_names.
+        features: (n_rows, n_features) float64 in the source's units, columns in the order of feature_names. A
+        recipe with a window takes rows in time order, of the entities that groups (n_rows,) tells apart, or
+        ready windows (n_rows, window, n_features), each row the last of its own, see `detector.windows`.
         The error is, by the recipe's error_metric, the mean squared residual, the mean absolute residual,
         or the Mahalanobis distance (not its square) as in `detector.residuals`, where a feature's
         contribution is its share of the squared distance divided by the distance.
-        Raises FeatureMismatch if the column count differs; NonFiniteFeatures naming the rows that hold NaN
-        or infinity, unless the recipe imputes them.
+        Raises FeatureMismatch if the column count differs, WindowMismatch if the windows' length does;
+        NonFiniteFeatures naming the rows that hold NaN or infinity, unless the recipe imputes them.
         """
         matrix = self._checked(features)
         scorer = self._compiled()
+        positions = self._positions(matrix, groups)
         if len(matrix) <= BLOCK_ROWS:
-            error, contributions = scorer(_tensor(matrix))
+            error, contributions = scorer(_tensor(matrix if positions is None else matrix[positions]))
             return Scores(error.numpy(), contributions.numpy())
         errors = np.empty(len(matrix))
-        parts = np.empty(matrix.shape, dtype=np.float32)
+        parts = np.empty((len(matrix), matrix.shape[-1]), dtype=np.float32)
         for start in range(0, len(matrix), BLOCK_ROWS):
             rows = slice(start, start + BLOCK_ROWS)
-            error, contributions = scorer(_tensor(matrix[rows]))
+            block = matrix[rows if positions is None else positions[rows]]
+            error, contributions = scorer(_tensor(block))
             errors[rows], parts[rows] = error.numpy(), contributions.numpy()
         return Scores(errors, parts)
 
-    def numpy_score(self, features: ArrayLike) -> Scores:
+    def numpy_score(self, features: ArrayLike, *, groups: ArrayLike | None = None) -> Scores:
         """What `score` computes, in plain NumPy: slower, for checking. The same arguments and errors."""
         matrix = self._checked(features)
+        positions = self._positions(matrix, groups)
+        if positions is not None:
+            matrix = matrix[positions]
         error, contributions = reference.score(self.recipe, self.feature_names, self.arrays, matrix)
         return Scores(error, contributions.astype(np.float32))
 
     def preprocess(self, features: ArrayLike) -> Float32Matrix:
-        """The rows as the network sees them, (n_rows, n_kept) float32, errors as in `score`."""
+        """The rows (n_rows, n_features) as the network sees them, (n_rows, n_inputs) float32, errors as in
+        `score`."""
         return self._preprocessed(features).astype(np.float32)
 
-    def reconstruct(self, features: ArrayLike) -> Float32Matrix:
-        """The network's output for the rows, (n_rows, n_kept) float32 in preprocessed units."""
+    def reconstruct(self, features: ArrayLike, *, groups: ArrayLike | None = None) -> Float32Matrix:
+        """The network's output for the rows (n_rows, n_features), (n_rows, n_inputs) float32 in preprocessed
+        units; with a window, for the last row of each."""
         values = self._preprocessed(features)
-        return reference.reconstruct(self.recipe, self.arrays, values).astype(np.float32)
+        positions = self._positions(values, groups)
+        if positions is None:
+            return reference.reconstruct(self.recipe, self.arrays, values).astype(np.float32)
+        return reference.reconstruct_last(self.recipe, self.arrays, values[positions]).astype(np.float32)
 
     def warm_up(self) -> None:
         """Import TensorFlow and compile, so that the first row does not wait for it."""
@@ -129,15 +142,31 @@ class Detector:
 
     def _preprocessed(self, features: ArrayLike) -> Float64Matrix:
         matrix = self._checked(features)
+        if matrix.ndim != 2:
+            raise FeatureMismatch(expected=len(self.feature_names), got=None)
         return apply_preprocessing(self.recipe, self.arrays, matrix, self.feature_names)
+
+    def _positions(self, matrix: Float64Matrix, groups: ArrayLike | None) -> IntMatrix | None:
+        """Which rows make each window; None if the matrix is of windows already, or the recipe has none."""
+        if self.recipe.window == 1 or matrix.ndim == 3:
+            return None
+        return window_positions(len(matrix), groups, self.recipe.window)
 
     def _checked(self, features: ArrayLike) -> Float64Matrix:
         matrix = np.ascontiguousarray(features, dtype=np.float64)
-        if np.ndim(features) != 2 or matrix.shape[1] != len(self.feature_names):
-            got = matrix.shape[1] if np.ndim(features) == 2 else None
-            raise FeatureMismatch(expected=len(self.feature_names), got=got)
+        n_axes = np.ndim(features)
+        if n_axes not in ((2,) if self.recipe.window == 1 else (2, 3)):
+            raise FeatureMismatch(expected=len(self.feature_names), got=None)
+        if matrix.shape[-1] != len(self.feature_names):
+            raise FeatureMismatch(expected=len(self.feature_names), got=matrix.shape[-1])
+        if n_axes == 3 and matrix.shape[1] != self.recipe.window:
+            raise WindowMismatch(
+                f"The detector scores windows of {self.recipe.window} rows, not of {matrix.shape[1]}."
+            )
         if self.recipe.missing == "quarantine":
-            finite = np.isfinite(matrix)
+            finite: NDArray[np.bool_] = np.isfinite(matrix)
+            if n_axes == 3:
+                finite = np.logical_and.reduce(finite, axis=1)
             if not finite.all():
                 raise NonFiniteFeatures.of(finite, self.feature_names)
         return matrix

@@ -51,6 +51,10 @@ class FeatureMismatch(DetectorError):
         )
 
 
+class WindowMismatch(DetectorError):
+    """Windows of another length than the recipe's, or groups that are not one for each row."""
+
+
 class NonFiniteFeatures(DetectorError):
     """Some rows hold NaN or infinity and the recipe says to quarantine them.
 

@@ -23,8 +23,13 @@ def expected_arrays(recipe: Recipe, n_features: int, *, feature_names: Sequence[
     missing.median              (n_features,) float64, source's units   when recipe.missing is "median"
     preprocessing.<i>.shift     (n_features,) or (1,) float64           for each step that rescales
     preprocessing.<i>.scale     likewise, positive
+    preprocessing.<i>.mean      (n_kept,) float64                       for the step pca
+    preprocessing.<i>.components  (n_inputs, n_kept) float64            orthonormal rows
     layer.<i>.kernel            (inputs, units) float32                 hidden layers, then the output
     layer.<i>.bias              (units,) float32
+    recurrent.<i>.kernel        (inputs, 4 units) float32               encoder, then decoder; the gates are
+    recurrent.<i>.recurrent     (units, 4 units) float32                input, forget, cell, output; the dense
+    recurrent.<i>.bias          (4 units,) float32                      layer after them is layer.0
     residual.location           (m,) float64                            for error_metric "mahalanobis",
     residual.whitening          (m, m) float64                          m = n_kept, or twice with join_input
 
@@ -44,7 +49,18 @@ def expected_arrays(recipe: Recipe, n_features: int, *, feature_names: Sequence[
             width = n_features if isinstance(step, Standardise) else 1
             layout[f"preprocessing.{i}.shift"] = ((width,), float64)
             layout[f"preprocessing.{i}.scale"] = ((width,), float64)
-    widths = [n_kept, *(layer.units for layer in recipe.layers), n_kept]
+    n_inputs = recipe.n_inputs(n_kept)
+    if recipe.pca is not None:
+        layout[f"preprocessing.{len(recipe.preprocessing) - 1}.mean"] = ((n_kept,), float64)
+        layout[f"preprocessing.{len(recipe.preprocessing) - 1}.components"] = ((n_inputs, n_kept), float64)
+    widths = [n_inputs, *(layer.units for layer in recipe.layers), n_inputs]
+    if recipe.recurrent is not None:
+        units_by_layer = (*recipe.recurrent.encoder, *recipe.recurrent.decoder)
+        for i, (inputs, units) in enumerate(pairwise((n_inputs, *units_by_layer))):
+            layout[f"recurrent.{i}.kernel"] = ((inputs, 4 * units), float32)
+            layout[f"recurrent.{i}.recurrent"] = ((units, 4 * units), float32)
+            layout[f"recurrent.{i}.bias"] = ((4 * units,), float32)
+        widths = [units_by_layer[-1], n_inputs]
     for i, (inputs, units) in enumerate(pairwise(widths)):
         layout[f"layer.{i}.kernel"] = ((inputs, units), float32)
         layout[f"layer.{i}.bias"] = ((units,), float32)

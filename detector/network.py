@@ -71,7 +71,7 @@ def fit_network(
     shuffler = np.random.default_rng(seed)
     losses: list[float] = []
     val_losses: list[float] = []
-    stopper = _Stopper(recipe, model)
+    stopper = Stopper(recipe, model)
     started = time.perf_counter()
     for epoch in range(1, recipe.epochs + 1):
         order = tf.constant(shuffler.permutation(len(fit_rows)).astype(np.int32))
@@ -107,22 +107,22 @@ def build_model(recipe: Recipe, n_inputs: int, seed: int) -> Any:
         layers.append(
             k.layers.Dense(
                 layer.units,
-                activation=_activation(layer.activation),
-                kernel_initializer=k.initializers.GlorotUniform(seed=_derived(seed, i)),
+                activation=activation_function(layer.activation),
+                kernel_initializer=k.initializers.GlorotUniform(seed=derived_seed(seed, i)),
                 dtype="float32",
             )
         )
         if layer.dropout > 0:
-            layers.append(k.layers.Dropout(layer.dropout, seed=_derived(seed, 1000 + i), dtype="float32"))
+            layers.append(k.layers.Dropout(layer.dropout, seed=derived_seed(seed, 1000 + i), dtype="float32"))
     return k.Sequential(layers)
 
 
-def _derived(seed: int, part: int) -> int:
+def derived_seed(seed: int, part: int) -> int:
     """A seed for one part of the model, so that no two layers start with the same numbers."""
     return int(np.random.SeedSequence([seed, part]).generate_state(1)[0] >> 1)
 
 
-def _activation(name: str) -> Any:
+def activation_function(name: str) -> Any:
     k = keras()
     if name == "leaky_relu":
         return lambda x: k.activations.leaky_relu(x, negative_slope=LEAKY_SLOPE)
@@ -201,7 +201,7 @@ def _weights(model: Any) -> dict[str, np.ndarray]:
     return arrays
 
 
-class _Stopper:
+class Stopper:
     """Early stopping with the meaning of keras.callbacks.EarlyStopping."""
 
     def __init__(self, recipe: Recipe, model: Any) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from detector.arrays import Arrays, Float64Matrix, Float64Vector
-from detector.recipes import Clip, GlobalMinMax, Recipe, Standardise
+from detector.recipes import Clip, GlobalMinMax, Pca, Recipe, Standardise
 
 LIMIT = 1e6
 # Differences of two numbers within this bound still fit into a float64.
@@ -38,6 +38,10 @@ def fit_preprocessing(
             shift, scale = _standardisation(values, step, feature_names)
         elif isinstance(step, GlobalMinMax):
             shift, scale = _global_range(values[:, kept])
+        elif isinstance(step, Pca):
+            mean, components = _principal_components(np.clip(values[:, kept], -LIMIT, LIMIT), step)
+            arrays[f"preprocessing.{i}.mean"], arrays[f"preprocessing.{i}.components"] = mean, components
+            continue
         else:
             if isinstance(step, Clip):
                 values = np.clip(values, step.low, step.high)
@@ -51,14 +55,19 @@ def fit_preprocessing(
 def apply_preprocessing(
     recipe: Recipe, arrays: Arrays, features: Float64Matrix, feature_names: Sequence[str]
 ) -> Float64Matrix:
-    """(n_rows, n_features) in the source's units to (n_rows, n_kept) dimensionless, both float64."""
+    """(n_rows, n_features) in the source's units to (n_rows, n_inputs) dimensionless, both float64."""
     values = impute(features, arrays)
     for i, step in enumerate(recipe.preprocessing):
         if isinstance(step, Clip):
             values = np.clip(values, step.low, step.high)
         elif f"preprocessing.{i}.shift" in arrays:
             values = rescale(values, arrays[f"preprocessing.{i}.shift"], arrays[f"preprocessing.{i}.scale"])
-    return np.clip(values[:, list(recipe.kept_columns(feature_names))], -LIMIT, LIMIT)
+    values = np.clip(values[:, list(recipe.kept_columns(feature_names))], -LIMIT, LIMIT)
+    if recipe.pca is None:
+        return values
+    last = f"preprocessing.{len(recipe.preprocessing) - 1}"
+    projected: Float64Matrix = (values - arrays[f"{last}.mean"]) @ arrays[f"{last}.components"].T
+    return projected
 
 
 def impute(features: Float64Matrix, arrays: Arrays) -> Float64Matrix:
@@ -103,6 +112,18 @@ def _standardisation(
         left = ~np.isin(np.asarray(feature_names, dtype=object), np.asarray(step.only, dtype=object))
         shift[left], scale[left] = 0.0, 1.0
     return shift, scale
+
+
+def _principal_components(values: Float64Matrix, step: Pca) -> tuple[Float64Vector, Float64Matrix]:
+    """Mean (d,) and the eigenvectors of the covariance with the largest eigenvalues, as rows (k, d)."""
+    mean = values.mean(axis=0)
+    centred = values - mean
+    _, vectors = np.linalg.eigh(centred.T @ centred / len(values))
+    components = vectors[:, ::-1][:, : step.n_components].T
+    # An eigenvector may as well point the other way; the largest entry is made positive.
+    largest = np.abs(components).argmax(axis=1)
+    signs = np.where(components[np.arange(len(components)), largest] < 0, -1.0, 1.0)
+    return mean, np.ascontiguousarray(components * signs[:, None])
 
 
 def _global_range(values: Float64Matrix) -> tuple[Float64Vector, Float64Vector]:

@@ -66,7 +66,20 @@ class DropColumns(_Part):
     names: FeatureNames
 
 
-Step: TypeAlias = Annotated[Standardise | GlobalMinMax | Clip | DropColumns, Field(discriminator="step")]
+class Pca(_Part):
+    """Project the features on the principal components of the fit rows, as many as there are features at most.
+
+    The last step: the network then reconstructs components, and errors are told of features by turning the
+    residual back, see `detector.reference`.
+    """
+
+    step: Literal["pca"] = "pca"
+    n_components: int = Field(ge=1, le=4096)
+
+
+Step: TypeAlias = Annotated[
+    Standardise | GlobalMinMax | Clip | DropColumns | Pca, Field(discriminator="step")
+]
 
 
 class Layer(_Part):
@@ -80,6 +93,30 @@ class Layer(_Part):
     activity_l1: float = Field(default=0.0, ge=0.0, le=10.0)
     activity_l2: float = Field(default=0.0, ge=0.0, le=10.0)
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+
+
+class Recurrent(_Part):
+    """LSTM layers over windows of rows: each row is scored with the window - 1 rows before it.
+
+    The last encoder layer gives one vector, which the decoder gets at every step; a dense layer with the
+    recipe's output_activation follows, at every step the same. activation stands in place of the usual tanh.
+    """
+
+    window: int = Field(ge=2, le=64)
+    encoder: tuple[Annotated[int, Field(ge=1, le=256)], ...] = Field(min_length=1, max_length=8)
+    decoder: tuple[Annotated[int, Field(ge=1, le=256)], ...] = Field(min_length=1, max_length=8)
+    activation: Activation = "tanh"
+
+
+class PseudoLabels(_Part):
+    """An Isolation Forest says which rows are anomalies, where nobody else does.
+
+    The share `contamination` of them; each of n_trees sees n_samples rows.
+    """
+
+    n_trees: int = Field(default=100, ge=1, le=1000)
+    n_samples: int = Field(default=256, ge=2, le=100_000)
+    contamination: float = Field(gt=0.0, lt=0.5)
 
 
 class EarlyStopping(_Part):
@@ -137,7 +174,10 @@ class LabelledThreshold(_Part):
 
 
 class PrecisionEqualsRecallThreshold(LabelledThreshold):
-    """The threshold that flags as many rows as there are anomalies, so that precision equals recall."""
+    """The threshold that flags as many rows as there are anomalies, so that precision equals recall.
+
+    With a recipe's pseudo-labels, against these.
+    """
 
     policy: Literal["precision_equals_recall"] = "precision_equals_recall"
 
@@ -178,7 +218,8 @@ ThresholdPolicy: TypeAlias = Annotated[
 class Recipe(_Part):
     """What to fit and how to score with it.
 
-    layers are the hidden ones; the output layer has as many units as features and `output_activation`.
+    layers are the hidden ones; the output layer has as many units as features and `output_activation`. In their
+    place, recurrent has layers that see each row with the rows before it; pseudo_labels go with it.
     min_steps_per_epoch: with few rows batches get smaller, down to MIN_BATCH rows, to make this many steps.
     scoring_precision: of the network when scoring; "float32" is faster, and exact to 1e-5 only while residuals
     are not thousands of times smaller than features; preprocessing and error are float64 always.
@@ -189,7 +230,9 @@ class Recipe(_Part):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
     preprocessing: tuple[Step, ...] = Field(default=(Standardise(),), max_length=16)
     missing: Literal["quarantine", "median"] = "quarantine"
-    layers: tuple[Layer, ...] = Field(min_length=1, max_length=32)
+    layers: tuple[Layer, ...] = Field(default=(), max_length=32)
+    recurrent: Recurrent | None = None
+    pseudo_labels: PseudoLabels | None = None
     output_activation: Activation = "linear"
     loss: Literal["mse", "mae"] = "mse"
     learning_rate: float = Field(default=1e-3, gt=0.0, le=1.0)
@@ -221,6 +264,28 @@ class Recipe(_Part):
             )
         return self
 
+    @model_validator(mode="after")
+    def _has_one_network(self) -> Recipe:
+        if bool(self.layers) == (self.recurrent is not None):
+            raise ValueError("a recipe has either layers or recurrent ones")
+        if self.recurrent is None and self.pseudo_labels is not None:
+            raise ValueError("pseudo_labels belong to recurrent layers")
+        if self.recurrent is not None and (self.error_metric == "mahalanobis" or self.trim_fit_fraction):
+            raise ValueError("with recurrent layers the error_metric is 'mse' or 'mae', without trimming")
+        if self.recurrent is not None and self.needs_all_rows:
+            raise ValueError(
+                "with recurrent layers the threshold policy is drawn from normal rows or from pseudo_labels"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _projects_last(self) -> Recipe:
+        if any(isinstance(step, Pca) for step in self.preprocessing[:-1]):
+            raise ValueError("the step 'pca' is the last one")
+        if self.pca is not None and self.error_metric == "mahalanobis":
+            raise ValueError("the step 'pca' goes with error_metric 'mse' or 'mae'")
+        return self
+
     @classmethod
     def from_json(cls, text: str | bytes) -> Recipe:
         """The recipe that this JSON text holds. Raises InvalidRecipe naming the first field that is wrong."""
@@ -230,6 +295,21 @@ class Recipe(_Part):
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "the text"
             raise InvalidRecipe(f"The recipe is invalid at {where}: {first['msg']}.") from error
+
+    @property
+    def window(self) -> int:
+        """How many rows are scored together: 1, a row by itself, without recurrent layers."""
+        return 1 if self.recurrent is None else self.recurrent.window
+
+    @property
+    def pca(self) -> Pca | None:
+        """The projection, if the recipe has one."""
+        last = self.preprocessing[-1] if self.preprocessing else None
+        return last if isinstance(last, Pca) else None
+
+    def n_inputs(self, n_kept: int) -> int:
+        """How many values of a row the network sees, of n_kept features that no step drops."""
+        return n_kept if self.pca is None else min(self.pca.n_components, n_kept)
 
     def batch_rows(self, n_rows: int) -> int:
         """How many of n_rows fit rows make a batch."""
@@ -243,8 +323,9 @@ class Recipe(_Part):
 
     @property
     def needs_labels(self) -> bool:
-        """Whether the threshold cannot be drawn without labelled anomalies."""
-        return isinstance(self.threshold, LabelledThreshold)
+        """Whether the threshold cannot be drawn without labelled anomalies; pseudo-labels serve as such."""
+        against_pseudo_labels = self.recurrent is not None and self.pseudo_labels is not None
+        return isinstance(self.threshold, LabelledThreshold) and not against_pseudo_labels
 
     @property
     def needs_all_rows(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import expit
 
 from detector.arrays import Arrays, Float64Matrix, Float64Vector
@@ -34,6 +35,45 @@ def reconstruct(recipe: Recipe, arrays: Arrays, values: Float64Matrix) -> Float6
     return values
 
 
+def reconstruct_last(recipe: Recipe, arrays: Arrays, windows: NDArray[np.float64]) -> Float64Matrix:
+    """The recurrent autoencoder's output for the last step of windows (n, window, k), (n, k)."""
+    if recipe.recurrent is None:
+        raise ValueError("the recipe has no recurrent layers")
+    activation = ACTIVATIONS[recipe.recurrent.activation]
+    n_encoder = len(recipe.recurrent.encoder)
+    steps = list(np.moveaxis(windows, 1, 0))
+    for i in range(n_encoder + len(recipe.recurrent.decoder)):
+        if i == n_encoder:
+            steps = steps[-1:] * len(steps)
+        kernel, recurrent, bias = (
+            arrays[f"recurrent.{i}.{part}"].astype(np.float64) for part in ("kernel", "recurrent", "bias")
+        )
+        steps = _lstm(steps, kernel, recurrent, bias, activation)
+    dense = [arrays[f"layer.0.{part}"].astype(np.float64) for part in ("kernel", "bias")]
+    return ACTIVATIONS[recipe.output_activation](steps[-1] @ dense[0] + dense[1])
+
+
+def _lstm(
+    steps: list[Float64Matrix],
+    kernel: Float64Matrix,
+    recurrent: Float64Matrix,
+    bias: Float64Vector,
+    activation: Callable[[Float64Matrix], Float64Matrix],
+) -> list[Float64Matrix]:
+    """A layer's output at each step. Gers, Schmidhuber and Cummins, Learning to forget: continual prediction
+    with LSTM, Neural Computation 12 (2000) 2451-2471, with a free choice of the squashing function."""
+    units = len(recurrent)
+    output = cell = np.zeros((len(steps[0]), units))
+    outputs = []
+    for step in steps:
+        gates = step @ kernel + output @ recurrent + bias
+        let_in, keep, let_out = (expit(gates[:, g * units : (g + 1) * units]) for g in (0, 1, 3))
+        cell = keep * cell + let_in * activation(gates[:, 2 * units : 3 * units])
+        output = let_out * activation(cell)
+        outputs.append(output)
+    return outputs
+
+
 def residuals(recipe: Recipe, arrays: Arrays, values: Float64Matrix) -> Float64Matrix:
     """What the Mahalanobis distance is taken of: values - reconstruction, (n_rows, n_kept);
     with recipe.join_input the preprocessed values themselves come first, (n_rows, 2 * n_kept)."""
@@ -42,20 +82,36 @@ def residuals(recipe: Recipe, arrays: Arrays, values: Float64Matrix) -> Float64M
 
 
 def score(
-    recipe: Recipe, feature_names: Sequence[str], arrays: Arrays, features: Float64Matrix
+    recipe: Recipe, feature_names: Sequence[str], arrays: Arrays, features: NDArray[np.float64]
 ) -> tuple[Float64Vector, Float64Matrix]:
-    """Errors (n_rows,) and contributions (n_rows, n_features), float64."""
-    values = apply_preprocessing(recipe, arrays, features, feature_names)
-    residual = residuals(recipe, arrays, values)
-    n_kept = values.shape[1]
-    contributions = np.zeros(features.shape)
+    """Errors (n_rows,) and contributions (n_rows, n_features), float64; features as in `Detector.score`.
+
+    Of a recurrent recipe the error is that of the window's last row. After a PCA the residual is turned back,
+    r @ components: the components being orthonormal, its length stays, and its squares tell the features' shares.
+    """
+    n_features = features.shape[-1]
+    values = apply_preprocessing(recipe, arrays, features.reshape(-1, n_features), feature_names)
+    if recipe.recurrent is None:
+        residual = residuals(recipe, arrays, values)
+    else:
+        windows = values.reshape(len(features), recipe.window, -1)
+        residual = windows[:, -1] - reconstruct_last(recipe, arrays, windows)
+    contributions = np.zeros((len(features), n_features))
     kept = list(recipe.kept_columns(feature_names))
     if recipe.error_metric == "mahalanobis":
+        n_kept = values.shape[1]
         terms = np.square((residual - arrays["residual.location"]) @ arrays["residual.whitening"])
         error: Float64Vector = np.sqrt(terms.sum(axis=1))
         terms = terms.reshape(len(features), residual.shape[1] // n_kept, n_kept).sum(axis=1)
         contributions[:, kept] = terms / np.where(error > 0, error, 1.0)[:, None]
         return error, contributions
     terms = np.abs(residual) if recipe.error_metric == "mae" else np.square(residual)
-    contributions[:, kept] = terms / n_kept
-    return contributions.sum(axis=1), contributions
+    error = terms.mean(axis=1)
+    if recipe.pca is None:
+        contributions[:, kept] = terms / residual.shape[1]
+        return error, contributions
+    turned_back = residual @ arrays[f"preprocessing.{len(recipe.preprocessing) - 1}.components"]
+    shares = np.square(turned_back)
+    total = shares.sum(axis=1)
+    contributions[:, kept] = shares * (error / np.where(total > 0, total, 1.0))[:, None]
+    return error, contributions

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,31 +13,15 @@ from detector import reference
 from detector.arrays import BoolVector, Float64Matrix, Float64Vector, IntVector
 from detector.detector import Detector
 from detector.errors import TrainingDataError
-from detector.network import Progress, ProgressCallback, fit_network
+from detector.fit_result import FitResult, error_metrics
+from detector.network import ProgressCallback, fit_network
 from detector.preprocessing import apply_preprocessing, fit_preprocessing
 from detector.recipes import MAX_FEATURES, AlertBudgetThreshold, Recipe
 from detector.residuals import fit_whitening, held_out_distances, untrimmed
+from detector.sequence_training import fit_sequences
 from detector.thresholds import AllRows, choose_threshold, exceeds, no_anomalies, unknown_rate
 
-__all__ = ["MIN_ROWS", "FitResult", "Progress", "fit"]
-
 MIN_ROWS = 200
-QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitResult:
-    """metrics: numbers that JSON can hold; history: "loss" and "val_loss", one number an epoch.
-
-    calibration_rows (m,): which rows of the matrix calibrated, ascending; calibration_errors (m,): their errors,
-    by which the threshold was chosen.
-    """
-
-    detector: Detector
-    metrics: dict[str, float]
-    history: dict[str, list[float]]
-    calibration_rows: IntVector
-    calibration_errors: Float64Vector
 
 
 def fit(
@@ -50,6 +33,7 @@ def fit(
     held_out: ArrayLike | None = None,
     anomalous: ArrayLike | None = None,
     rows_per_day: float | None = None,
+    groups: ArrayLike | None = None,
     seed: int | None = None,
     on_progress: ProgressCallback | None = None,
 ) -> FitResult:
@@ -62,6 +46,7 @@ def fit(
     on the other normal ones.
     anomalous: (n_rows,) bool, the labelled anomalies; None for all that are not normal.
     rows_per_day: how many such rows a day brings, for an alert budget only.
+    groups: (n_rows,) whose row each is, for a recipe with a window, see `detector.windows`.
     seed: replaces the recipe's. on_progress is called after each epoch; what it raises ends the fit.
     Preprocessing and network see the fit part alone; residual statistics and threshold come from the
     calibration part, which also decides when the network stops.
@@ -74,6 +59,18 @@ def fit(
     matrix, is_normal, names = _checked(recipe, features, feature_names, normal)
     is_anomaly = _checked_anomalies(recipe, anomalous, is_normal, rows_per_day)
     fit_index, calibration_index = _split(recipe, is_normal, held_out, seed)
+    if recipe.recurrent is not None:
+        return fit_sequences(
+            recipe,
+            matrix,
+            names,
+            is_normal=is_normal,
+            groups=groups,
+            fit_index=fit_index,
+            calibration_index=calibration_index,
+            seed=seed,
+            on_progress=on_progress,
+        )
     arrays = fit_preprocessing(recipe, matrix[fit_index], names)
     fit_values = apply_preprocessing(recipe, arrays, matrix[fit_index], names)
     calibration_values = apply_preprocessing(recipe, arrays, matrix[calibration_index], names)
@@ -110,7 +107,7 @@ def fit(
         "loss": network.loss[network.kept_epoch - 1],
         "val_loss": network.val_loss[network.kept_epoch - 1],
         "threshold": threshold,
-        **_error_metrics("calibration", calibration_errors, threshold),
+        **error_metrics("calibration", calibration_errors, threshold),
         **_measure_others(other_errors, threshold),
         **_measure_labels(all_rows, threshold),
     }
@@ -250,18 +247,11 @@ def _all_rows(
     )
 
 
-def _error_metrics(prefix: str, errors: Float64Vector, threshold: float) -> dict[str, float]:
-    metrics = {f"{prefix}_flag_rate": float(exceeds(errors, threshold).mean())}
-    for quantile in QUANTILES:
-        metrics[f"{prefix}_error_q{quantile * 100:g}"] = float(np.quantile(errors, quantile))
-    return metrics
-
-
 def _measure_others(errors: Float64Vector, threshold: float) -> dict[str, float]:
     """How the rows that were not fitted on as normal are scored."""
     if not len(errors):
         return {"n_not_normal": 0}
-    return {"n_not_normal": len(errors), **_error_metrics("not_normal", errors, threshold)}
+    return {"n_not_normal": len(errors), **error_metrics("not_normal", errors, threshold)}
 
 
 def _measure_labels(rows: AllRows, threshold: float) -> dict[str, float]:

@@ -22,12 +22,13 @@ from db import quarantine as quarantine_store
 from db.features import FeatureBatch
 from db.quarantine import Entry
 from db.queue import Claim
+from db.sequences import SequenceRows
 from db.sources import Source
 from db.statements import run
 from detector import exceeds, top_features
 from models_store import registry
 from models_store.registry import LoadedVersion
-from worker import failures
+from worker import failures, sequences
 from worker.runtime import Runtime
 
 log = structlog.get_logger()
@@ -63,7 +64,7 @@ class OpenBatch:
     connection: Connection
     transaction: RootTransaction
     claim: Claim
-    rows: FeatureBatch
+    rows: FeatureBatch | SequenceRows
     started: float
 
     def abandon(self) -> None:
@@ -100,7 +101,7 @@ def open_batch(runtime: Runtime, source: Source) -> OpenBatch | None:
             transaction.commit()
             connection.close()
             return None
-        rows = features.read_claimed(connection, source.definition, claim.queue_ids)
+        rows = sequences.read(runtime, connection, source, claim)
     except BaseException as error:
         if connection is not None:
             connection.close()
@@ -116,7 +117,8 @@ def settle(runtime: Runtime, source: Source, batch: OpenBatch) -> BatchResult:
         champion = registry.champion(batch.connection, source, runtime.cache)
         if champion is None:
             return BatchResult()
-        result = score_claimed(batch.connection, source, batch.claim, batch.rows, champion)
+        rows = sequences.prepare(batch.connection, source, batch.claim, batch.rows, champion.detector.recipe)
+        result = score_claimed(batch.connection, source, batch.claim, rows, champion)
         queue.finish(batch.connection, source.definition, batch.claim.queue_ids)
         batch.transaction.commit()
     except Exception as error:
@@ -181,7 +183,12 @@ def score_claimed(
     scores.write(connection, source.definition, rows, model_version=champion.version, may_exist=claim.rescore)
     if source.definition.feature_view is not None and len(batch) < claim.n_keys:
         absent = [
-            Entry(key, change_id, "missing", detail="the feature view has no row with this key")
+            Entry(
+                key,
+                claim.change_id or change_id,
+                "missing",
+                detail="the feature view has no row with this key",
+            )
             for key, change_id in features.absent_from_view(connection, source.definition, claim.queue_ids)
         ]
         quarantine_store.take_places(connection, source.definition, absent)
@@ -197,7 +204,8 @@ def score_claimed(
 
 def _scored_rows(batch: FeatureBatch, sound: np.ndarray, champion: LoadedVersion) -> scores.ScoredRows:
     """Scores of the sound rows. The others get error 0 and no flag: their place, until they are quarantined."""
-    scored = champion.detector.score(batch.matrix if sound.all() else batch.matrix[sound])
+    inputs = batch.matrix if batch.windows is None else batch.windows
+    scored = champion.detector.score(inputs if sound.all() else inputs[sound])
     errors = np.zeros(len(batch))
     errors[sound] = scored.reconstruction_error
     flagged = exceeds(errors, threshold=champion.detector.threshold) & sound & np.isfinite(errors)
@@ -216,11 +224,11 @@ def _scored_rows(batch: FeatureBatch, sound: np.ndarray, champion: LoadedVersion
 
 def _sound_rows(source: Source, batch: FeatureBatch, *, imputes: bool) -> tuple[np.ndarray, list[Entry]]:
     """A mask of the rows that can be scored, and entries for the others with the first bad column of each."""
-    finite = np.isfinite(batch.matrix)
-    sound = batch.problems >= 0 if imputes else finite.all(axis=1) & (batch.problems == 0)
+    sound = batch.sound(imputes=imputes)
     if sound.all():
         return sound, []
     bad = batch.take(~sound)
+    finite = np.isfinite(batch.matrix)
     names = source.definition.feature_names
     columns = np.argmin(finite[~sound], axis=1)
     declared = source.definition.features

@@ -114,7 +114,8 @@ def _blame_rows(
     else:
         single = queue.take_single(connection, source.definition, claim.queue_ids[0])
         if single:
-            entry = Entry(key=single[0], change_id=single[1], reason="error", detail=text)
+            change_id = single[1] if claim.change_id is None else claim.change_id
+            entry = Entry(key=single[0], change_id=change_id, reason="error", detail=text)
             quarantine.take_places(connection, source.definition, [entry])
             quarantine.put(connection, source.definition, source.id, [entry])
 

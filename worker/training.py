@@ -25,6 +25,7 @@ from models_store import registry
 from models_store.registry import TrainingWindow
 from worker.report.build import drift_reference
 from worker.runtime import Runtime
+from worker.sequences import require_order
 
 log = structlog.get_logger()
 
@@ -85,6 +86,7 @@ def plan(
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
         recipe = _with_threshold(_recipe(source, recipe_name), threshold)
+        require_order(recipe, source.definition)
         check_columns(connection, recipe, source.definition)
     return source, recipe
 
@@ -120,6 +122,7 @@ def _train(
         normal=rows.normal,
         anomalous=rows.fraud,
         rows_per_day=rate,
+        groups=rows.runs,
         seed=seed,
         on_progress=report,
     )
@@ -160,6 +163,7 @@ def _rows(runtime: Runtime, source: Source, recipe: Recipe, run_id: int) -> tupl
             newest=newest,
             imputes=recipe.missing == "median",
             with_frauds_and_flagged=recipe.needs_all_rows,
+            in_runs=recipe.window > 1,
         )
         if recipe.threshold.policy == "alert_budget":
             rate = training_rows.rows_per_day(connection, source.definition, newest=newest)
@@ -262,7 +266,8 @@ def _with_threshold(recipe: Recipe, text: str | None) -> Recipe:
     if text is None:
         return recipe
     try:
-        return recipe.model_copy(update={"threshold": detector.parse_threshold(text)})
+        policy = detector.parse_threshold(text).model_dump()
+        return Recipe.from_json(json.dumps({**recipe.model_dump(mode="json"), "threshold": policy}))
     except DetectorError as error:
         raise ModelError(str(error)) from None
 

@@ -154,7 +154,9 @@ def test_every_option_is_explained(command: str, page: str) -> None:
 
 
 def test_every_recipe_is_described() -> None:
-    described = re.findall(r"^\| `([a-z0-9-]+)` \| [^|]+ \| dense", read("models.md"), re.MULTILINE)
+    described = re.findall(
+        r"^\| `([a-z0-9-]+)` \| [^|]+ \| (?:dense|windows)", read("models.md"), re.MULTILINE
+    )
     assert described == list(detector.RECIPES)
 
 

@@ -12,6 +12,7 @@ import redis
 import typer
 from kombu import Connection as BrokerConnection
 from kombu.exceptions import OperationalError as BrokerUnavailable
+from pydantic import ValidationError
 from rich.markup import escape
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
@@ -19,12 +20,14 @@ from sqlalchemy.exc import DBAPIError
 from db import catalog, migrate, models, overview
 from db import sources as source_store
 from db.errors import PgoutlierError, first_line
+from detector import Recipe
 from models_store import registry
 from models_store.artifact import ArtifactRefused
 from worker.cli.context import open_runtime, settings_with_servers
 from worker.cli.output import console, print_json
 from worker.cli.sources import AsJson
 from worker.runtime import Runtime, server_urls
+from worker.sequences import index_advice, require_order
 from worker.status import alive_workers
 
 _OLDEST_POSTGRES = 150_000
@@ -74,7 +77,7 @@ def _examine() -> Iterator[Finding]:
     if schema.ok:
         with runtime.engine.begin() as connection:
             for source in source_store.every(connection):
-                for check in (_relation, _triggers, _champion, _problem):
+                for check in (_relation, _triggers, _champion, _order, _problem):
                     yield check(connection, runtime, source)
             yield _listeners(connection)
     yield from _workers()
@@ -176,6 +179,24 @@ def _champion(connection: Connection, runtime: Runtime, source: source_store.Sou
     except ArtifactRefused as refusal:
         return Finding(what, False, str(refusal), f"pgoutlier models rollback {source.name}, or train anew")
     return Finding(what, True, f"version {alias[1]}")
+
+
+def _order(connection: Connection, runtime: Runtime, source: source_store.Source) -> Finding:
+    """Whether a recipe that scores rows with those before them finds these."""
+    what = f"{source.name} order"
+    try:
+        recipes = [Recipe.model_validate(source.recipe)]
+        champion = registry.champion(connection, source, runtime.cache)
+        if champion is not None:
+            recipes.append(champion.detector.recipe)
+        for recipe in recipes:
+            require_order(recipe, source.definition)
+        advice = index_advice(connection, source.definition, recipes)
+    except (PgoutlierError, ArtifactRefused, ValidationError) as error:
+        return Finding(what, False, first_line(error), f"train {source.name} by another recipe, or detach it")
+    if advice:
+        return Finding(what, False, "no index finds the rows before a row; scoring will be slow", advice)
+    return Finding(what, True, "by the time column" if source.definition.time_column else "not needed")
 
 
 def _problem(connection: Connection, _: Runtime, source: source_store.Source) -> Finding:

@@ -15,6 +15,7 @@ from db.attach import AttachRequest
 from worker import maintenance, training
 from worker.cli.context import open_runtime
 from worker.cli.output import console, print_json, print_table
+from worker.sequences import index_advice, require_order
 
 SourceName = Annotated[str, typer.Argument(help="Name of the source, as `pgoutlier sources` lists it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One line of JSON instead of a table.")]
@@ -80,6 +81,7 @@ def attach(
     )
     with runtime.engine.begin() as connection:
         definition, columns = attaching.resolve(connection, request)
+        require_order(chosen, definition)
         training.check_columns(connection, chosen, definition)
         if dry_run:
             console.file.write(source_ddl.script(source_store.plan(definition, columns)))
@@ -87,6 +89,7 @@ def attach(
         made = source_store.attach(
             connection, definition, columns, chosen.model_dump(mode="json"), backfill=backfill
         )
+        advice = index_advice(connection, definition, [chosen])
     n_old = maintenance.sweep(runtime, definition.name, backfill=True) if backfill else 0
     if as_json:
         print_json(
@@ -95,6 +98,7 @@ def attach(
                 "attached": made,
                 "features": definition.feature_names,
                 "n_backfill": n_old,
+                "index_advice": advice,
             }
         )
         return
@@ -104,6 +108,8 @@ def attach(
     )
     if n_old:
         console.print(f"{n_old:,} rows that were there already are queued.", highlight=False)
+    if advice:
+        console.print(f"To find the rows before each quickly, first run: {advice}", highlight=False)
     if made:
         console.print(f"Next: pgoutlier train {definition.name}", highlight=False)
 

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from detector import FitResult, Recipe, fit, recipe_named
-from detector.recipes import EarlyStopping, FixedThreshold, Layer, QuantileThreshold, Split
+from detector.recipes import (
+    EarlyStopping,
+    FixedThreshold,
+    Layer,
+    PseudoLabels,
+    QuantileThreshold,
+    Recurrent,
+    Split,
+)
 
 N_FEATURES = 6
 NAMES = tuple(f"f{i}" for i in range(N_FEATURES))
@@ -54,6 +62,15 @@ RECIPES_TO_CHECK = {
         ),
         error_metric="mahalanobis",
         missing="median",
+    ),
+    "principal components": small_recipe(
+        preprocessing=({"step": "standardise"}, {"step": "pca", "n_components": 3}), error_metric="mae"
+    ),
+    "windows": small_recipe(
+        layers=(),
+        recurrent=Recurrent(window=2, encoder=(4,), decoder=(3,), activation="relu"),
+        pseudo_labels=PseudoLabels(contamination=0.05),
+        preprocessing=({"step": "standardise"}, {"step": "pca", "n_components": 4}),
     ),
     "default": recipe_named("default").model_copy(update={"epochs": 2}),
     "fraud-dense-14-7-4": recipe_named("fraud-dense-14-7-4").model_copy(update={"epochs": 2}),

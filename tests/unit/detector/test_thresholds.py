@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from detector import TrainingDataError
 from detector.recipes import FixedThreshold, MeanStdThreshold, QuantileThreshold
-from detector.thresholds import choose_threshold, exceeds, upper_quantile
+from detector.thresholds import choose_threshold, exceeds, precision_equals_recall, upper_quantile
 
 ERRORS = np.array([1.0, 2.0, 3.0, 4.0])
 OTHERS = np.array([10.0, 10.0, 10.0, 14.0])
@@ -44,3 +45,20 @@ def test_the_quantile_of_rows_that_are_all_alike_is_their_value() -> None:
 @pytest.mark.parametrize("n_rows", [1, 2, 3, 5])
 def test_the_quantile_of_hardly_any_row_is_finite(n_rows: int) -> None:
     assert np.isfinite(upper_quantile(np.arange(n_rows, dtype=np.float64), 0.01))
+
+
+@pytest.mark.parametrize("n_positive", [1, 7, 99])
+def test_as_many_rows_are_flagged_as_are_positive_so_that_precision_equals_recall(n_positive: int) -> None:
+    random = np.random.default_rng(n_positive)
+    errors = random.normal(size=100)
+    positive = random.permutation(100) < n_positive
+    flagged = exceeds(errors, precision_equals_recall(errors, positive))
+    assert flagged.sum() == n_positive
+    hits = (flagged & positive).sum()
+    assert hits / flagged.sum() == hits / positive.sum()
+
+
+@pytest.mark.parametrize("positive", [np.zeros(4, bool), np.ones(4, bool)])
+def test_precision_cannot_equal_recall_where_all_rows_are_of_one_kind(positive: np.ndarray) -> None:
+    with pytest.raises(TrainingDataError, match="rows of either kind"):
+        precision_equals_recall(ERRORS, positive)

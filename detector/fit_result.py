@@ -1,0 +1,36 @@
+"""What a fit gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from detector.arrays import Float64Vector, IntVector
+from detector.detector import Detector
+from detector.thresholds import exceeds
+
+QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitResult:
+    """metrics: numbers that JSON can hold; history: "loss" and "val_loss", one number an epoch.
+
+    calibration_rows (m,): which rows of the matrix calibrated, ascending; calibration_errors (m,): their errors,
+    by which the threshold was chosen.
+    """
+
+    detector: Detector
+    metrics: dict[str, float]
+    history: dict[str, list[float]]
+    calibration_rows: IntVector
+    calibration_errors: Float64Vector
+
+
+def error_metrics(prefix: str, errors: Float64Vector, threshold: float) -> dict[str, float]:
+    """Flag rate and quantiles of errors (n,), named with the prefix; n at least 1."""
+    metrics = {f"{prefix}_flag_rate": float(exceeds(errors, threshold).mean())}
+    for quantile in QUANTILES:
+        metrics[f"{prefix}_error_q{quantile * 100:g}"] = float(np.quantile(errors, quantile))
+    return metrics
