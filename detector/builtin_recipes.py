@@ -46,13 +46,13 @@ DEFAULT = Recipe(
     min_steps_per_epoch=64,
     epochs=10,
     early_stopping=None,
-    split=Split(fit_fraction=0.7, order="random"),
+    split=Split(fit_fraction=0.8, order="random"),
     scoring_precision="float32",
     trim_fit_fraction=0.05,
     error_metric="mahalanobis",
     trim_fraction=0.1,
     join_input=True,
-    residual_ridge=0.1,
+    prototypes=128,
     threshold=QuantileThreshold(contamination=0.002),
 )
 

@@ -14,6 +14,7 @@ import numpy as np
 from detector._tensorflow import tensorflow
 from detector.arrays import Arrays
 from detector.network import LEAKY_SLOPE
+from detector.normal_scores import N_KNOTS
 from detector.preprocessing import LIMIT, RAW_LIMIT
 from detector.recipes import Clip, DropColumns, Recipe
 
@@ -99,8 +100,47 @@ def _measure(recipe: Recipe, constants: dict[str, Any], values: Any, residual: A
         return tf.reduce_sum(contributions, axis=1), contributions
     joined = tf.concat([values, residual], axis=1) if recipe.join_input else residual
     whitened = tf.matmul(joined - constants["residual.location"], constants["residual.whitening"])
-    terms = tf.square(whitened)
-    if recipe.join_input:
+    if not recipe.prototypes:
+        return _distance(whitened, n_kept)
+    scores = _normal_scores(constants, values)
+    views = (
+        whitened,
+        _from_nearest(whitened, constants["prototypes.whitened"]),
+        _from_nearest(values, constants["prototypes.values"]),
+        _from_nearest(scores, constants["prototypes.normal_scores"]),
+    )
+    error, contributions = np.float64(0.0), np.float64(0.0)
+    for i, view in enumerate(views):
+        distance, parts = _distance(view, n_kept)
+        error += distance / constants["views.scale"][i]
+        contributions += parts / constants["views.scale"][i]
+    return error, contributions
+
+
+def _distance(differences: Any, n_kept: int) -> tuple[Any, Any]:
+    """The length of each row (n_rows, n_kept or twice), and each feature's share of its square over the length."""
+    tf = tensorflow()
+    terms = tf.square(differences)
+    if terms.shape[1] > n_kept:
         terms = terms[:, :n_kept] + terms[:, n_kept:]
-    error = tf.sqrt(tf.reduce_sum(terms, axis=1))
-    return error, tf.math.divide_no_nan(terms, error[:, tf.newaxis])
+    length = tf.sqrt(tf.reduce_sum(terms, axis=1))
+    return length, tf.math.divide_no_nan(terms, length[:, tf.newaxis])
+
+
+def _from_nearest(rows: Any, prototypes: Any) -> Any:
+    """rows minus the nearest prototype of each; which one is nearest is found in float32, but not measured in it."""
+    tf = tensorflow()
+    half = tf.cast(tf.reduce_sum(tf.square(prototypes), axis=1, keepdims=True) / 2, tf.float32)
+    # Prototypes are the rows here: XLA takes the minimum over the first axis many times as fast as over the last.
+    far = half - tf.matmul(tf.cast(prototypes, tf.float32), tf.cast(rows, tf.float32), transpose_b=True)
+    return rows - tf.gather(prototypes, tf.argmin(far, axis=0, output_type=tf.int32))
+
+
+def _normal_scores(constants: dict[str, Any], values: Any) -> Any:
+    tf = tensorflow()
+    knots, slopes = constants["normal_scores.knots"], constants["normal_scores.slopes"]
+    scores = constants["normal_scores.first"] + slopes[0] * (tf.minimum(values, knots[0]) - knots[0])
+    for k in range(1, N_KNOTS):
+        scores += slopes[k] * (tf.clip_by_value(values, knots[k - 1], knots[k]) - knots[k - 1])
+    scores += slopes[N_KNOTS] * (tf.maximum(values, knots[N_KNOTS - 1]) - knots[N_KNOTS - 1])
+    return tf.clip_by_value(scores, np.float64(-LIMIT), np.float64(LIMIT))

@@ -14,6 +14,7 @@ from detector.arrays import Arrays, Float64Matrix, Float64Vector
 from detector.network import LEAKY_SLOPE
 from detector.preprocessing import apply_preprocessing
 from detector.recipes import Recipe
+from detector.views import views
 
 ACTIVATIONS: dict[str, Callable[[Float64Matrix], Float64Matrix]] = {
     "tanh": np.tanh,
@@ -51,10 +52,13 @@ def score(
     contributions = np.zeros(features.shape)
     kept = list(recipe.kept_columns(feature_names))
     if recipe.error_metric == "mahalanobis":
-        terms = np.square((residual - arrays["residual.location"]) @ arrays["residual.whitening"])
-        error: Float64Vector = np.sqrt(terms.sum(axis=1))
-        terms = terms.reshape(len(features), -1, n_kept).sum(axis=1)
-        contributions[:, kept] = terms / np.where(error > 0, error, 1.0)[:, None]
+        error: Float64Vector = np.zeros(len(features))
+        scales = arrays["views.scale"] if recipe.prototypes else (1.0,)
+        for scale, differences in zip(scales, views(recipe, arrays, values, residual), strict=True):
+            terms = np.square(differences).reshape(len(features), -1, n_kept).sum(axis=1)
+            length = np.sqrt(terms.sum(axis=1))
+            error += length / scale
+            contributions[:, kept] += terms / (np.where(length > 0, length, 1.0) * scale)[:, None]
         return error, contributions
     terms = np.abs(residual) if recipe.error_metric == "mae" else np.square(residual)
     contributions[:, kept] = terms / n_kept

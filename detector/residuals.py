@@ -34,7 +34,6 @@ LEVEL_CORE = 0.75
 def fit_whitening(
     rows: Float64Matrix,
     trim_fraction: float,
-    ridge: Float64Vector | float = 0.0,
     *,
     features: Float64Matrix | None = None,
 ) -> tuple[Float64Vector, Float64Matrix]:
@@ -43,13 +42,12 @@ def fit_whitening(
     The share trim_fraction of the rows that is farthest by a first estimate is left out of the second,
     so that a few outliers do not widen the very covariance that should tell them apart. With features, (n, k),
     the values that the rows come from, trimming does not empty any of their levels: see `untrimmed`.
-    ridge, one number or (m,), is added to the diagonal of the correlation: variables with a ridge count less.
     """
-    location, whitening = _whitening(rows, ridge)
+    location, whitening = _whitening(rows)
     if trim_fraction > 0:
         distances = np.square((rows - location) @ whitening).sum(axis=1)
         kept = untrimmed(distances, trim_fraction, features)
-        location, whitening = _whitening(rows[kept], ridge)
+        location, whitening = _whitening(rows[kept])
     return location, whitening
 
 
@@ -84,7 +82,7 @@ def untrimmed(
     return np.sort(order[kept])
 
 
-def _whitening(rows: Float64Matrix, ridge: Float64Vector | float) -> tuple[Float64Vector, Float64Matrix]:
+def _whitening(rows: Float64Matrix) -> tuple[Float64Vector, Float64Matrix]:
     n_rows, n_variables = rows.shape
     location = rows.mean(axis=0)
     spread = rows.std(axis=0)
@@ -95,30 +93,7 @@ def _whitening(rows: Float64Matrix, ridge: Float64Vector | float) -> tuple[Float
     # rows for each variable alone: negligible when rows abound, complete when they are fewer than variables.
     share = min(1.0, max(MIN_SHRINKAGE, (n_variables / n_rows) ** 2))
     correlation = (1 - share) * correlation + share * np.eye(n_variables)
-    correlation[np.diag_indices(n_variables)] += ridge
     eigenvalues, eigenvectors = np.linalg.eigh(correlation)
     roots = 1 / np.sqrt(np.maximum(eigenvalues, share))
     whitening = ((eigenvectors * roots) @ eigenvectors.T) / spread[:, None]
     return location, whitening
-
-
-def held_out_distances(
-    rows: Float64Matrix,
-    trim_fraction: float,
-    ridge: Float64Vector | float = 0.0,
-    *,
-    features: Float64Matrix | None = None,
-    n_folds: int = 5,
-) -> Float64Vector:
-    """The distance of each row by statistics that the row had no part in, (n,); arguments of `fit_whitening`.
-
-    A distance measured on the rows of the covariance itself is too short, the more so the fewer rows
-    there are; a threshold set by it would flag too much.
-    """
-    distances = np.empty(len(rows))
-    fold = np.arange(len(rows)) % n_folds
-    for k in range(n_folds):
-        known = None if features is None else features[fold != k]
-        location, whitening = fit_whitening(rows[fold != k], trim_fraction, ridge, features=known)
-        distances[fold == k] = np.sqrt(np.square((rows[fold == k] - location) @ whitening).sum(axis=1))
-    return distances
