@@ -14,7 +14,6 @@ import numpy as np
 from detector._tensorflow import tensorflow
 from detector.arrays import Arrays
 from detector.network import LEAKY_SLOPE
-from detector.normal_scores import N_KNOTS
 from detector.preprocessing import LIMIT, RAW_LIMIT
 from detector.recipes import Clip, DropColumns, Recipe
 
@@ -102,19 +101,10 @@ def _measure(recipe: Recipe, constants: dict[str, Any], values: Any, residual: A
     whitened = tf.matmul(joined - constants["residual.location"], constants["residual.whitening"])
     if not recipe.prototypes:
         return _distance(whitened, n_kept)
-    scores = _normal_scores(constants, values)
-    views = (
-        whitened,
-        _from_nearest(whitened, constants["prototypes.whitened"]),
-        _from_nearest(values, constants["prototypes.values"]),
-        _from_nearest(scores, constants["prototypes.normal_scores"]),
-    )
-    error, contributions = np.float64(0.0), np.float64(0.0)
-    for i, view in enumerate(views):
-        distance, parts = _distance(view, n_kept)
-        error += distance / constants["views.scale"][i]
-        contributions += parts / constants["views.scale"][i]
-    return error, contributions
+    far, of_far = _distance(whitened, n_kept)
+    near, of_near = _distance(_from_nearest(values, constants["prototypes.rows"]), n_kept)
+    scale = constants["prototypes.scale"]
+    return far / scale[0] + near / scale[1], of_far / scale[0] + of_near / scale[1]
 
 
 def _distance(differences: Any, n_kept: int) -> tuple[Any, Any]:
@@ -134,13 +124,3 @@ def _from_nearest(rows: Any, prototypes: Any) -> Any:
     # Prototypes are the rows here: XLA takes the minimum over the first axis many times as fast as over the last.
     far = half - tf.matmul(tf.cast(prototypes, tf.float32), tf.cast(rows, tf.float32), transpose_b=True)
     return rows - tf.gather(prototypes, tf.argmin(far, axis=0, output_type=tf.int32))
-
-
-def _normal_scores(constants: dict[str, Any], values: Any) -> Any:
-    tf = tensorflow()
-    knots, slopes = constants["normal_scores.knots"], constants["normal_scores.slopes"]
-    scores = constants["normal_scores.first"] + slopes[0] * (tf.minimum(values, knots[0]) - knots[0])
-    for k in range(1, N_KNOTS):
-        scores += slopes[k] * (tf.clip_by_value(values, knots[k - 1], knots[k]) - knots[k - 1])
-    scores += slopes[N_KNOTS] * (tf.maximum(values, knots[N_KNOTS - 1]) - knots[N_KNOTS - 1])
-    return tf.clip_by_value(scores, np.float64(-LIMIT), np.float64(LIMIT))

@@ -10,9 +10,7 @@ import numpy as np
 
 from detector.arrays import Arrays
 from detector.errors import InvalidDetector
-from detector.normal_scores import N_KNOTS
 from detector.recipes import MAX_FEATURES, GlobalMinMax, Recipe, Standardise
-from detector.views import N_VIEWS
 
 Layout = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
@@ -29,13 +27,8 @@ def expected_arrays(recipe: Recipe, n_features: int, *, feature_names: Sequence[
     layer.<i>.bias              (units,) float32
     residual.location           (m,) float64                            for error_metric "mahalanobis",
     residual.whitening          (m, m) float64                          m = n_kept, or twice with join_input
-    normal_scores.knots         (N_KNOTS, n_kept) float64               these when it has prototypes
-    normal_scores.slopes        (N_KNOTS + 1, n_kept) float64
-    normal_scores.first         (n_kept,) float64
-    prototypes.whitened         (prototypes, m) float64
-    prototypes.values           (prototypes, n_kept) float64
-    prototypes.normal_scores    (prototypes, n_kept) float64
-    views.scale                 (4,) float64, positive                  see `detector.views`
+    prototypes.rows             (prototypes, n_kept) float64            when it has prototypes
+    prototypes.scale            (2,) float64, positive                  see `detector.prototypes`
 
     Raises InvalidDetector when n_features is not within 1 to MAX_FEATURES, InvalidRecipe when every
     feature is dropped.
@@ -62,12 +55,8 @@ def expected_arrays(recipe: Recipe, n_features: int, *, feature_names: Sequence[
         layout["residual.location"] = ((m,), float64)
         layout["residual.whitening"] = ((m, m), float64)
         if recipe.prototypes:
-            layout["normal_scores.knots"] = ((N_KNOTS, n_kept), float64)
-            layout["normal_scores.slopes"] = ((N_KNOTS + 1, n_kept), float64)
-            layout["normal_scores.first"] = ((n_kept,), float64)
-            for view, width in (("whitened", m), ("values", n_kept), ("normal_scores", n_kept)):
-                layout[f"prototypes.{view}"] = ((recipe.prototypes, width), float64)
-            layout["views.scale"] = ((N_VIEWS,), float64)
+            layout["prototypes.rows"] = ((recipe.prototypes, n_kept), float64)
+            layout["prototypes.scale"] = ((2,), float64)
     return layout
 
 

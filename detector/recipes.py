@@ -148,10 +148,10 @@ class Recipe(_Part):
     min_steps_per_epoch: with few rows batches get smaller, down to MIN_BATCH rows, to make this many steps.
     scoring_precision: of the network when scoring; "float32" is faster, and exact to 1e-5 only while residuals
     are not thousands of times smaller than features; preprocessing and error are float64 always.
-    Cleaning, for fit rows that nobody has labelled, is one of two or neither: trim_fit_fraction, the share of them
-    that is farthest from the rest, or pseudo_labels; network, prototypes and residual statistics do not see those.
-    trim_fraction, join_input: for error_metric "mahalanobis" only, see `detector.residuals`.
-    prototypes: likewise; how many each view has, see `detector.views`; 0 leaves the error one Mahalanobis distance.
+    Cleaning, for fit rows that nobody has labelled, is one of two or neither: trim_fit_fraction, the share of them,
+    farthest from the rest, that the network does not see; or pseudo_labels, whose outliers nothing is fitted on.
+    trim_fraction, join_input, residual_ridge: for error_metric "mahalanobis" only, see `detector.residuals`.
+    prototypes: likewise; how many there are, see `detector.prototypes`; 0 leaves the Mahalanobis distance alone.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
@@ -173,6 +173,7 @@ class Recipe(_Part):
     error_metric: Literal["mse", "mae", "mahalanobis"] = "mse"
     trim_fraction: float = Field(default=0.0, ge=0.0, le=0.25)
     join_input: bool = False
+    residual_ridge: float = Field(default=0.0, ge=0.0, le=100.0)
     prototypes: int = Field(default=0, ge=0, le=1024)
     threshold: ThresholdPolicy
     top_features: int = Field(default=5, ge=1, le=100)
@@ -182,8 +183,12 @@ class Recipe(_Part):
         widths = [layer.units for layer in self.layers]
         if sum(a * b for a, b in pairwise(widths)) > MAX_HIDDEN_WEIGHTS:
             raise ValueError(f"the hidden layers have more than {MAX_HIDDEN_WEIGHTS} weights")
-        if self.error_metric != "mahalanobis" and (self.join_input or self.trim_fraction or self.prototypes):
-            raise ValueError("trim_fraction, join_input and prototypes belong to error_metric 'mahalanobis'")
+        if self.error_metric != "mahalanobis" and (
+            self.join_input or self.trim_fraction or self.residual_ridge or self.prototypes
+        ):
+            raise ValueError(
+                "trim_fraction, join_input, residual_ridge and prototypes belong to error_metric 'mahalanobis'"
+            )
         if self.trim_fit_fraction and self.pseudo_labels is not None:
             raise ValueError("rows are cleaned by trim_fit_fraction or by pseudo_labels, not by both")
         return self

@@ -34,6 +34,7 @@ LEVEL_CORE = 0.75
 def fit_whitening(
     rows: Float64Matrix,
     trim_fraction: float,
+    ridge: Float64Vector | float = 0.0,
     *,
     features: Float64Matrix | None = None,
 ) -> tuple[Float64Vector, Float64Matrix]:
@@ -42,12 +43,13 @@ def fit_whitening(
     The share trim_fraction of the rows that is farthest by a first estimate is left out of the second,
     so that a few outliers do not widen the very covariance that should tell them apart. With features, (n, k),
     the values that the rows come from, trimming does not empty any of their levels: see `untrimmed`.
+    ridge, one number or (m,), is added to the diagonal of the correlation: variables with a ridge count less.
     """
-    location, whitening = _whitening(rows)
+    location, whitening = _whitening(rows, ridge)
     if trim_fraction > 0:
         distances = np.square((rows - location) @ whitening).sum(axis=1)
         kept = untrimmed(distances, trim_fraction, features)
-        location, whitening = _whitening(rows[kept])
+        location, whitening = _whitening(rows[kept], ridge)
     return location, whitening
 
 
@@ -82,7 +84,7 @@ def untrimmed(
     return np.sort(order[kept])
 
 
-def _whitening(rows: Float64Matrix) -> tuple[Float64Vector, Float64Matrix]:
+def _whitening(rows: Float64Matrix, ridge: Float64Vector | float) -> tuple[Float64Vector, Float64Matrix]:
     n_rows, n_variables = rows.shape
     location = rows.mean(axis=0)
     spread = rows.std(axis=0)
@@ -93,6 +95,7 @@ def _whitening(rows: Float64Matrix) -> tuple[Float64Vector, Float64Matrix]:
     # rows for each variable alone: negligible when rows abound, complete when they are fewer than variables.
     share = min(1.0, max(MIN_SHRINKAGE, (n_variables / n_rows) ** 2))
     correlation = (1 - share) * correlation + share * np.eye(n_variables)
+    correlation[np.diag_indices(n_variables)] += ridge
     eigenvalues, eigenvectors = np.linalg.eigh(correlation)
     roots = 1 / np.sqrt(np.maximum(eigenvalues, share))
     whitening = ((eigenvectors * roots) @ eigenvectors.T) / spread[:, None]

@@ -17,10 +17,10 @@ from detector.detector import Detector
 from detector.errors import TrainingDataError
 from detector.network import Progress, ProgressCallback, fit_network
 from detector.preprocessing import apply_preprocessing, fit_preprocessing
+from detector.prototypes import fit_prototypes, fit_scale
 from detector.recipes import MAX_FEATURES, Recipe
 from detector.residuals import fit_whitening, untrimmed
 from detector.thresholds import choose_threshold, exceeds
-from detector.views import fit_scale, fit_views, views
 
 __all__ = ["MIN_ROWS", "FitResult", "Progress", "fit"]
 
@@ -54,8 +54,8 @@ def fit(
     features: (n_rows, n_features) float64 in the source's units, rows in time order.
     normal: (n_rows,) bool; only these rows are fitted on and calibrated with, the others only measured.
     seed: replaces the recipe's. on_progress is called after each epoch; what it raises ends the fit.
-    Preprocessing, network and residual statistics see the fit part alone; the scales of the views and the threshold
-    come from the calibration part, which also decides when the network stops.
+    Preprocessing, network and residual statistics see the fit part alone; the scales of the two distances and the
+    threshold come from the calibration part, which also decides when the network stops.
     Raises TrainingDataError, in one sentence, on too few rows (MIN_ROWS normal ones), wrong shapes, no
     features, features that are all constant, and non-finite ones when recipe.missing is "quarantine".
     """
@@ -65,19 +65,19 @@ def fit(
     fit_index, calibration_index = _split(recipe, np.flatnonzero(is_normal), seed)
     arrays = fit_preprocessing(recipe, matrix[fit_index], names)
     fit_values = apply_preprocessing(recipe, arrays, matrix[fit_index], names)
-    fit_values = _cleaned(recipe, fit_values, seed=seed)
+    fit_values = _without_outliers(recipe, fit_values, seed=seed)
     calibration_values = apply_preprocessing(recipe, arrays, matrix[calibration_index], names)
 
     network = fit_network(
         recipe,
-        fit_values.astype(np.float32),
+        _trimmed(fit_values, recipe.trim_fit_fraction).astype(np.float32),
         calibration_values.astype(np.float32),
         seed=seed,
         on_progress=on_progress,
     )
     arrays.update(network.arrays)
     if recipe.error_metric == "mahalanobis":
-        arrays.update(_fit_statistics(recipe, arrays, fit_values, calibration_values, seed=seed))
+        arrays = _fit_statistics(recipe, arrays, fit_values, calibration_values, seed=seed)
     calibration_errors = _errors(recipe, names, arrays, matrix[calibration_index])
     fit_errors = _errors(recipe, names, arrays, matrix[fit_index])
     threshold = choose_threshold(
@@ -153,24 +153,28 @@ def _split(recipe: Recipe, rows: IntVector, seed: int) -> tuple[IntVector, IntVe
     return np.sort(order[:n_fit]), np.sort(order[n_fit:])
 
 
-def _cleaned(recipe: Recipe, values: Float64Matrix, *, seed: int) -> Float64Matrix:
-    """The rows that look normal: without those that are farthest from the rest, in Mahalanobis distance, or without
-    those that an Isolation Forest takes for anomalies, or all of them, as the recipe says."""
-    if recipe.pseudo_labels is not None:
-        labels = recipe.pseudo_labels
-        outlier = isolation_forest_outliers(
-            values,
-            n_trees=labels.n_trees,
-            n_samples=labels.n_samples,
-            contamination=labels.contamination,
-            seed=seed,
-        )
-        return values[~outlier]
-    if recipe.trim_fit_fraction == 0:
+def _without_outliers(recipe: Recipe, values: Float64Matrix, *, seed: int) -> Float64Matrix:
+    """The rows without those that the recipe's Isolation Forest, if it has one, takes for anomalies."""
+    labels = recipe.pseudo_labels
+    if labels is None:
         return values
-    location, whitening = fit_whitening(values, recipe.trim_fit_fraction)
+    outlier = isolation_forest_outliers(
+        values,
+        n_trees=labels.n_trees,
+        n_samples=labels.n_samples,
+        contamination=labels.contamination,
+        seed=seed,
+    )
+    return values[~outlier]
+
+
+def _trimmed(values: Float64Matrix, fraction: float) -> Float64Matrix:
+    """The rows without the share of them that is farthest from the rest, in Mahalanobis distance."""
+    if fraction == 0:
+        return values
+    location, whitening = fit_whitening(values, fraction)
     distances = np.square((values - location) @ whitening).sum(axis=1)
-    return values[untrimmed(distances, recipe.trim_fit_fraction)]
+    return values[untrimmed(distances, fraction)]
 
 
 def _fit_statistics(
@@ -181,17 +185,18 @@ def _fit_statistics(
     *,
     seed: int,
 ) -> dict[str, np.ndarray]:
-    """Whitening, normal scores and prototypes of the fit rows, and the scale of each view on the others."""
+    """Whitening and prototypes of the fit rows, and how far the calibration rows are by each."""
     values = fit_values
     if len(values) > MAX_STATISTICS_ROWS:
         values = values[np.random.default_rng(seed).choice(len(values), MAX_STATISTICS_ROWS, replace=False)]
     residuals = reference.residuals(recipe, arrays, values)
-    location, whitening = fit_whitening(residuals, recipe.trim_fraction, features=values)
-    fitted: dict[str, np.ndarray] = {"residual.location": location, "residual.whitening": whitening}
+    ridge = np.zeros(residuals.shape[1])
+    ridge[-values.shape[1] :] = recipe.residual_ridge
+    location, whitening = fit_whitening(residuals, recipe.trim_fraction, ridge, features=values)
+    fitted = {**arrays, "residual.location": location, "residual.whitening": whitening}
     if recipe.prototypes:
-        fitted.update(fit_views(recipe, fitted, values, residuals, seed=seed))
-        others = reference.residuals(recipe, arrays, calibration_values)
-        fitted["views.scale"] = fit_scale(views(recipe, fitted, calibration_values, others))
+        fitted["prototypes.rows"] = fit_prototypes(values, recipe.prototypes, seed=seed)
+        fitted["prototypes.scale"] = fit_scale(reference.differences_of(recipe, fitted, calibration_values))
     return fitted
 
 

@@ -40,8 +40,8 @@ def test_only_scales_and_threshold_come_from_the_calibration_rows() -> None:
     one, other = fit(recipe, features, NAMES).detector, fit(recipe, louder, NAMES).detector
     for name in one.arrays:
         unchanged = np.array_equal(one.arrays[name], other.arrays[name])
-        assert unchanged == (name != "views.scale"), name
-    assert one.threshold < other.threshold
+        assert unchanged == (name != "prototypes.scale"), name
+    assert (one.arrays["prototypes.scale"] < other.arrays["prototypes.scale"]).all()
 
     by_mse = small_recipe(split=TIME_SPLIT, threshold=MeanStdThreshold(k=2.0))
     result = fit(by_mse, features, NAMES)
