@@ -146,8 +146,28 @@ def _measure(recipe: Recipe, constants: dict[str, Any], values: Any, residual: A
         return error, contributions
     joined = tf.concat([values, residual], axis=1) if recipe.join_input else residual
     whitened = tf.matmul(joined - constants["residual.location"], constants["residual.whitening"])
-    terms = tf.square(whitened)
-    if recipe.join_input:
+    if not recipe.prototypes:
+        return _distance(whitened, n_kept)
+    far, of_far = _distance(whitened, n_kept)
+    near, of_near = _distance(_from_nearest(values, constants["prototypes.rows"]), n_kept)
+    scale = constants["prototypes.scale"]
+    return far / scale[0] + near / scale[1], of_far / scale[0] + of_near / scale[1]
+
+
+def _distance(differences: Any, n_kept: int) -> tuple[Any, Any]:
+    """The length of each row (n_rows, n_kept or twice), and each feature's share of its square over the length."""
+    tf = tensorflow()
+    terms = tf.square(differences)
+    if terms.shape[1] > n_kept:
         terms = terms[:, :n_kept] + terms[:, n_kept:]
-    error = tf.sqrt(tf.reduce_sum(terms, axis=1))
-    return error, tf.math.divide_no_nan(terms, error[:, tf.newaxis])
+    length = tf.sqrt(tf.reduce_sum(terms, axis=1))
+    return length, tf.math.divide_no_nan(terms, length[:, tf.newaxis])
+
+
+def _from_nearest(rows: Any, prototypes: Any) -> Any:
+    """rows minus the nearest prototype of each; which one is nearest is found in float32, but not measured in it."""
+    tf = tensorflow()
+    half = tf.cast(tf.reduce_sum(tf.square(prototypes), axis=1, keepdims=True) / 2, tf.float32)
+    # Prototypes are the rows here: XLA takes the minimum over the first axis many times as fast as over the last.
+    far = half - tf.matmul(tf.cast(prototypes, tf.float32), tf.cast(rows, tf.float32), transpose_b=True)
+    return rows - tf.gather(prototypes, tf.argmin(far, axis=0, output_type=tf.int32))

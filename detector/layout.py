@@ -32,6 +32,8 @@ def expected_arrays(recipe: Recipe, n_features: int, *, feature_names: Sequence[
     recurrent.<i>.bias          (4 units,) float32                      layer after them is layer.0
     residual.location           (m,) float64                            for error_metric "mahalanobis",
     residual.whitening          (m, m) float64                          m = n_kept, or twice with join_input
+    prototypes.rows             (prototypes, n_kept) float64            when it has prototypes
+    prototypes.scale            (2,) float64, positive                  see `detector.prototypes`
 
     Raises InvalidDetector when n_features is not within 1 to MAX_FEATURES, InvalidRecipe when every
     feature is dropped.
@@ -40,7 +42,7 @@ def expected_arrays(recipe: Recipe, n_features: int, *, feature_names: Sequence[
         raise InvalidDetector(f"A detector takes 1 to {MAX_FEATURES} features, not {n_features}.")
     names = feature_names or [f"feature {i}" for i in range(n_features)]
     n_kept = len(recipe.kept_columns(names))
-    float64, float32 = np.dtype(np.float64), np.dtype(np.float32)
+    float64 = np.dtype(np.float64)
     layout: Layout = {}
     if recipe.missing == "median":
         layout["missing.median"] = ((n_features,), float64)
@@ -53,6 +55,20 @@ def expected_arrays(recipe: Recipe, n_features: int, *, feature_names: Sequence[
     if recipe.pca is not None:
         layout[f"preprocessing.{len(recipe.preprocessing) - 1}.mean"] = ((n_kept,), float64)
         layout[f"preprocessing.{len(recipe.preprocessing) - 1}.components"] = ((n_inputs, n_kept), float64)
+    layout.update(_network(recipe, n_inputs))
+    if recipe.error_metric == "mahalanobis":
+        m = 2 * n_kept if recipe.join_input else n_kept
+        layout["residual.location"] = ((m,), float64)
+        layout["residual.whitening"] = ((m, m), float64)
+        if recipe.prototypes:
+            layout["prototypes.rows"] = ((recipe.prototypes, n_kept), float64)
+            layout["prototypes.scale"] = ((2,), float64)
+    return layout
+
+
+def _network(recipe: Recipe, n_inputs: int) -> Layout:
+    layout: Layout = {}
+    float32 = np.dtype(np.float32)
     widths = [n_inputs, *(layer.units for layer in recipe.layers), n_inputs]
     if recipe.recurrent is not None:
         units_by_layer = (*recipe.recurrent.encoder, *recipe.recurrent.decoder)
@@ -64,10 +80,6 @@ def expected_arrays(recipe: Recipe, n_features: int, *, feature_names: Sequence[
     for i, (inputs, units) in enumerate(pairwise(widths)):
         layout[f"layer.{i}.kernel"] = ((inputs, units), float32)
         layout[f"layer.{i}.bias"] = ((units,), float32)
-    if recipe.error_metric == "mahalanobis":
-        m = 2 * n_kept if recipe.join_input else n_kept
-        layout["residual.location"] = ((m,), float64)
-        layout["residual.whitening"] = ((m, m), float64)
     return layout
 
 

@@ -223,8 +223,10 @@ class Recipe(_Part):
     min_steps_per_epoch: with few rows batches get smaller, down to MIN_BATCH rows, to make this many steps.
     scoring_precision: of the network when scoring; "float32" is faster, and exact to 1e-5 only while residuals
     are not thousands of times smaller than features; preprocessing and error are float64 always.
-    trim_fit_fraction: share of the fit rows, farthest from the rest, that the network does not see.
+    Cleaning, for fit rows that nobody has labelled, is one of two or neither: trim_fit_fraction, the share of them,
+    farthest from the rest, that the network does not see; or pseudo_labels, whose outliers nothing is fitted on.
     trim_fraction, join_input, residual_ridge: for error_metric "mahalanobis" only, see `detector.residuals`.
+    prototypes: likewise; how many there are, see `detector.prototypes`; 0 leaves the Mahalanobis distance alone.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
@@ -248,6 +250,7 @@ class Recipe(_Part):
     trim_fraction: float = Field(default=0.0, ge=0.0, le=0.25)
     join_input: bool = False
     residual_ridge: float = Field(default=0.0, ge=0.0, le=100.0)
+    prototypes: int = Field(default=0, ge=0, le=1024)
     threshold: ThresholdPolicy
     top_features: int = Field(default=5, ge=1, le=100)
 
@@ -257,19 +260,19 @@ class Recipe(_Part):
         if sum(a * b for a, b in pairwise(widths)) > MAX_HIDDEN_WEIGHTS:
             raise ValueError(f"the hidden layers have more than {MAX_HIDDEN_WEIGHTS} weights")
         if self.error_metric != "mahalanobis" and (
-            self.join_input or self.trim_fraction or self.residual_ridge
+            self.join_input or self.trim_fraction or self.residual_ridge or self.prototypes
         ):
             raise ValueError(
-                "trim_fraction, join_input and residual_ridge belong to error_metric 'mahalanobis'"
+                "trim_fraction, join_input, residual_ridge and prototypes belong to error_metric 'mahalanobis'"
             )
+        if self.trim_fit_fraction and self.pseudo_labels is not None:
+            raise ValueError("rows are cleaned by trim_fit_fraction or by pseudo_labels, not by both")
         return self
 
     @model_validator(mode="after")
     def _has_one_network(self) -> Recipe:
         if bool(self.layers) == (self.recurrent is not None):
             raise ValueError("a recipe has either layers or recurrent ones")
-        if self.recurrent is None and self.pseudo_labels is not None:
-            raise ValueError("pseudo_labels belong to recurrent layers")
         if self.recurrent is not None and (self.error_metric == "mahalanobis" or self.trim_fit_fraction):
             raise ValueError("with recurrent layers the error_metric is 'mse' or 'mae', without trimming")
         if self.recurrent is not None and self.needs_all_rows:

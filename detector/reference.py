@@ -14,6 +14,7 @@ from scipy.special import expit
 from detector.arrays import Arrays, Float64Matrix, Float64Vector
 from detector.network import LEAKY_SLOPE
 from detector.preprocessing import apply_preprocessing
+from detector.prototypes import from_nearest
 from detector.recipes import Recipe
 
 ACTIVATIONS: dict[str, Callable[[Float64Matrix], Float64Matrix]] = {
@@ -81,6 +82,17 @@ def residuals(recipe: Recipe, arrays: Arrays, values: Float64Matrix) -> Float64M
     return np.concatenate([values, residual], axis=1) if recipe.join_input else residual
 
 
+def differences_of(recipe: Recipe, arrays: Arrays, values: Float64Matrix) -> tuple[Float64Matrix, ...]:
+    """The whitened residuals of preprocessed rows and, when the recipe has them, what sets the rows apart from
+    the nearest prototype."""
+    whitened = (residuals(recipe, arrays, values) - arrays["residual.location"]) @ arrays[
+        "residual.whitening"
+    ]
+    if not recipe.prototypes:
+        return (whitened,)
+    return whitened, from_nearest(values, arrays["prototypes.rows"])
+
+
 def score(
     recipe: Recipe, feature_names: Sequence[str], arrays: Arrays, features: NDArray[np.float64]
 ) -> tuple[Float64Vector, Float64Matrix]:
@@ -91,20 +103,27 @@ def score(
     """
     n_features = features.shape[-1]
     values = apply_preprocessing(recipe, arrays, features.reshape(-1, n_features), feature_names)
+    contributions = np.zeros((len(features), n_features))
+    kept = list(recipe.kept_columns(feature_names))
+    if recipe.error_metric == "mahalanobis":
+        n_kept = values.shape[1]
+        error: Float64Vector = np.zeros(len(features))
+        scales = arrays["prototypes.scale"] if recipe.prototypes else (1.0,)
+        for scale, differences in zip(scales, differences_of(recipe, arrays, values), strict=True):
+            terms = (
+                np.square(differences)
+                .reshape(len(features), differences.shape[1] // n_kept, n_kept)
+                .sum(axis=1)
+            )
+            length = np.sqrt(terms.sum(axis=1))
+            error += length / scale
+            contributions[:, kept] += terms / (np.where(length > 0, length, 1.0) * scale)[:, None]
+        return error, contributions
     if recipe.recurrent is None:
         residual = residuals(recipe, arrays, values)
     else:
         windows = values.reshape(len(features), recipe.window, -1)
         residual = windows[:, -1] - reconstruct_last(recipe, arrays, windows)
-    contributions = np.zeros((len(features), n_features))
-    kept = list(recipe.kept_columns(feature_names))
-    if recipe.error_metric == "mahalanobis":
-        n_kept = values.shape[1]
-        terms = np.square((residual - arrays["residual.location"]) @ arrays["residual.whitening"])
-        error: Float64Vector = np.sqrt(terms.sum(axis=1))
-        terms = terms.reshape(len(features), residual.shape[1] // n_kept, n_kept).sum(axis=1)
-        contributions[:, kept] = terms / np.where(error > 0, error, 1.0)[:, None]
-        return error, contributions
     terms = np.abs(residual) if recipe.error_metric == "mae" else np.square(residual)
     error = terms.mean(axis=1)
     if recipe.pca is None:

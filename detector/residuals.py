@@ -100,25 +100,3 @@ def _whitening(rows: Float64Matrix, ridge: Float64Vector | float) -> tuple[Float
     roots = 1 / np.sqrt(np.maximum(eigenvalues, share))
     whitening = ((eigenvectors * roots) @ eigenvectors.T) / spread[:, None]
     return location, whitening
-
-
-def held_out_distances(
-    rows: Float64Matrix,
-    trim_fraction: float,
-    ridge: Float64Vector | float = 0.0,
-    *,
-    features: Float64Matrix | None = None,
-    n_folds: int = 5,
-) -> Float64Vector:
-    """The distance of each row by statistics that the row had no part in, (n,); arguments of `fit_whitening`.
-
-    A distance measured on the rows of the covariance itself is too short, the more so the fewer rows
-    there are; a threshold set by it would flag too much.
-    """
-    distances = np.empty(len(rows))
-    fold = np.arange(len(rows)) % n_folds
-    for k in range(n_folds):
-        known = None if features is None else features[fold != k]
-        location, whitening = fit_whitening(rows[fold != k], trim_fraction, ridge, features=known)
-        distances[fold == k] = np.sqrt(np.square((rows[fold == k] - location) @ whitening).sum(axis=1))
-    return distances

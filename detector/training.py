@@ -11,17 +11,22 @@ from numpy.typing import ArrayLike
 
 from detector import reference
 from detector.arrays import BoolVector, Float64Matrix, Float64Vector, IntVector
+from detector.cleaning import isolation_forest_outliers
 from detector.detector import Detector
 from detector.errors import TrainingDataError
 from detector.fit_result import FitResult, error_metrics
 from detector.network import ProgressCallback, fit_network
 from detector.preprocessing import apply_preprocessing, fit_preprocessing
+from detector.prototypes import fit_prototypes, fit_scale
 from detector.recipes import MAX_FEATURES, AlertBudgetThreshold, Recipe
-from detector.residuals import fit_whitening, held_out_distances, untrimmed
+from detector.residuals import fit_whitening, untrimmed
 from detector.sequence_training import fit_sequences
 from detector.thresholds import AllRows, choose_threshold, exceeds, no_anomalies, unknown_rate
 
 MIN_ROWS = 200
+# More rows than this change the statistics of residuals by nothing that shows, and take memory.
+MAX_STATISTICS_ROWS = 200_000
+BLOCK_ROWS = 65_536
 
 
 def fit(
@@ -48,8 +53,8 @@ def fit(
     rows_per_day: how many such rows a day brings, for an alert budget only.
     groups: (n_rows,) whose row each is, for a recipe with a window, see `detector.windows`.
     seed: replaces the recipe's. on_progress is called after each epoch; what it raises ends the fit.
-    Preprocessing and network see the fit part alone; residual statistics and threshold come from the
-    calibration part, which also decides when the network stops.
+    Preprocessing, network and residual statistics see the fit part alone; the scales of the two distances and the
+    threshold come from the calibration part, which also decides when the network stops.
     Raises TrainingDataError, in one sentence, on too few rows (MIN_ROWS normal ones), wrong shapes, no
     features, features that are all constant, non-finite ones when recipe.missing is "quarantine", and where
     the threshold policy needs labelled anomalies or rows_per_day that are not given.
@@ -73,6 +78,7 @@ def fit(
         )
     arrays = fit_preprocessing(recipe, matrix[fit_index], names)
     fit_values = apply_preprocessing(recipe, arrays, matrix[fit_index], names)
+    fit_values = _without_outliers(recipe, fit_values, seed=seed)
     calibration_values = apply_preprocessing(recipe, arrays, matrix[calibration_index], names)
 
     network = fit_network(
@@ -83,10 +89,12 @@ def fit(
         on_progress=on_progress,
     )
     arrays.update(network.arrays)
-    calibration_errors = _calibrate(recipe, arrays, calibration_values)
-    fit_errors = reference.score(recipe, names, arrays, matrix[fit_index])[0]
+    if recipe.error_metric == "mahalanobis":
+        arrays = _fit_statistics(recipe, arrays, fit_values, calibration_values, seed=seed)
+    calibration_errors = _errors(recipe, names, arrays, matrix[calibration_index])
+    fit_errors = _errors(recipe, names, arrays, matrix[fit_index])
     is_other = ~is_normal & (np.isfinite(matrix).all(axis=1) | (recipe.missing == "median"))
-    other_errors = reference.score(recipe, names, arrays, matrix[is_other])[0]
+    other_errors = _errors(recipe, names, arrays, matrix[is_other])
     all_rows = _all_rows(
         calibration_errors,
         other_errors,
@@ -202,6 +210,21 @@ def _split(
     return np.sort(order[:n_fit]), np.sort(order[n_fit:])
 
 
+def _without_outliers(recipe: Recipe, values: Float64Matrix, *, seed: int) -> Float64Matrix:
+    """The rows without those that the recipe's Isolation Forest, if it has one, takes for anomalies."""
+    labels = recipe.pseudo_labels
+    if labels is None:
+        return values
+    outlier = isolation_forest_outliers(
+        values,
+        n_trees=labels.n_trees,
+        n_samples=labels.n_samples,
+        contamination=labels.contamination,
+        seed=seed,
+    )
+    return values[~outlier]
+
+
 def _trimmed(values: Float64Matrix, fraction: float) -> Float64Matrix:
     """The rows without the share of them that is farthest from the rest, in Mahalanobis distance."""
     if fraction == 0:
@@ -211,18 +234,36 @@ def _trimmed(values: Float64Matrix, fraction: float) -> Float64Matrix:
     return values[untrimmed(distances, fraction)]
 
 
-def _calibrate(recipe: Recipe, arrays: dict[str, np.ndarray], values: Float64Matrix) -> Float64Vector:
-    """The errors of the calibration rows; puts the residual statistics into the arrays if it needs them."""
+def _fit_statistics(
+    recipe: Recipe,
+    arrays: dict[str, np.ndarray],
+    fit_values: Float64Matrix,
+    calibration_values: Float64Matrix,
+    *,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Whitening and prototypes of the fit rows, and how far the calibration rows are by each."""
+    values = fit_values
+    if len(values) > MAX_STATISTICS_ROWS:
+        values = values[np.random.default_rng(seed).choice(len(values), MAX_STATISTICS_ROWS, replace=False)]
     residuals = reference.residuals(recipe, arrays, values)
-    if recipe.error_metric != "mahalanobis":
-        terms = np.abs(residuals) if recipe.error_metric == "mae" else np.square(residuals)
-        errors: Float64Vector = terms.mean(axis=1)
-        return errors
     ridge = np.zeros(residuals.shape[1])
     ridge[-values.shape[1] :] = recipe.residual_ridge
     location, whitening = fit_whitening(residuals, recipe.trim_fraction, ridge, features=values)
-    arrays["residual.location"], arrays["residual.whitening"] = location, whitening
-    return held_out_distances(residuals, recipe.trim_fraction, ridge, features=values)
+    fitted = {**arrays, "residual.location": location, "residual.whitening": whitening}
+    if recipe.prototypes:
+        fitted["prototypes.rows"] = fit_prototypes(values, recipe.prototypes, seed=seed)
+        fitted["prototypes.scale"] = fit_scale(reference.differences_of(recipe, fitted, calibration_values))
+    return fitted
+
+
+def _errors(
+    recipe: Recipe, names: Sequence[str], arrays: dict[str, np.ndarray], features: Float64Matrix
+) -> Float64Vector:
+    """The reconstruction errors of rows in the source's units, block by block for the memory."""
+    blocks = range(0, max(len(features), 1), BLOCK_ROWS)
+    errors = [reference.score(recipe, names, arrays, features[i : i + BLOCK_ROWS])[0] for i in blocks]
+    return np.concatenate(errors)
 
 
 def _all_rows(

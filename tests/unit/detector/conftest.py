@@ -46,6 +46,7 @@ RECIPES_TO_CHECK = {
     "mae": small_recipe(error_metric="mae", loss="mae"),
     "mahalanobis": small_recipe(error_metric="mahalanobis", trim_fraction=0.01),
     "mahalanobis joined": small_recipe(error_metric="mahalanobis", trim_fraction=0.05, join_input=True),
+    "prototypes": small_recipe(error_metric="mahalanobis", prototypes=16),
     "every activation": small_recipe(
         layers=tuple(
             Layer(units=5, activation=name)

@@ -30,15 +30,18 @@ def test_preprocessing_and_network_are_fitted_on_the_fit_rows_only() -> None:
         np.testing.assert_array_equal(one.arrays[name], other.arrays[name])
 
 
-def test_residual_statistics_and_threshold_come_from_the_calibration_rows_only() -> None:
-    recipe = small_recipe(split=TIME_SPLIT, error_metric="mahalanobis", epochs=1, early_stopping=None)
+def test_only_scales_and_threshold_come_from_the_calibration_rows() -> None:
+    recipe = small_recipe(
+        split=TIME_SPLIT, error_metric="mahalanobis", prototypes=8, epochs=1, early_stopping=None
+    )
     features = table(400)
     louder = features.copy()
     louder[200:] = louder[200:] * 3
     one, other = fit(recipe, features, NAMES).detector, fit(recipe, louder, NAMES).detector
     for name in one.arrays:
         unchanged = np.array_equal(one.arrays[name], other.arrays[name])
-        assert unchanged == (not name.startswith("residual")), name
+        assert unchanged == (name != "prototypes.scale"), name
+    assert (one.arrays["prototypes.scale"] < other.arrays["prototypes.scale"]).all()
 
     by_mse = small_recipe(split=TIME_SPLIT, threshold=MeanStdThreshold(k=2.0))
     result = fit(by_mse, features, NAMES)
