@@ -34,7 +34,7 @@ test: $(STAMP)  ## linter, formatter, types, import contracts, tests (ARGS="-k n
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n logical --dist worksteal $(ARGS)
 
 bench: $(STAMP)  ## measure speed and memory; prints a table and one line of JSON
 	@$(BIN)/python -m benchmarks $(ARGS)

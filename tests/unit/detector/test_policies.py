@@ -152,7 +152,9 @@ def test_a_weight_of_two_is_a_row_that_is_there_twice(rows: Rows, share: float) 
 
 
 @pytest.mark.parametrize(
-    "policy", [precision_equals_recall, max_f1, lambda e, p: target_recall(e, p, 0.5)], ids=str
+    "policy",
+    [precision_equals_recall, max_f1, lambda e, p: target_recall(e, p, 0.5)],
+    ids=["precision_equals_recall", "max_f1", "target_recall"],
 )
 def test_without_an_anomaly_there_is_nothing_to_choose_by(policy: Callable[..., float]) -> None:
     with pytest.raises(TrainingDataError, match="needs labelled anomalies and there are none"):
