@@ -61,6 +61,23 @@ DEFAULT = Recipe(
     threshold=QuantileThreshold(contamination=0.002),
 )
 
+# For rows that are samples of one curve each, such as heartbeats. Chosen on the training part of ECG5000 alone (80 %,
+# seed 21; fitted on the normal rows of three quarters of it, measured on the last quarter, two drawings):
+# - AUROC by 128 prototypes 0.995 and 0.998, 64: 0.994 and 0.994, every fit row one: 0.995 and 0.997; by eight principal
+#   components 0.984 and 0.986, these and 128 prototypes together 0.992 and 0.994. Standardising each sample by itself
+#   took the nearest row from 0.995 to 0.989: it enlarges what hardly varies.
+# - Accuracy with 2 % of the calibration rows flagged 0.98 and 0.97, 1 %: 0.98 and 0.985, 5 %: 0.97 and 0.96.
+SERIES = Recipe(
+    name="series",
+    preprocessing=(GlobalMinMax(),),
+    layers=(),
+    prototypes=128,
+    epochs=1,
+    early_stopping=None,
+    split=Split(fit_fraction=0.8, order="random"),
+    threshold=QuantileThreshold(contamination=0.02),
+)
+
 # The threshold this system used is not known. This one flags 0.18 % of the calibration rows of the first
 # 70 % of the credit card table, which is the share of frauds there: as many alarms as frauds. It also gives
 # what the system was reported to give, high accuracy with low recall (0.3) and precision (0.2).
@@ -135,7 +152,14 @@ IFOREST_LSTM_32_16 = Recipe(
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
-    for recipe in (DEFAULT, FRAUD_DENSE_14_7_4, FRAUD_DENSE_14_7, ECG_DENSE_32_16_8, IFOREST_LSTM_32_16)
+    for recipe in (
+        DEFAULT,
+        SERIES,
+        FRAUD_DENSE_14_7_4,
+        FRAUD_DENSE_14_7,
+        ECG_DENSE_32_16_8,
+        IFOREST_LSTM_32_16,
+    )
 }
 
 

@@ -121,6 +121,8 @@ def _decoded(recipe: Recipe, constants: dict[str, Any], steps: list[Any]) -> Any
 
 def _reconstruct(recipe: Recipe, constants: dict[str, Any], values: Any) -> Any:
     tf = tensorflow()
+    if recipe.quantises:
+        return values - _from_nearest(values, constants["prototypes.rows"])
     functions = _activations()
     values = tf.cast(values, recipe.scoring_precision)
     activations = [*(layer.activation for layer in recipe.layers), recipe.output_activation]

@@ -32,8 +32,9 @@ def expected_arrays(recipe: Recipe, n_features: int, *, feature_names: Sequence[
     recurrent.<i>.bias          (4 units,) float32                      layer after them is layer.0
     residual.location           (m,) float64                            for error_metric "mahalanobis",
     residual.whitening          (m, m) float64                          m = n_kept, or twice with join_input
-    prototypes.rows             (prototypes, n_kept) float64            when it has prototypes
-    prototypes.scale            (2,) float64, positive                  see `detector.prototypes`
+    prototypes.rows             (prototypes, n_kept) float64            when it has prototypes; after a PCA as many
+                                                                        columns as it has components
+    prototypes.scale            (2,) float64, positive                  beside layers, see `detector.prototypes`
 
     Raises InvalidDetector when n_features is not within 1 to MAX_FEATURES, InvalidRecipe when every
     feature is dropped.
@@ -55,7 +56,10 @@ def expected_arrays(recipe: Recipe, n_features: int, *, feature_names: Sequence[
     if recipe.pca is not None:
         layout[f"preprocessing.{len(recipe.preprocessing) - 1}.mean"] = ((n_kept,), float64)
         layout[f"preprocessing.{len(recipe.preprocessing) - 1}.components"] = ((n_inputs, n_kept), float64)
-    layout.update(_network(recipe, n_inputs))
+    if recipe.quantises:
+        layout["prototypes.rows"] = ((recipe.prototypes, n_inputs), float64)
+    else:
+        layout.update(_network(recipe, n_inputs))
     if recipe.error_metric == "mahalanobis":
         m = 2 * n_kept if recipe.join_input else n_kept
         layout["residual.location"] = ((m,), float64)

@@ -5,9 +5,12 @@ many centres follows their form, as a vector quantiser's residual does: Gersho a
 Compression (Kluwer 1992), chapter 10. The centres are fitted by k-means in batches: Sculley, Web-scale k-means
 clustering, Proceedings of the 19th International Conference on World Wide Web (2010) 1177-1178.
 
-With prototypes, the reconstruction error is the sum of the two distances, each divided by its median over the
+Beside a network, the reconstruction error is the sum of the two distances, each divided by its median over the
 calibration rows, so that an ordinary row has an error of about 2. It is a sum, not one of logarithms or ranks: a row
 that is a thousand times as far as others by one distance is an anomaly whatever the other says.
+
+Without a network the nearest prototype is the row's reconstruction, in the recipe's own error metric: a vector
+quantiser is an autoencoder whose code is the number of a prototype.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from detector.arrays import Float64Matrix, Float64Vector
+from detector.arrays import Float32Matrix, Float64Matrix, Float64Vector
+from detector.network import FittedNetwork, Progress, ProgressCallback
+from detector.recipes import Recipe
 
 # A centre of fewer rows than this would be a copy of single rows, anomalies among them.
 MIN_ROWS_PER_PROTOTYPE = 5
@@ -36,13 +41,36 @@ def fit_prototypes(rows: Float64Matrix, n_prototypes: int, *, seed: int) -> Floa
     if len(rows) > MAX_ROWS:
         rows = rows[np.random.default_rng(seed).choice(len(rows), MAX_ROWS, replace=False)]
     n_different = max(1, min(n_prototypes, len(rows) // MIN_ROWS_PER_PROTOTYPE))
-    means = MiniBatchKMeans(
-        n_different, batch_size=4096, max_iter=20, n_init=1, random_state=seed, compute_labels=False
-    ).fit(rows)
+    means = MiniBatchKMeans(n_different, batch_size=4096, max_iter=20, n_init=1, random_state=seed).fit(rows)
+    # A centre that is one row alone is far from all others: an anomaly maybe, which would hide others like it.
+    shared = np.bincount(means.labels_, minlength=n_different) > 1
     centres: Float64Matrix = np.resize(
-        means.cluster_centers_.astype(np.float64), (n_prototypes, rows.shape[1])
+        means.cluster_centers_[shared if shared.any() else slice(None)].astype(np.float64),
+        (n_prototypes, rows.shape[1]),
     )
     return centres
+
+
+def fit_quantiser(
+    recipe: Recipe,
+    fit_rows: Float32Matrix,
+    validation_rows: Float32Matrix,
+    *,
+    seed: int,
+    on_progress: ProgressCallback | None = None,
+) -> FittedNetwork:
+    """`detector.network.fit_network` for a recipe without layers: array "prototypes.rows", in one epoch.
+
+    The losses are the mean squared differences of the rows, preprocessed, (n, k), from the nearest prototype.
+    """
+    prototypes = fit_prototypes(fit_rows.astype(np.float64), recipe.prototypes, seed=seed)
+    loss, val_loss = (
+        float(np.square(from_nearest(rows.astype(np.float64), prototypes)).mean())
+        for rows in (fit_rows, validation_rows)
+    )
+    if on_progress is not None:
+        on_progress(Progress(epoch=1, n_epochs=1, loss=loss, val_loss=val_loss, eta_seconds=0.0))
+    return FittedNetwork({"prototypes.rows": prototypes}, [loss], [val_loss], kept_epoch=1)
 
 
 def from_nearest(rows: Float64Matrix, prototypes: Float64Matrix) -> Float64Matrix:

@@ -226,7 +226,8 @@ class Recipe(_Part):
     Cleaning, for fit rows that nobody has labelled, is one of two or neither: trim_fit_fraction, the share of them,
     farthest from the rest, that the network does not see; or pseudo_labels, whose outliers nothing is fitted on.
     trim_fraction, join_input, residual_ridge: for error_metric "mahalanobis" only, see `detector.residuals`.
-    prototypes: likewise; how many there are, see `detector.prototypes`; 0 leaves the Mahalanobis distance alone.
+    prototypes: how many there are, see `detector.prototypes`; 0 leaves the Mahalanobis distance alone. Without any
+    layers the prototypes are all there is: a row's reconstruction is the nearest of them.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
@@ -260,10 +261,14 @@ class Recipe(_Part):
         if sum(a * b for a, b in pairwise(widths)) > MAX_HIDDEN_WEIGHTS:
             raise ValueError(f"the hidden layers have more than {MAX_HIDDEN_WEIGHTS} weights")
         if self.error_metric != "mahalanobis" and (
-            self.join_input or self.trim_fraction or self.residual_ridge or self.prototypes
+            self.join_input or self.trim_fraction or self.residual_ridge
         ):
             raise ValueError(
-                "trim_fraction, join_input, residual_ridge and prototypes belong to error_metric 'mahalanobis'"
+                "trim_fraction, join_input and residual_ridge belong to error_metric 'mahalanobis'"
+            )
+        if self.prototypes and (self.error_metric == "mahalanobis") == self.quantises:
+            raise ValueError(
+                "prototypes go with error_metric 'mahalanobis', or without layers with another one"
             )
         if self.trim_fit_fraction and self.pseudo_labels is not None:
             raise ValueError("rows are cleaned by trim_fit_fraction or by pseudo_labels, not by both")
@@ -271,8 +276,10 @@ class Recipe(_Part):
 
     @model_validator(mode="after")
     def _has_one_network(self) -> Recipe:
-        if bool(self.layers) == (self.recurrent is not None):
+        if self.layers and self.recurrent is not None:
             raise ValueError("a recipe has either layers or recurrent ones")
+        if self.quantises and not self.prototypes:
+            raise ValueError("a recipe has layers, recurrent ones, or prototypes alone")
         if self.recurrent is not None and (self.error_metric == "mahalanobis" or self.trim_fit_fraction):
             raise ValueError("with recurrent layers the error_metric is 'mse' or 'mae', without trimming")
         if self.recurrent is not None and self.needs_all_rows:
@@ -298,6 +305,11 @@ class Recipe(_Part):
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "the text"
             raise InvalidRecipe(f"The recipe is invalid at {where}: {first['msg']}.") from error
+
+    @property
+    def quantises(self) -> bool:
+        """Whether there is no network, and each row is reconstructed as the prototype nearest to it."""
+        return not self.layers and self.recurrent is None
 
     @property
     def window(self) -> int:

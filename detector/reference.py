@@ -29,6 +29,8 @@ ACTIVATIONS: dict[str, Callable[[Float64Matrix], Float64Matrix]] = {
 
 def reconstruct(recipe: Recipe, arrays: Arrays, values: Float64Matrix) -> Float64Matrix:
     """The autoencoder's output for preprocessed rows (n_rows, n_kept), of the same shape."""
+    if recipe.quantises:
+        return values - from_nearest(values, arrays["prototypes.rows"])
     activations = [*(layer.activation for layer in recipe.layers), recipe.output_activation]
     for i, activation in enumerate(activations):
         kernel = arrays[f"layer.{i}.kernel"].astype(np.float64)

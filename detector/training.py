@@ -17,7 +17,7 @@ from detector.errors import TrainingDataError
 from detector.fit_result import FitResult, error_metrics
 from detector.network import ProgressCallback, fit_network
 from detector.preprocessing import apply_preprocessing, fit_preprocessing
-from detector.prototypes import fit_prototypes, fit_scale
+from detector.prototypes import fit_prototypes, fit_quantiser, fit_scale
 from detector.recipes import MAX_FEATURES, AlertBudgetThreshold, Recipe
 from detector.residuals import fit_whitening, untrimmed
 from detector.sequence_training import fit_sequences
@@ -81,7 +81,8 @@ def fit(
     fit_values = _without_outliers(recipe, fit_values, seed=seed)
     calibration_values = apply_preprocessing(recipe, arrays, matrix[calibration_index], names)
 
-    network = fit_network(
+    fit_reconstruction = fit_quantiser if recipe.quantises else fit_network
+    network = fit_reconstruction(
         recipe,
         _trimmed(fit_values, recipe.trim_fit_fraction).astype(np.float32),
         calibration_values.astype(np.float32),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -11,6 +12,7 @@ from typing import Any
 import hypothesis
 import psycopg
 import pytest
+import structlog
 from sqlalchemy import Engine
 
 from db.embedded import ServerKit
@@ -35,6 +37,17 @@ def data_directory() -> Path:
     if not directory.is_dir():
         pytest.skip(f"no test data at {directory}; set PGOUTLIER_TEST_DATA to their directory")
     return directory
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_before() -> Iterator[None]:
+    """A command that is run in this process configures the logs; the next test finds them as they were."""
+    configured, root = structlog.get_config(), logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    structlog.configure(**configured)
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -24,8 +24,9 @@ def configure_logs(log_format: str, *, level: int = logging.INFO) -> None:
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
+        # Whatever standard error is by then: it may have been replaced.
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+        cache_logger_on_first_use=False,
     )
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
@@ -44,8 +45,13 @@ def configure_logs(log_format: str, *, level: int = logging.INFO) -> None:
 
 
 def _one_line_when_the_broker_is_away(record: logging.LogRecord) -> bool:
-    """Beat logs two stacks with every tick that it cannot send; beat tries again with the next one."""
+    """Beat logs two stacks with every tick that it cannot send; beat tries again with the next one.
+
+    A worker logs one for a message that it could not acknowledge: it will come once more, and find nothing to do.
+    """
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, SchedulingError):
         record.msg, record.args, record.exc_info = str(error), None, None
+    elif record.name == "kombu.message":
+        record.exc_info = None
     return True

@@ -278,7 +278,7 @@ def test_a_random_split_is_the_one_that_published_figures_rest_on() -> None:
 def test_without_options_the_split_is_the_recipes_own() -> None:
     ecg, default = recipe_named("ecg-dense-32-16-8"), recipe_named("default")
     assert splits.chosen(ecg) == Split("random", 0.2, 21)
-    assert splits.chosen(default) == Split("random", 0.3, 0)
+    assert splits.chosen(default) == Split("random", 0.2, 0)
     assert splits.chosen(ecg, order="time") == Split("time", 0.3, 21)
     assert splits.chosen(ecg, test_size=0.5, seed=7) == Split("random", 0.5, 7)
 

@@ -114,4 +114,4 @@ def _figure(value: float | None) -> str:
 
 
 def _say(text: str) -> None:
-    console.print(text, highlight=False, markup=False)
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -79,6 +79,11 @@ def detector_facts(detector: Detector) -> list[tuple[str, str]]:
     """What the table says of every detector."""
     recipe = detector.recipe
     layers = ", ".join(f"{layer.units} {layer.activation}" for layer in recipe.layers)
+    if recipe.recurrent is not None:
+        units = (*recipe.recurrent.encoder, *recipe.recurrent.decoder)
+        layers = f"LSTM {', '.join(map(str, units))}, windows of {recipe.window}"
+    elif recipe.quantises:
+        layers = f"none; {recipe.prototypes} prototypes"
     return [
         ("recipe", recipe.name),
         ("features", f"{len(detector.feature_names):,}"),
