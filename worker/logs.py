@@ -52,6 +52,6 @@ def _one_line_when_the_broker_is_away(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, SchedulingError):
         record.msg, record.args, record.exc_info = str(error), None, None
-    elif record.name == "kombu.message":
+    elif str(record.msg).startswith(("Couldn't ack", "Couldn't reject")):
         record.exc_info = None
     return True
