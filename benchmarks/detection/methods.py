@@ -24,11 +24,12 @@ from benchmarks.detection.sets import CREDITCARD, ECG, SETS, TIME, Split
 from detector.arrays import Float64Matrix
 from detector.recipes import Recipe
 
-# A published system is measured on the data it was published for, all other methods on every set.
-PUBLISHED_ON: dict[str, tuple[str, ...]] = {
+# These recipes are measured on the data they were published or made for, all other methods on every set.
+MADE_FOR: dict[str, tuple[str, ...]] = {
     "fraud-dense-14-7-4": CREDITCARD,
     "fraud-dense-14-7": CREDITCARD,
     "ecg-dense-32-16-8": (ECG,),
+    "series": (ECG,),
     "iforest-lstm-32-16": ("creditcard-time",),  # it scores a row by the rows before it
 }
 
@@ -76,7 +77,7 @@ def _recipe_method(recipe: Recipe) -> Method:
         settings="the recipe of this name" + (", with Time" if with_time else ""),
         fit=partial(_fit_recipe, recipe),
         modules=("tensorflow",),
-        sets=PUBLISHED_ON.get(recipe.name, SETS),
+        sets=MADE_FOR.get(recipe.name, SETS),
         with_time=with_time,
     )
 

@@ -155,7 +155,7 @@ def test_every_option_is_explained(command: str, page: str) -> None:
 
 def test_every_recipe_is_described() -> None:
     described = re.findall(
-        r"^\| `([a-z0-9-]+)` \| [^|]+ \| (?:dense|windows)", read("models.md"), re.MULTILINE
+        r"^\| `([a-z0-9-]+)` \| [^|]+ \| (?:dense|windows|none)", read("models.md"), re.MULTILINE
     )
     assert described == list(detector.RECIPES)
 

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
 
-from detector import fit
+import numpy as np
+import pytest
+
+from detector import Recipe, fit, metrics, recipe_named
 from detector.prototypes import fit_prototypes, fit_scale, from_nearest
 from tests.unit.detector.conftest import small_recipe
 
@@ -49,3 +52,57 @@ def test_a_row_between_two_groups_is_an_anomaly_only_with_prototypes() -> None:
         detector = fit(recipe, rows, names).detector
         error = detector.score(between).reconstruction_error[0]
         assert (error > np.median(detector.score(rows).reconstruction_error) * 2) == is_found
+
+
+def test_a_row_far_from_all_others_is_no_prototype() -> None:
+    rows = np.vstack([two_groups(2_000, seed=0), np.full((1, 4), 1_000.0)])
+    assert np.abs(fit_prototypes(rows, 64, seed=0)).max() < 100
+
+
+def quantiser(**changes: object) -> Recipe:
+    return small_recipe(layers=(), prototypes=16, epochs=1, early_stopping=None, **changes)
+
+
+def test_without_layers_the_nearest_prototype_is_the_reconstruction() -> None:
+    rows, names = two_groups(2_000, seed=0), [f"f{i}" for i in range(4)]
+    fitted = fit(quantiser(), rows, names)
+    detector = fitted.detector
+    values = detector.preprocess(rows)
+    np.testing.assert_allclose(
+        values - detector.reconstruct(rows),
+        from_nearest(values.astype(np.float64), detector.arrays["prototypes.rows"]),
+        atol=1e-5,
+    )
+    assert len(fitted.history["loss"]) == len(fitted.history["val_loss"]) == 1
+    between = detector.score(np.full((1, 4), 1.0)).reconstruction_error[0]
+    assert between > np.quantile(detector.score(rows).reconstruction_error, 0.99)
+
+
+@pytest.mark.parametrize("n_rows", [7, 4096])
+@pytest.mark.parametrize("error_metric", ["mse", "mae"])
+def test_a_quantiser_scores_as_its_numpy_twin_does(error_metric: str, n_rows: int) -> None:
+    rows, names = two_groups(5_000, seed=0), [f"f{i}" for i in range(4)]
+    detector = fit(quantiser(error_metric=error_metric), rows, names).detector
+    scores, twin = detector.score(rows[:n_rows]), detector.numpy_score(rows[:n_rows])
+    np.testing.assert_allclose(scores.reconstruction_error, twin.reconstruction_error, rtol=1e-9)
+    np.testing.assert_allclose(scores.contributions.sum(axis=1), scores.reconstruction_error, rtol=1e-5)
+
+
+def test_the_recipe_for_series_finds_abnormal_heartbeats(data_directory: Path) -> None:
+    beats = np.loadtxt(data_directory / "ecg5000.csv.gz", delimiter=",")
+    normal = beats[:, -1] == 1
+    figures = []
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(len(beats))
+        training, test = order[:4_000], order[4_000:]
+        names = [str(i) for i in range(140)]
+        rows = beats[training][normal[training], :-1]
+        detector = fit(recipe_named("series"), rows, names, seed=seed).detector
+        errors = detector.score(beats[test, :-1]).reconstruction_error
+        found = metrics.ranking(~normal[test], errors)
+        figures.append(
+            (found.auroc, metrics.confusion_at(~normal[test], errors, detector.threshold).accuracy)
+        )
+    auroc, accuracy = np.mean(figures, axis=0)
+    assert auroc > 0.99
+    assert accuracy > 0.97
