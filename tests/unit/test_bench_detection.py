@@ -24,7 +24,7 @@ from benchmarks.detection.baselines import (
     trimmed_mahalanobis,
 )
 from benchmarks.detection.measure import Measured, measure, measure_all
-from benchmarks.detection.methods import PEERS, MADE_FOR, Method, methods
+from benchmarks.detection.methods import MADE_FOR, PEERS, Method, methods
 from benchmarks.detection.sets import Split
 from benchmarks.detection.tables import grids, markdown, mean_ranks
 
