@@ -6,8 +6,9 @@ Compression (Kluwer 1992), chapter 10. The centres are fitted by k-means in batc
 clustering, Proceedings of the 19th International Conference on World Wide Web (2010) 1177-1178.
 
 Beside a network, the reconstruction error is the sum of the two distances, each divided by its median over the
-calibration rows, so that an ordinary row has an error of about 2. It is a sum, not one of logarithms or ranks: a row
-that is a thousand times as far as others by one distance is an anomaly whatever the other says.
+calibration rows, the second weighted by the recipe: with weight 1 an ordinary row has an error of about 2. It is a sum,
+not one of logarithms or ranks: a row that is a thousand times as far as others by one distance is an anomaly whatever
+the other says.
 
 Without a network the nearest prototype is the row's reconstruction, in the recipe's own error metric: a vector
 quantiser is an autoencoder whose code is the number of a prototype.

@@ -228,6 +228,7 @@ class Recipe(_Part):
     trim_fraction, join_input, residual_ridge: for error_metric "mahalanobis" only, see `detector.residuals`.
     prototypes: how many there are, see `detector.prototypes`; 0 leaves the Mahalanobis distance alone. Without any
     layers the prototypes are all there is: a row's reconstruction is the nearest of them.
+    prototype_weight: how much their distance counts beside the Mahalanobis distance, both on a common scale.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
@@ -252,6 +253,7 @@ class Recipe(_Part):
     join_input: bool = False
     residual_ridge: float = Field(default=0.0, ge=0.0, le=100.0)
     prototypes: int = Field(default=0, ge=0, le=1024)
+    prototype_weight: float = Field(default=1.0, gt=0.0, le=100.0)
     threshold: ThresholdPolicy
     top_features: int = Field(default=5, ge=1, le=100)
 

@@ -254,7 +254,8 @@ def _fit_statistics(
     fitted = {**arrays, "residual.location": location, "residual.whitening": whitening}
     if recipe.prototypes:
         fitted["prototypes.rows"] = fit_prototypes(values, recipe.prototypes, seed=seed)
-        fitted["prototypes.scale"] = fit_scale(reference.differences_of(recipe, fitted, calibration_values))
+        scale = fit_scale(reference.differences_of(recipe, fitted, calibration_values))
+        fitted["prototypes.scale"] = scale / np.array([1.0, recipe.prototype_weight])
     return fitted
 
 
