@@ -250,11 +250,11 @@ def test_each_recipe_gets_its_report(run: Run, data: Path, tmp_path: Path) -> No
     assert code == 0
     assert f"{json.loads(text)['auroc']:.4f}" in out.read_text()
     out.unlink()
-    code, _, _ = run(*words, "--recipe", RECIPE, "--recipe", "default")
+    code, _, _ = run(*words, "--recipe", RECIPE, "--recipe", "iforest-lstm-32-16")
     assert code == 0
     assert {path.name for path in tmp_path.iterdir()} == {
         f"page-{RECIPE}.html",
-        "page-default.html",
+        "page-iforest-lstm-32-16.html",
     }
 
 

@@ -31,6 +31,7 @@ def report_data_of(
     rows_are: str = "Rows that the detector was not fitted on",
     labels: ArrayLike | None = None,
     errors: ArrayLike | None = None,
+    contributions: ArrayLike | None = None,
     times: tuple[str, str] | None = None,
     training_features: ArrayLike | None = None,
     kept_epoch: int | None = None,
@@ -40,7 +41,8 @@ def report_data_of(
     """What the report of these rows shows.
 
     features: (n_rows, n_features) in the source's units, in the order they are to be shown, at least one row.
-    labels: (n_rows,) bool, True for an anomaly. errors: (n_rows,) if they are known already, else the rows are scored.
+    labels: (n_rows,) bool, True for an anomaly. errors: (n_rows,) if they are known already, else the rows are scored;
+    contributions: (n_rows, n_features) likewise.
     times: of the first and the last row, as text. training_features: (m, n_features), to measure drift against.
     Raises what `Detector.score` raises.
     """
@@ -51,7 +53,9 @@ def report_data_of(
     found = np.nan_to_num(found, nan=_LARGEST_ERROR, posinf=_LARGEST_ERROR)
     flagged = np.flatnonzero(exceeds(found, detector.threshold))
     looked_at = flagged[np.argsort(-found[flagged], kind="stable")[:_MOST_FLAGGED]]
-    top = flagged_features(detector, matrix[looked_at])
+    top = flagged_features(
+        detector, matrix[looked_at], None if contributions is None else np.asarray(contributions)[looked_at]
+    )
     return ReportData(
         title=title,
         rows_are=rows_are,
@@ -93,12 +97,19 @@ def detector_facts(detector: Detector) -> list[tuple[str, str]]:
     ]
 
 
-def flagged_features(detector: Detector, rows: Floats) -> tuple[FlaggedFeature, ...]:
-    """The features among the top ones of flagged rows (n, n_features), those of most rows first."""
-    # In NumPy: for so few rows TensorFlow need not be imported and its function compiled.
-    if not len(rows):
+def flagged_features(
+    detector: Detector, rows: Floats, contributions: ArrayLike | None = None
+) -> tuple[FlaggedFeature, ...]:
+    """The features among the top ones of flagged rows (n, n_features), those of most rows first.
+
+    contributions (n, n_features): if they are known. Of a recipe with a window these rows alone do not give them.
+    """
+    if not len(rows) or (contributions is None and detector.recipe.window > 1):
         return ()
-    indices, values = top_of(detector.numpy_score(rows).contributions, detector.recipe.top_features)
+    if contributions is None:
+        # In NumPy: for so few rows TensorFlow need not be imported and its function compiled.
+        contributions = detector.numpy_score(rows).contributions
+    indices, values = top_of(np.asarray(contributions), detector.recipe.top_features)
     n_rows = np.bincount(indices.ravel(), minlength=len(detector.feature_names))
     total = np.bincount(indices.ravel(), weights=values.ravel(), minlength=len(detector.feature_names))
     order = [i for i in np.lexsort((-total, -n_rows)) if n_rows[i]]
@@ -119,7 +130,12 @@ def amount_of(names: Sequence[str], matrix: Floats, top: Sequence[FlaggedFeature
 
 
 def examples(detector: Detector, matrix: Floats, errors: Floats, labels: Bools | None) -> tuple[Example, ...]:
-    """A normal and an anomalous row, each the one with the middle error of its class; fewer if a class is empty."""
+    """A normal and an anomalous row, each the one with the middle error of its class; fewer if a class is empty.
+
+    None of a recipe with a window: what a row was scored with is not in the row.
+    """
+    if detector.recipe.window > 1:
+        return ()
     by_label = labels is not None and 0 < int(labels.sum()) < len(labels)
     anomalous = labels if labels is not None and by_label else exceeds(errors, detector.threshold)
     usual = np.isfinite(matrix).all(axis=1) | (detector.recipe.missing == "median")
@@ -139,14 +155,21 @@ def examples(detector: Detector, matrix: Floats, errors: Floats, labels: Bools |
 def _example(detector: Detector, row: Floats, error: float, what: str, series: bool) -> Example:
     kept = list(detector.recipe.kept_columns(detector.feature_names))
     names = tuple(detector.feature_names[i] for i in kept)
+    original, reconstruction = (
+        values[0].astype(np.float64) for values in (detector.preprocess(row), detector.reconstruct(row))
+    )
+    contributions = detector.numpy_score(row).contributions[0, kept].astype(np.float64)
+    if detector.recipe.pca is not None:
+        names = tuple(f"component {i}" for i in range(1, len(original) + 1))
+        contributions = np.square(original - reconstruction)
     return Example(
         what=what,
         error=error,
         names=names,
-        original=detector.preprocess(row)[0].astype(np.float64),
-        reconstruction=detector.reconstruct(row)[0].astype(np.float64),
-        contributions=detector.numpy_score(row).contributions[0, kept].astype(np.float64),
-        is_series=series,
+        original=original,
+        reconstruction=reconstruction,
+        contributions=contributions,
+        is_series=series and detector.recipe.pca is None,
     )
 
 

@@ -19,6 +19,7 @@ def evaluation_page(evaluation: Evaluation) -> str:
         rows_are="The test part, every row of it",
         labels=evaluation.test_is_anomaly,
         errors=evaluation.test_errors,
+        contributions=evaluation.test_contributions,
         times=None if times is None else (str(times[0]), str(times[-1])),
         training_features=evaluation.training_features,
         kept_epoch=int(evaluation.fit_metrics["kept_epoch"]),

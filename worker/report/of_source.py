@@ -89,7 +89,10 @@ def _training_data(
     calibration = rows.matrix[fitted.calibration_rows]
     # No row labelled fraud was fitted on. As many as would have been drawn for calibration: more of them would
     # make the precision look better than it is.
-    fraud = build.evenly(fraud, math.ceil(len(fraud) * len(calibration) / rows.n_normal))
+    share = len(calibration) / rows.n_normal
+    # What is scored with the rows before it cannot be scored by itself.
+    alone = fitted.detector.recipe.window == 1
+    fraud = build.evenly(fraud, math.ceil(len(fraud) * share)) if alone else fraud[:0]
     errors = [fitted.calibration_errors]
     if len(fraud):
         errors.append(fitted.detector.score(fraud).reconstruction_error)
