@@ -70,9 +70,7 @@ def scored_sample(
         rows_per_block=_ROWS_PER_BLOCK,
     )
     batch = batch.take(np.argsort(batch.change_ids))
-    complete = batch.problems >= 0
-    if not imputes:
-        complete &= np.isfinite(batch.matrix).all(axis=1)
+    complete = batch.sound(imputes=imputes)
     places = batch.change_ids[complete]
     labels = np.array([row[2] for row in rows], dtype=np.bool_)[places]
     moments = [rows[place][3] for place in places[[0, -1]]] if len(places) else [None, None]

@@ -107,9 +107,7 @@ def read(
     )
     batch = batch.take(np.argsort(batch.change_ids))
     kind = batch.change_ids % _KINDS
-    complete = batch.problems >= 0
-    if not imputes:
-        complete &= np.isfinite(batch.matrix).all(axis=1)
+    complete = batch.sound(imputes=imputes)
     left_out = {row["reason"]: int(row["n"]) for row in counted if row["reason"] is not None}
     if n_incomplete := int((~complete & (kind == _NORMAL)).sum()):
         left_out["incomplete"] = n_incomplete
@@ -178,7 +176,7 @@ def labelled_fraud(
         rows_per_block=_ROWS_PER_BLOCK,
     )
     batch = batch.take(np.argsort(batch.change_ids))
-    return batch.matrix[(batch.problems >= 0) & np.isfinite(batch.matrix).all(axis=1)]
+    return batch.matrix[batch.sound(imputes=False)]
 
 
 def newest_rows(source: SourceDefinition, newest: int) -> sql.Composable:

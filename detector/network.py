@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from detector._tensorflow import keras, tensorflow
 from detector.arrays import Float32Matrix
@@ -63,15 +64,46 @@ def fit_network(
     Deterministic on one machine's CPU: the same rows and seed give the same arrays, bit for bit.
     Raises TrainingDataError when the loss stops being a finite number.
     """
-    tf = tensorflow()
     model = build_model(recipe, fit_rows.shape[1], seed)
-    run_epoch, validation_loss = _compiled(recipe, model, recipe.batch_rows(len(fit_rows)))
-    rows = tf.constant(fit_rows)
-    held_out = tf.constant(validation_rows)
+
+    def loss_of(batch: Any, *, training: bool) -> Any:
+        outputs, penalty = _forward(recipe, model, batch, training=training)
+        return mean_loss(recipe, outputs - batch) + penalty
+
+    losses, val_losses, kept_epoch = fit_model(
+        recipe, model, loss_of, fit_rows, validation_rows, seed=seed, on_progress=on_progress
+    )
+    return FittedNetwork(_weights(model), losses, val_losses, kept_epoch)
+
+
+def mean_loss(recipe: Recipe, difference: Any) -> Any:
+    """The recipe's loss of what a reconstruction differs by, of any shape, as one number."""
+    tf = tensorflow()
+    return tf.reduce_mean(tf.abs(difference) if recipe.loss == "mae" else tf.square(difference))
+
+
+def fit_model(
+    recipe: Recipe,
+    model: Any,
+    loss_of: Callable[..., Any],
+    fit_rows: NDArray[np.float32],
+    validation_rows: NDArray[np.float32],
+    *,
+    seed: int,
+    on_progress: ProgressCallback | None,
+) -> tuple[list[float], list[float], int]:
+    """Fit a Keras model to rows of its input's shape. Returns both losses of each epoch, and which epoch is kept.
+
+    loss_of: (batch, *, training: bool) -> mean loss of the batch. Raises TrainingDataError when the loss stops
+    being a finite number.
+    """
+    tf = tensorflow()
+    run_epoch, validation_loss = _compiled(recipe, model, loss_of, recipe.batch_rows(len(fit_rows)))
+    rows, held_out = tf.constant(fit_rows), tf.constant(validation_rows)
     shuffler = np.random.default_rng(seed)
     losses: list[float] = []
     val_losses: list[float] = []
-    stopper = Stopper(recipe, model)
+    stopper = _Stopper(recipe, model)
     started = time.perf_counter()
     for epoch in range(1, recipe.epochs + 1):
         order = tf.constant(shuffler.permutation(len(fit_rows)).astype(np.int32))
@@ -94,8 +126,7 @@ def fit_network(
             )
         if stopper.is_done(val_losses[-1]):
             break
-    kept_epoch = stopper.restore() or len(losses)
-    return FittedNetwork(_weights(model), losses, val_losses, kept_epoch)
+    return losses, val_losses, stopper.restore() or len(losses)
 
 
 def build_model(recipe: Recipe, n_inputs: int, seed: int) -> Any:
@@ -129,29 +160,27 @@ def activation_function(name: str) -> Any:
     return k.activations.get(name)
 
 
-def _compiled(recipe: Recipe, model: Any, batch_rows: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _compiled(
+    recipe: Recipe, model: Any, loss_of: Callable[..., Any], batch_rows: int
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """(one epoch over the rows in an order -> mean loss, mean loss of rows without dropout)."""
     tf = tensorflow()
     optimizer = keras().optimizers.Adam(learning_rate=recipe.learning_rate)
     optimizer.build(model.trainable_variables)
-    signature = tf.TensorSpec((None, model.input_shape[1]), tf.float32)
+    signature = tf.TensorSpec((None, *model.input_shape[1:]), tf.float32)
 
-    def loss_of(batch: Any, *, training: bool) -> Any:
-        outputs, penalty = _forward(recipe, model, batch, training=training)
-        difference = outputs - batch
-        error = tf.abs(difference) if recipe.loss == "mae" else tf.square(difference)
-        return tf.reduce_mean(error) + penalty
+    def step(batch: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = loss_of(batch, training=True)
+        optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+        return loss
 
     def run_epoch(rows: Any, order: Any) -> Any:
         n_rows = tf.shape(order)[0]
         total = tf.constant(0.0)
         for start in tf.range(0, n_rows, batch_rows):
             picked = order[start : start + batch_rows]
-            with tf.GradientTape() as tape:
-                loss = loss_of(tf.gather(rows, picked), training=True)
-            gradients = tape.gradient(loss, model.trainable_variables)
-            optimizer.apply(gradients, model.trainable_variables)
-            total += loss * tf.cast(tf.shape(picked)[0], tf.float32)
+            total += step(tf.gather(rows, picked)) * tf.cast(tf.shape(picked)[0], tf.float32)
         return total / tf.cast(n_rows, tf.float32)
 
     def validation_loss(rows: Any) -> Any:
@@ -164,6 +193,7 @@ def _compiled(recipe: Recipe, model: Any, batch_rows: int) -> tuple[Callable[...
 
     # Only the loops above need AutoGraph; it would warn about the imports inside the functions they call.
     loss_of = tf.autograph.experimental.do_not_convert(loss_of)
+    step = tf.autograph.experimental.do_not_convert(step)
     order = tf.TensorSpec((None,), tf.int32)
     return (
         tf.function(run_epoch, input_signature=[signature, order]),
@@ -201,7 +231,7 @@ def _weights(model: Any) -> dict[str, np.ndarray]:
     return arrays
 
 
-class Stopper:
+class _Stopper:
     """Early stopping with the meaning of keras.callbacks.EarlyStopping."""
 
     def __init__(self, recipe: Recipe, model: Any) -> None:
