@@ -19,7 +19,6 @@ log = structlog.get_logger()
 class OneLineFailure(Task):  # type: ignore[misc]
     """A failure that is no fault of the program is logged as one line; Celery would log a long traceback."""
 
-    Request = "worker.requests:BellRequest"
     throws = (PgoutlierError, OperationalError, PoolTimeout, psycopg.OperationalError)
 
     def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:

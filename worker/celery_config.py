@@ -25,13 +25,21 @@ task_routes = {
 # holds no more of them than it has threads.
 task_acks_late = False
 worker_prefetch_multiplier = 1
+worker_consumer = "worker.broker:PatientConsumer"
 worker_hijack_root_logger = False
 worker_cancel_long_running_tasks_on_connection_loss = False
 worker_send_task_events = False
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
 # A broker that hangs must not hold up those who only ring a bell. Longer than the second a worker's BRPOP takes.
-broker_transport_options = {"socket_connect_timeout": 5, "socket_timeout": 5, "socket_keepalive": True}
+broker_transport_options = {
+    "socket_connect_timeout": 5,
+    "socket_timeout": 5,
+    "socket_keepalive": True,
+    # The broker keeps no list of messages that were received, so there is nothing to tell a broker that hangs or
+    # is gone when one is begun: failing in that would cost the worker a place, or its life.
+    "ack_emulation": False,
+}
 task_publish_retry_policy = {"max_retries": 1, "interval_start": 0.1}
 
 imports = ("worker.tasks", "worker.signals")

@@ -45,13 +45,8 @@ def configure_logs(log_format: str, *, level: int = logging.INFO) -> None:
 
 
 def _one_line_when_the_broker_is_away(record: logging.LogRecord) -> bool:
-    """Beat logs two stacks with every tick that it cannot send; beat tries again with the next one.
-
-    A worker logs one for a message that it could not acknowledge: it will come once more, and find nothing to do.
-    """
+    """Beat logs two stacks with every tick that it cannot send; beat tries again with the next one."""
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, SchedulingError):
         record.msg, record.args, record.exc_info = str(error), None, None
-    elif str(record.msg).startswith(("Couldn't ack", "Couldn't reject")):
-        record.exc_info = None
     return True

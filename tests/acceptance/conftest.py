@@ -129,6 +129,13 @@ def mortal(mortal_servers: Servers) -> Iterator[Stack]:
 
 
 @pytest.fixture
+def alone(mortal_servers: Servers, detectors: Sequence[Detector]) -> Iterator[Table]:
+    """A table on servers that the test kills, on which nothing runs but what the test starts."""
+    for stack in _on(mortal_servers):
+        yield _scored_table(mortal_servers, stack, detectors[0])
+
+
+@pytest.fixture
 def mortal_table(mortal_servers: Servers, mortal: Stack, detectors: Sequence[Detector]) -> Iterator[Table]:
     """A table there; no process may end in the test."""
     yield _scored_table(mortal_servers, mortal, detectors[0])

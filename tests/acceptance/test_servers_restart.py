@@ -15,7 +15,7 @@ import redis
 from tests.acceptance.stack import Stack, Table, errors_of, eventually
 
 # The safety net is a second here; a worker looks for a lost broker every 2, 4, 6 ... seconds.
-RECOVERY_SECONDS = 15.0
+RECOVERY_SECONDS = 45.0
 
 
 @contextmanager
