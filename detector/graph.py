@@ -6,6 +6,7 @@ allows float32: residuals are differences of nearly equal numbers, and whitening
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -150,20 +151,22 @@ def _measure(recipe: Recipe, constants: dict[str, Any], values: Any, residual: A
     whitened = tf.matmul(joined - constants["residual.location"], constants["residual.whitening"])
     if not recipe.prototypes:
         return _distance(whitened, n_kept)
-    far, of_far = _distance(whitened, n_kept)
-    near, of_near = _distance(_from_nearest(values, constants["prototypes.rows"]), n_kept)
     scale = constants["prototypes.scale"]
-    return far / scale[0] + near / scale[1], of_far / scale[0] + of_near / scale[1]
+    differences = _from_nearest(values, constants["prototypes.rows"])
+    far, of_far = _distance(whitened, n_kept, scale[0])
+    near, of_near = _distance(differences, n_kept, scale[1], recipe.prototype_limit)
+    return far + near, of_far + of_near
 
 
-def _distance(differences: Any, n_kept: int) -> tuple[Any, Any]:
-    """The length of each row (n_rows, n_kept or twice), and each feature's share of its square over the length."""
+def _distance(differences: Any, n_kept: int, scale: Any = 1.0, limit: float = math.inf) -> tuple[Any, Any]:
+    """The length of each row (n_rows, n_kept or twice) over the scale, at most the limit, and each feature's share."""
     tf = tensorflow()
     terms = tf.square(differences)
     if terms.shape[1] > n_kept:
         terms = terms[:, :n_kept] + terms[:, n_kept:]
-    length = tf.sqrt(tf.reduce_sum(terms, axis=1))
-    return length, tf.math.divide_no_nan(terms, length[:, tf.newaxis])
+    square = tf.reduce_sum(terms, axis=1)
+    distance = tf.minimum(tf.sqrt(square) / scale, np.float64(limit))
+    return distance, terms * tf.math.divide_no_nan(distance, square)[:, tf.newaxis]
 
 
 def _from_nearest(rows: Any, prototypes: Any) -> Any:

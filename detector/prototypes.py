@@ -7,8 +7,9 @@ clustering, Proceedings of the 19th International Conference on World Wide Web (
 
 Beside a network, the reconstruction error is the sum of the two distances, each divided by its median over the
 calibration rows, the second weighted by the recipe: with weight 1 an ordinary row has an error of about 2. It is a sum,
-not one of logarithms or ranks: a row that is a thousand times as far as others by one distance is an anomaly whatever
-the other says.
+not one of logarithms or ranks: a row that is a thousand times as far as others by the first distance is an anomaly
+whatever the second says. The second may have a cap: it is there to tell rows between the groups from ordinary ones, and
+among rows that are far out it knows less than the first.
 
 Without a network the nearest prototype is the row's reconstruction, in the recipe's own error metric: a vector
 quantiser is an autoencoder whose code is the number of a prototype.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Literal, TypeAlias
@@ -229,6 +230,7 @@ class Recipe(_Part):
     prototypes: how many there are, see `detector.prototypes`; 0 leaves the Mahalanobis distance alone. Without any
     layers the prototypes are all there is: a row's reconstruction is the nearest of them.
     prototype_weight: how much their distance counts beside the Mahalanobis distance, both on a common scale.
+    prototype_cap: beyond so many times the distance of an ordinary row, a longer one counts no more; None: never.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
@@ -254,6 +256,7 @@ class Recipe(_Part):
     residual_ridge: float = Field(default=0.0, ge=0.0, le=100.0)
     prototypes: int = Field(default=0, ge=0, le=1024)
     prototype_weight: float = Field(default=1.0, gt=0.0, le=100.0)
+    prototype_cap: float | None = Field(default=None, ge=1.0, le=1e6)
     threshold: ThresholdPolicy
     top_features: int = Field(default=5, ge=1, le=100)
 
@@ -312,6 +315,11 @@ class Recipe(_Part):
     def quantises(self) -> bool:
         """Whether there is no network, and each row is reconstructed as the prototype nearest to it."""
         return not self.layers and self.recurrent is None
+
+    @property
+    def prototype_limit(self) -> float:
+        """The most that the distance from the nearest prototype adds to an error."""
+        return math.inf if self.prototype_cap is None else self.prototype_weight * self.prototype_cap
 
     @property
     def window(self) -> int:

@@ -111,15 +111,19 @@ def score(
         n_kept = values.shape[1]
         error: Float64Vector = np.zeros(len(features))
         scales = arrays["prototypes.scale"] if recipe.prototypes else (1.0,)
-        for scale, differences in zip(scales, differences_of(recipe, arrays, values), strict=True):
+        limits = (np.inf, recipe.prototype_limit)[: len(scales)]
+        for scale, limit, differences in zip(
+            scales, limits, differences_of(recipe, arrays, values), strict=True
+        ):
             terms = (
                 np.square(differences)
                 .reshape(len(features), differences.shape[1] // n_kept, n_kept)
                 .sum(axis=1)
             )
             length = np.sqrt(terms.sum(axis=1))
-            error += length / scale
-            contributions[:, kept] += terms / (np.where(length > 0, length, 1.0) * scale)[:, None]
+            part = np.minimum(length / scale, limit)
+            error += part
+            contributions[:, kept] += terms * (part / np.square(np.where(length > 0, length, 1.0)))[:, None]
         return error, contributions
     if recipe.recurrent is None:
         residual = residuals(recipe, arrays, values)

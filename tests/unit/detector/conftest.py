@@ -47,6 +47,9 @@ RECIPES_TO_CHECK = {
     "mahalanobis": small_recipe(error_metric="mahalanobis", trim_fraction=0.01),
     "mahalanobis joined": small_recipe(error_metric="mahalanobis", trim_fraction=0.05, join_input=True),
     "prototypes": small_recipe(error_metric="mahalanobis", prototypes=16),
+    "prototypes capped": small_recipe(
+        error_metric="mahalanobis", prototypes=16, prototype_weight=0.5, prototype_cap=1.2
+    ),
     "every activation": small_recipe(
         layers=tuple(
             Layer(units=5, activation=name)

@@ -106,3 +106,20 @@ def test_the_recipe_for_series_finds_abnormal_heartbeats(data_directory: Path) -
     auroc, accuracy = np.mean(figures, axis=0)
     assert auroc > 0.99
     assert accuracy > 0.97
+
+
+def test_beyond_the_cap_the_distance_from_the_nearest_prototype_counts_no_more() -> None:
+    rows = two_groups(400, seed=2)
+    names = [f"f{i}" for i in range(rows.shape[1])]
+    fields: dict[str, object] = {"error_metric": "mahalanobis", "prototypes": 8, "prototype_weight": 0.5}
+    uncapped, capped = (
+        fit(small_recipe(**fields, prototype_cap=cap), rows, names).detector for cap in (None, 2.0)
+    )
+    far = rows[:5] + np.array([[1], [3], [10], [100], [1000]])
+    alone = fit(small_recipe(error_metric="mahalanobis"), rows, names).detector
+    without = alone.score(far).reconstruction_error / capped.arrays["prototypes.scale"][0]
+    added = capped.score(far).reconstruction_error - without
+    full = uncapped.score(far).reconstruction_error - without
+    np.testing.assert_allclose(added, np.minimum(full, 0.5 * 2.0), rtol=1e-6, atol=1e-9)
+    assert added.max() == pytest.approx(1.0)
+    assert full.max() > 10
