@@ -8,7 +8,7 @@ from typing import Any
 from psycopg import sql
 from sqlalchemy import Connection
 
-from db import models, queue
+from db import drift, models, queue
 from db import sources as source_store
 from db.definition import SourceDefinition
 from db.errors import SourceError
@@ -49,8 +49,13 @@ def describe(connection: Connection, source: Source) -> dict[str, Any]:
             connection, "SELECT count(*) FROM outlier.quarantine WHERE source_id = %s", (source.id,)
         ),
         "training": _training(training[0]) if training else None,
+        "drift": _drift(drift.reports(connection, source.id, limit=1)),
         "problem": source.last_problem,
     }
+
+
+def _drift(reports: list[dict[str, Any]]) -> dict[str, Any] | None:
+    return {k: reports[0][k] for k in ("measured_at", "drifted", "reasons")} if reports else None
 
 
 def _training(row: dict[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from db.sources import Source
 from db.statements import compose, run
 
 
-def prune(connection: Connection, source: Source, *, keep_training_runs: int) -> int:
-    """Delete scores and quarantine entries without a row, and all but the newest training runs."""
+def prune(connection: Connection, source: Source, *, keep_training_runs: int, keep_drift_reports: int) -> int:
+    """Delete scores and quarantine entries without a row, and all but the newest training runs and drift reports."""
     orphans = run(
         connection,
         compose(
@@ -29,4 +29,10 @@ def prune(connection: Connection, source: Source, *, keep_training_runs: int) ->
         " (SELECT id FROM outlier.training_runs WHERE source_id = %(source_id)s ORDER BY id DESC LIMIT %(keep)s)",
         {"source_id": source.id, "keep": keep_training_runs},
     ).rowcount
-    return orphans + old_runs + quarantine.prune(connection, source.definition, source.id)
+    old_drift = run(
+        connection,
+        "DELETE FROM outlier.drift_reports WHERE source_id = %(source_id)s AND id NOT IN"
+        " (SELECT id FROM outlier.drift_reports WHERE source_id = %(source_id)s ORDER BY id DESC LIMIT %(keep)s)",
+        {"source_id": source.id, "keep": keep_drift_reports},
+    ).rowcount
+    return orphans + old_runs + old_drift + quarantine.prune(connection, source.definition, source.id)

@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from db import features
 from db import keys as key_codec
 from db.definition import SourceDefinition
+from db.features import FeatureBatch
 from db.identifiers import identifier, ours
 from db.statements import compose, one, run, run_dicts
 from db.training_rows import newest_rows
@@ -54,7 +55,22 @@ def scored_sample(
         ),
         {"version": version},
     ).fetchall()
-    keys = [row[0] for row in rows]
+    batch = features_of(connection, source, [row[0] for row in rows])
+    complete = batch.sound(imputes=imputes)
+    places = batch.change_ids[complete]
+    labels = np.array([row[2] for row in rows], dtype=np.bool_)[places]
+    moments = [rows[place][3] for place in places[[0, -1]]] if len(places) else [None, None]
+    return ScoredSample(
+        matrix=batch.matrix[complete],
+        errors=np.array([row[1] for row in rows], dtype=np.float64)[places],
+        labels=labels if source.label_column else None,
+        first=moments[0],
+        last=moments[1],
+    )
+
+
+def features_of(connection: Connection, source: SourceDefinition, keys: list[Any]) -> FeatureBatch:
+    """The features of the rows with these keys, in their order; change_ids are the places of the keys."""
     batch = features.read(
         connection,
         source,
@@ -69,18 +85,7 @@ def scored_sample(
         longest_key_bytes=max((len(str(key).encode()) for key in keys), default=0),
         rows_per_block=_ROWS_PER_BLOCK,
     )
-    batch = batch.take(np.argsort(batch.change_ids))
-    complete = batch.sound(imputes=imputes)
-    places = batch.change_ids[complete]
-    labels = np.array([row[2] for row in rows], dtype=np.bool_)[places]
-    moments = [rows[place][3] for place in places[[0, -1]]] if len(places) else [None, None]
-    return ScoredSample(
-        matrix=batch.matrix[complete],
-        errors=np.array([row[1] for row in rows], dtype=np.float64)[places],
-        labels=labels if source.label_column else None,
-        first=moments[0],
-        last=moments[1],
-    )
+    return batch.take(np.argsort(batch.change_ids))
 
 
 def flagged_features(

@@ -52,6 +52,21 @@ class Settings(BaseSettings):
     sweep_every_seconds: Seconds = Field(300, description="beat: look for rows that got past the triggers")
     retrain_every_seconds: Seconds = Field(86_400, description="beat: train a new version of every source")
     prune_every_seconds: Seconds = Field(3_600, description="beat: remove scores of rows that are gone")
+    drift_every_seconds: Seconds = Field(3_600, description="beat: measure the drift of every source")
+    drift_rows: int = Field(20_000, ge=500, le=1_000_000, description="newest rows that drift is measured on")
+    drift_psi: float = Field(
+        0.25,
+        gt=0,
+        le=100,
+        description="a feature or error whose PSI is larger is a warning, if not by chance",
+    )
+    drift_quarantine_rate: float = Field(
+        0.05, ge=0, le=1, description="a larger share of them in quarantine is a warning"
+    )
+    retrain_on_drift: bool = Field(
+        False, description="train a new version when drift is found, at most one in retrain_every_seconds"
+    )
+    keep_drift_reports: int = Field(1_000, ge=1, description="drift_reports kept per source by prune")
     keep_training_runs: int = Field(1_000, ge=1, description="training_runs kept per source by prune")
 
     training_rows: int = Field(200_000, ge=200, description="newest rows read for one training")

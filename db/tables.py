@@ -164,6 +164,29 @@ training_runs = Table(
     CheckConstraint("status in ('running', 'succeeded', 'failed', 'abandoned')", name="status_known"),
 )
 
+drift_reports = Table(
+    "drift_reports",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("source_id", Integer, ForeignKey("outlier.sources.id", ondelete="CASCADE"), nullable=False),
+    Column("version", Integer, nullable=False, comment="the champion that had scored the rows"),
+    _created("measured_at"),
+    Column("n_rows", BigInteger, nullable=False, comment="rows it was measured on, the newest"),
+    Column(
+        "features", JSONB, nullable=False, comment="feature, psi and limit of each, the largest psi first"
+    ),
+    Column("error_psi", Double, comment="PSI of the reconstruction error"),
+    Column("error_limit", Double),
+    Column("flag_rate", Double, comment="share of the rows that are flagged"),
+    Column("expected_flag_rate", Double, comment="that of the first report of the version"),
+    Column(
+        "quarantine_rate", Double, nullable=False, comment="share of the newest rows that are in quarantine"
+    ),
+    Column("drifted", Boolean, nullable=False, comment="whether anything is beyond its limit"),
+    Column("reasons", JSONB, nullable=False, comment="a sentence for each that is"),
+    Index(None, "source_id", "id"),
+)
+
 quarantine = Table(
     "quarantine",
     metadata,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from scipy import stats
 
 from detector.arrays import Float64Vector
 
@@ -85,9 +86,21 @@ def psi(reference: Binned, values: ArrayLike) -> float:
     probability in estimation problems, Proc. R. Soc. A 186 (1946) 453-461. Each count has half a row added,
     so that an empty bin does not make it infinite. At least one value.
     """
-    column = np.asarray(values, dtype=np.float64)
+    return psi_of_counts(reference, counts(reference, values))
+
+
+def counts(reference: Binned, values: ArrayLike) -> Float64Vector:
+    """How many of the values (n,) fall into each bin of the reference, and at last how many are missing.
+
+    Counts of several blocks of rows add up, so that no more than one block need be in memory.
+    """
+    return _counts(np.array(reference.edges), np.asarray(values, dtype=np.float64))
+
+
+def psi_of_counts(reference: Binned, n_in_bins: Float64Vector) -> float:
+    """`psi` of values that were counted before."""
     expected = _smooth(np.array(reference.shares) * reference.n_rows)
-    actual = _smooth(_counts(np.array(reference.edges), column))
+    actual = _smooth(n_in_bins)
     return float(np.sum((actual - expected) * np.log(actual / expected)))
 
 
@@ -99,6 +112,28 @@ def psi_by_chance(reference: Binned, n_rows: int) -> float:
     """
     used = sum(share > 0 for share in reference.shares)
     return (used - 1) * (1 / n_rows + 1 / reference.n_rows)
+
+
+def psi_limit(reference: Binned, n_rows: int, probability: float) -> float:
+    """What the index of n_rows rows of the very same spread exceeds with no more than about this probability.
+
+    Over 1 / n + 1 / m the index is about a chi-squared number of one degree of freedom less than there are bins:
+    Yurdakul, Statistical Properties of Population Stability Index, Western Michigan University 2018. Bins that
+    hold none of the reference's rows count, for the values may have some there.
+    """
+    quantile = stats.chi2.isf(probability, len(reference.shares) - 1)
+    return float(quantile * (1 / n_rows + 1 / reference.n_rows))
+
+
+def rates_differ(n_hits: int, n_rows: int, expected_hits: int, expected_rows: int) -> float:
+    """The probability that two samples of one and the same rate differ at least so much, the way these two do.
+
+    Given all hits together, those of the first sample are binomial: Przyborowski and Wilenski, Homogeneity of
+    results in testing samples from Poisson series, Biometrika 31 (1940) 313-323. Both numbers of rows are positive.
+    """
+    share = n_rows / (n_rows + expected_rows)
+    found = stats.binom(n_hits + expected_hits, share)
+    return float(min(found.sf(n_hits - 1), found.cdf(n_hits)))
 
 
 def _counts(edges: NDArray[Any], column: Float64Vector) -> Float64Vector:

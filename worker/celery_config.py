@@ -53,6 +53,7 @@ beat_schedule = {
         "task": "models.train_due",
         "schedule": min(60.0, _settings.retrain_every_seconds),
     },
+    "drift": {"task": "drift.measure_all", "schedule": _settings.drift_every_seconds},
     "prune": {"task": "maintenance.prune_all", "schedule": _settings.prune_every_seconds},
 }
 for _entry in beat_schedule.values():

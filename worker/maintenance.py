@@ -55,7 +55,12 @@ def prune_all(runtime: Runtime) -> dict[str, int]:
 def _prune(runtime: Runtime, source_name: str) -> int:
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
-        n_removed = pruning.prune(connection, source, keep_training_runs=runtime.settings.keep_training_runs)
+        n_removed = pruning.prune(
+            connection,
+            source,
+            keep_training_runs=runtime.settings.keep_training_runs,
+            keep_drift_reports=runtime.settings.keep_drift_reports,
+        )
     if n_removed:
         log.info("pruned", source=source_name, n_removed=n_removed)
     return n_removed

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import structlog
 
-from worker import maintenance, scoring, training, versions
+from worker import drift, maintenance, scoring, training, versions
 from worker.app import app, ring
 from worker.runtime import runtime
 
@@ -81,6 +81,18 @@ def train_due() -> list[str]:
     for name in names:
         train.apply_async((name,))
     return names
+
+
+@app.task(name="drift.measure")
+def measure_drift(source: str) -> bool:
+    """Measure a source's drift and store the report. Returns whether it has drifted."""
+    return bool(drift.measure(runtime(), source)["drifted"])
+
+
+@app.task(name="drift.measure_all")
+def measure_drift_all() -> dict[str, bool]:
+    """Measure every source; with PGOUTLIER_RETRAIN_ON_DRIFT also send models.train for those that drifted."""
+    return drift.measure_all(runtime(), train=lambda name: ring(train, name))
 
 
 @app.task(name="models.promote")

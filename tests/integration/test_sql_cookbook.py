@@ -111,6 +111,7 @@ def test_operators_may_run_it(title: str, as_worker: psycopg.Connection[Any]) ->
         "Does scoring stand still, and why",
         "Is this row queued",
         "Trainings",
+        "Drift, the last report of each source",
     }
     assert bool(rows) == (title not in quiet)
 

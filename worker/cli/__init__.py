@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from db.embedded import EmbeddedServerError
 from db.errors import PgoutlierError, first_line
-from worker.cli import demo, doctor, evaluate, look, models, report, run, sources, threshold
+from worker.cli import demo, doctor, drift, evaluate, look, models, report, run, sources, threshold
 from worker.cli.output import errors
 
 app = typer.Typer(
@@ -40,6 +40,7 @@ app.command(rich_help_panel=_LOOK)(look.status)
 app.command(rich_help_panel=_LOOK)(look.flagged)
 app.command(rich_help_panel=_LOOK)(threshold.threshold)
 app.command(rich_help_panel=_LOOK)(report.report)
+app.command(rich_help_panel=_LOOK)(drift.drift)
 app.add_typer(sources.quarantine, name="quarantine", rich_help_panel=_LOOK)
 app.command(rich_help_panel=_LOOK)(doctor.doctor)
 app.command(

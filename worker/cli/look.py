@@ -63,10 +63,17 @@ def _status_table(figures: dict[str, Any]) -> Table:
             f"~{row['n_scored_estimate']:,}",
             f"{row['n_quarantined']:,}",
             _training_text(row["training"]),
-            row["problem"] or "",
+            row["problem"] or _drift_text(row["drift"]),
         )
     table.caption = _workers_text(figures)
     return table
+
+
+def _drift_text(found: dict[str, Any] | None) -> str:
+    if found is None or not found["drifted"]:
+        return ""
+    more = len(found["reasons"]) - 1
+    return f"drift: {found['reasons'][0]}" + (f" and {more} more; see pgoutlier drift" if more else "")
 
 
 def _training_text(training: dict[str, Any] | None) -> str:

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detector.drift import Binned, Reference, binned, psi, psi_by_chance
+from detector.drift import (
+    Binned,
+    Reference,
+    binned,
+    counts,
+    psi,
+    psi_by_chance,
+    psi_limit,
+    psi_of_counts,
+    rates_differ,
+)
 
 ANY_FLOATS = st.lists(st.floats(width=64), min_size=1, max_size=60)
 
@@ -67,3 +77,47 @@ def test_shares_that_do_not_fit_the_edges_are_refused() -> None:
     for edges, shares in (((1.0,), (1.0, 0.0)), ((2.0, 1.0), (0.5, 0.5, 0.0, 0.0))):
         with pytest.raises(ValueError, match=r"two more shares|ascend"):
             Binned(edges=edges, shares=shares, n_rows=1)
+
+
+def test_counts_of_blocks_add_up_to_those_of_all_rows() -> None:
+    random = np.random.default_rng(1)
+    reference = binned(random.normal(size=2_000))
+    values = np.concatenate([random.normal(0.3, 1, 900), [np.nan, np.inf, -np.inf]])
+    blocks = sum(counts(reference, block) for block in np.array_split(values, 7))
+    np.testing.assert_array_equal(blocks, counts(reference, values))
+    assert psi_of_counts(reference, blocks) == psi(reference, values)
+
+
+@pytest.mark.parametrize("n_rows", [500, 20_000])
+@pytest.mark.parametrize("levels", [0, 3])
+def test_rows_of_the_same_spread_are_beyond_the_limit_no_more_often_than_allowed(
+    n_rows: int, levels: int
+) -> None:
+    """20,000 reports of rows that have not drifted; the reference is itself a sample."""
+    allowed = 1e-3
+    random = np.random.default_rng(2)
+
+    def drawn(n: int) -> np.ndarray:
+        values = random.normal(size=n)
+        return np.round(values * levels) if levels else values
+
+    # The true shares come from a sample that is much larger than the references.
+    truth = np.sort(drawn(2_000_000))
+    beyond = 0
+    for _ in range(400):
+        reference = binned(drawn(20_000))
+        below = np.searchsorted(truth, reference.edges, side="right") / len(truth)
+        shares = np.diff(np.concatenate([[0.0], below, [1.0, 1.0]]))
+        limit = psi_limit(reference, n_rows, allowed)
+        for found in random.multinomial(n_rows, shares, size=50):
+            beyond += psi_of_counts(reference, found) > limit
+    assert beyond <= 2 * allowed * 20_000
+
+
+def test_equal_rates_hardly_ever_differ_and_unequal_ones_do() -> None:
+    random = np.random.default_rng(3)
+    equal = [rates_differ(*random.binomial(5_000, 0.004, 1), 5_000, 20, 5_000) for _ in range(300)]
+    assert np.mean(np.array(equal) < 1e-3) < 2e-2
+    assert rates_differ(60, 5_000, 20, 5_000) < 1e-5
+    assert rates_differ(2, 5_000, 20, 5_000) < 1e-3
+    assert rates_differ(20, 5_000, 20, 5_000) > 0.4

@@ -1,0 +1,210 @@
+"""Drift of a source: the newest rows that its champion scored, beside what the version kept of its training rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import structlog
+from sqlalchemy import Connection
+
+from db import drift as drift_sql
+from db import models as model_sql
+from db import report, sources
+from db.drift import ScoredBlock
+from db.errors import ModelError
+from db.settings import Settings
+from db.sources import Source
+from detector import drift as indices
+from detector.drift import Binned, Reference
+from worker.runtime import Runtime
+
+log = structlog.get_logger()
+
+# Fewer rows tell nothing.
+MIN_ROWS = 500
+# Of a week of reports on rows that have not drifted, so many may hold a warning.
+FALSE_ALARMS_A_WEEK = 0.01
+# A flag rate is beyond its limit when it is so many times what it was, or the same part of it.
+RATE_RATIO = 2.0
+_WEEK_SECONDS = 7 * 86_400
+
+
+@dataclass
+class _Counted:
+    """Rows counted into the bins of a reference, block after block."""
+
+    reference: Reference
+    left_out: frozenset[str]
+    n_rows: int = 0
+    n_flagged: int = 0
+    features: dict[str, np.ndarray] = field(default_factory=dict)
+    error: Any = 0.0
+
+    def add(self, block: ScoredBlock, names: Iterable[str]) -> None:
+        self.n_rows += len(block.errors)
+        self.n_flagged += int(block.flagged.sum())
+        self.error = self.error + indices.counts(self.reference.error, block.errors)
+        for column, name in enumerate(names):
+            if name not in self.left_out and (binned := self.reference.features.get(name)):
+                found = indices.counts(binned, block.matrix[:, column])
+                self.features[name] = self.features.get(name, 0.0) + found
+
+
+def measure(runtime: Runtime, source_name: str) -> dict[str, Any]:
+    """Measure a source's drift, store the report and return it; a warning is logged for what is beyond its limit.
+
+    Raises SourceError if there is no such source, ModelError if it has no champion, the champion kept no
+    reference, or too few of the newest rows were scored by it.
+    """
+    settings = runtime.settings
+    with runtime.engine.begin() as connection:
+        source = sources.find(connection, source_name)
+        version, reference = _reference(connection, source)
+        # The newest rows are all of one hour or day, so what is taken from the clock has always moved.
+        clock = (feature.names for feature in source.definition.features if feature.transform)
+        counted = _Counted(reference, frozenset(chain.from_iterable(clock)))
+        names = source.definition.feature_names
+        for block in drift_sql.scored_blocks(
+            connection, source.definition, version=version, newest=settings.drift_rows
+        ):
+            counted.add(block, names)
+        if counted.n_rows < MIN_ROWS:
+            raise ModelError(
+                f"Version {version} has scored {counted.n_rows:,} of the newest {settings.drift_rows:,} rows of"
+                f" {source_name}; drift is measured on {MIN_ROWS} or more of them."
+            )
+        n_quarantined, n_newest = drift_sql.quarantined_among(
+            connection, source.definition, source.id, newest=settings.drift_rows
+        )
+        first = drift_sql.first_flag_rate(connection, source.id, version)
+        found = _report(settings, version, counted, first, n_quarantined / n_newest)
+        drift_sql.keep(connection, source.id, found)
+    if found["drifted"]:
+        log.warning("drift_found", source=source_name, version=version, reasons=found["reasons"])
+    return found
+
+
+def measure_all(runtime: Runtime, *, train: Callable[[str], None]) -> dict[str, bool]:
+    """Measure every source that can be; whether it has drifted, by source.
+
+    One that has is trained anew, by calling train, if the settings say so and no training was started within the
+    retrain interval.
+    """
+    settings = runtime.settings
+    with runtime.engine.begin() as connection:
+        every = list(sources.every(connection))
+    drifted = {}
+    for source in every:
+        try:
+            drifted[source.name] = measure(runtime, source.name)["drifted"]
+        except ModelError as error:
+            log.info("drift_not_measured", source=source.name, reason=str(error))
+            continue
+        if drifted[source.name] and settings.retrain_on_drift:
+            with runtime.engine.begin() as connection:
+                lately = drift_sql.trained_lately(
+                    connection, source.id, seconds=settings.retrain_every_seconds
+                )
+            if not lately:
+                train(source.name)
+    return drifted
+
+
+def _reference(connection: Connection, source: Source) -> tuple[int, Reference]:
+    champion = model_sql.alias(connection, source.id)
+    if champion is None:
+        raise ModelError(f"{source.name} has no champion yet; train one: pgoutlier train {source.name}")
+    kept = report.version(connection, source.id, champion[1])["drift_reference"]
+    if kept is None:
+        raise ModelError(
+            f"Version {champion[1]} of {source.name} kept nothing to measure drift against; train a new one:"
+            f" pgoutlier train {source.name}"
+        )
+    return champion[1], Reference.model_validate(kept)
+
+
+def _report(
+    settings: Settings,
+    version: int,
+    counted: _Counted,
+    first: tuple[int, int] | None,
+    quarantine_rate: float,
+) -> dict[str, Any]:
+    reports_a_week = max(1.0, _WEEK_SECONDS / settings.drift_every_seconds)
+    # One number for each feature, the error and the flag rate may be beyond its limit by chance.
+    probability = FALSE_ALARMS_A_WEEK / reports_a_week / (len(counted.features) + 2)
+    features = sorted(
+        (
+            _Moved.of(name, counted.reference.features[name], in_bins, counted.n_rows, settings, probability)
+            for name, in_bins in counted.features.items()
+        ),
+        key=lambda moved: -moved.psi,
+    )
+    error = _Moved.of(
+        "the reconstruction error",
+        counted.reference.error,
+        counted.error,
+        counted.n_rows,
+        settings,
+        probability,
+    )
+    reasons = [
+        f"{moved.name} has PSI {moved.psi:.2f}, above {moved.limit:.2f}"
+        for moved in (*features, error)
+        if moved.psi > moved.limit
+    ]
+    flag_rate = counted.n_flagged / counted.n_rows
+    expected = None if first is None else first[0] / first[1]
+    if first is not None and _rate_moved(counted.n_flagged, counted.n_rows, *first, probability):
+        reasons.append(f"{flag_rate:.3%} of the rows are flagged, {expected:.3%} were at first")
+    if quarantine_rate > settings.drift_quarantine_rate:
+        reasons.append(
+            f"{quarantine_rate:.1%} of the rows are in quarantine, above {settings.drift_quarantine_rate:.1%}"
+        )
+    return {
+        "version": version,
+        "n_rows": counted.n_rows,
+        "features": [{"feature": f.name, "psi": f.psi, "limit": f.limit} for f in features],
+        "error_psi": error.psi,
+        "error_limit": error.limit,
+        "flag_rate": flag_rate,
+        "expected_flag_rate": expected,
+        "quarantine_rate": quarantine_rate,
+        "drifted": bool(reasons),
+        "reasons": reasons,
+    }
+
+
+@dataclass(frozen=True)
+class _Moved:
+    """A feature, or the error, with its index and what it may be: the setting, or more where rows are few."""
+
+    name: str
+    psi: float
+    limit: float
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        binned: Binned,
+        in_bins: np.ndarray,
+        n_rows: int,
+        settings: Settings,
+        probability: float,
+    ) -> _Moved:
+        by_chance = indices.psi_limit(binned, n_rows, probability)
+        return cls(name, indices.psi_of_counts(binned, in_bins), max(settings.drift_psi, by_chance))
+
+
+def _rate_moved(hits: int, n_rows: int, first_hits: int, first_rows: int, probability: float) -> bool:
+    """Whether the rate is RATE_RATIO times what it was, or less than that part of it, and not by chance."""
+    # Half a hit, so that a rate of none has a ratio.
+    ratio = ((hits + 0.5) / n_rows) / ((first_hits + 0.5) / first_rows)
+    if 1 / RATE_RATIO < ratio < RATE_RATIO:
+        return False
+    return indices.rates_differ(hits, n_rows, first_hits, first_rows) < probability / 2
