@@ -7,6 +7,7 @@ Wire formats: the type's send function, big-endian integers, 16 raw bytes for uu
 
 from __future__ import annotations
 
+import re
 import uuid
 from typing import Any
 
@@ -74,3 +75,21 @@ def scalar_type(key_type: str) -> sql.SQL:
 def to_texts(keys: Keys, key_type: str) -> list[str]:
     """The keys as PostgreSQL prints them."""
     return [str(key) for key in to_parameters(keys, key_type)]
+
+
+def canonical(text: str, key_type: str) -> str:
+    """A key that somebody wrote, as PostgreSQL prints it. Raises ValueError if it is no key of this type."""
+    if key_type in _INTEGERS:
+        if re.fullmatch(r"\s*[+-]?[0-9]+\s*", text, re.ASCII) is None:
+            raise ValueError("not a whole number")
+        number = int(text)
+        limits = np.iinfo(_INTEGERS[key_type])
+        if not limits.min <= number <= limits.max:
+            raise ValueError("too large")
+        return str(number)
+    if key_type == "uuid":
+        return str(uuid.UUID(text.strip()))
+    if "\x00" in text:
+        raise ValueError("holds a NUL character")
+    text.encode()  # a UnicodeEncodeError is a ValueError
+    return text

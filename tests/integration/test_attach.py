@@ -550,12 +550,12 @@ def test_the_dry_run_prints_what_attach_does(
     request = AttachRequest(relation='"50% Sales"', key='"Key %s"', features=features, name="sales")
     with runtime.engine.begin() as connection:
         definition, columns = attach.resolve(connection, request)
-        script = source_ddl.script(sources.plan(definition, columns))
+        script = source_ddl.script(sources.plan(connection, definition, columns))
     before = objects(user)
     postgres.run("psql", database_url, "--no-psqlrc", "--set=ON_ERROR_STOP=1", "--quiet", stdin=script)
     by_hand = objects(user)
     user.execute("DROP FUNCTION outlier.enqueue_insert_sales, outlier.enqueue_update_sales CASCADE")
-    user.execute("DROP VIEW outlier.scored_sales, outlier.flagged_sales")
+    user.execute("DROP VIEW outlier.scored_sales, outlier.flagged_sales, outlier.quality_sales")
     user.execute("DROP TABLE outlier.scores_sales, outlier.queue_sales")
     assert objects(user) == before
     attach_table(user, runtime, relation='"50% Sales"', key='"Key %s"', features=features, name="sales")
