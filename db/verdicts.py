@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from db import catalog, source_views
 from db import keys as key_codec
 from db.definition import SourceDefinition
+from db.errors import VerdictError
 from db.identifiers import identifier, ours
 from db.statements import compose, one, run, run_dicts
 
@@ -26,6 +27,14 @@ class Verdict:
     verdict: str
     note: str | None = None
     line: int = 0
+
+
+def named(text: str) -> str:
+    """One of VERDICTS, in any case and with spaces around it. Raises VerdictError for another word."""
+    word = text.strip().lower()
+    if word not in VERDICTS:
+        raise VerdictError(f"{text!r} is no verdict; write {', '.join(VERDICTS[:-1])} or {VERDICTS[-1]}.")
+    return word
 
 
 def give(
