@@ -18,6 +18,8 @@ from psycopg import sql
 Keys = npt.NDArray[Any]
 
 _INTEGERS = {"smallint": ">i2", "integer": ">i4", "bigint": ">i8"}
+_LIMITS = {name: 2 ** (8 * np.dtype(wire).itemsize - 1) for name, wire in _INTEGERS.items()}
+_WHOLE_NUMBER = re.compile(r"\s*[+-]?[0-9]+\s*", re.ASCII)
 KEY_TYPES = (*_INTEGERS, "uuid", "text")
 
 
@@ -80,11 +82,10 @@ def to_texts(keys: Keys, key_type: str) -> list[str]:
 def canonical(text: str, key_type: str) -> str:
     """A key that somebody wrote, as PostgreSQL prints it. Raises ValueError if it is no key of this type."""
     if key_type in _INTEGERS:
-        if re.fullmatch(r"\s*[+-]?[0-9]+\s*", text, re.ASCII) is None:
+        if _WHOLE_NUMBER.fullmatch(text) is None:
             raise ValueError("not a whole number")
         number = int(text)
-        limits = np.iinfo(_INTEGERS[key_type])
-        if not limits.min <= number <= limits.max:
+        if not -_LIMITS[key_type] <= number < _LIMITS[key_type]:
             raise ValueError("too large")
         return str(number)
     if key_type == "uuid":

@@ -56,8 +56,10 @@ def with_verdicts(source: SourceDefinition, key: sql.Composable) -> sql.Composab
     )
 
 
-def known(label: sql.Composable) -> sql.Composable:
+def known(source: SourceDefinition, label: sql.Composable) -> sql.Composable:
     """SQL for whether a row is fraud, NULL where nobody knows: a verdict (v.verdict) wins over the label."""
+    if source.label_column is None:  # PostgreSQL sees that only rows with a verdict are known
+        return sql.SQL("(v.verdict = 'fraud')")
     return compose("coalesce(v.verdict = 'fraud', {label})", label=label)
 
 
@@ -93,7 +95,7 @@ def of_keys(connection: Connection, source: SourceDefinition, keys: key_codec.Ke
         compose(
             "SELECT {known} FROM unnest(%(keys)s::{keys}) WITH ORDINALITY k (key, place)"
             " LEFT JOIN {relation} t ON t.{key} = k.key{verdicts} ORDER BY k.place",
-            known=known(by_column(source, "t")),
+            known=known(source, by_column(source, "t")),
             keys=key_codec.array_type(source.key_type),
             relation=source.relation.sql(),
             key=identifier(source.key_column),

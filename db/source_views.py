@@ -67,7 +67,7 @@ def _quality(source: SourceDefinition, *, by_event_time: bool) -> sql.Composed:
         " FROM {relation} t JOIN {scores} s ON s.key = t.{key}{verdicts}) k"
         " WHERE k.fraud IS NOT NULL GROUP BY k.day, k.model_version",
         day=day,
-        known=labels.known(labels.by_column(source, "t")),
+        known=labels.known(source, labels.by_column(source, "t")),
         relation=source.relation.sql(),
         scores=ours("scores", source.name),
         key=identifier(source.key_column),

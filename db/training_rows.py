@@ -189,7 +189,7 @@ def newest_rows(source: SourceDefinition, newest: int) -> sql.Composable:
         "SELECT r.key, r.moment, r.entity, v.verdict, {known} AS fraud FROM ("
         "SELECT b.{key} AS key, b.{moment} AS moment, {entity} AS entity, {label} AS label FROM {relation} b"
         " ORDER BY b.{moment} DESC NULLS LAST LIMIT {newest}) r{verdicts}",
-        known=labels.known(sql.SQL("r.label")),
+        known=labels.known(source, sql.SQL("r.label")),
         key=identifier(source.key_column),
         moment=identifier(source.time_column or source.key_column),
         # One entity for all, where there is no column that tells them apart.

@@ -135,7 +135,7 @@ def counting(scored: Scored) -> sql.Composed:
         "SELECT width_bucket(-s.reconstruction_error, %(bounds)s::float8[]) AS bucket, count(*),"
         " count({label}), count(*) FILTER (WHERE {label}), min({dated}), max({dated})"
         " FROM {scores} s{join}{verdicts} WHERE s.model_version = %(version)s{within} GROUP BY 1",
-        label=labels.known(label) if scored.by_verdict else label,
+        label=labels.known(source, label) if scored.by_verdict else label,
         # Python knows no infinite times, and no year of five digits.
         dated=compose(
             "CASE WHEN {m} BETWEEN '0001-01-02' AND '9999-12-30' THEN {m} END::timestamptz", m=moment

@@ -70,13 +70,14 @@ def give(
             absent = verdict_log.first_without_row(connection, source.definition, rows, keys)
             if absent is not None:
                 what = "no scored row" if rows.scored_only else "no row"
-                raise _unusable(batch[absent], f"{source_name} has {what} with the key {keys[absent]!r}")
+                raise _unusable(
+                    batch[absent], f"there is {what} of {source_name} with the key {keys[absent]!r}"
+                )
             n_given += verdict_log.give(connection, source.definition, batch, by=by)
             n_read += len(batch)
             if on_progress is not None:
                 on_progress(n_read)
-    if n_given:
-        log.info("verdicts_given", source=source_name, n_given=n_given)
+    log.info("verdicts_given", source=source_name, n_given=n_given, n_unchanged=n_read - n_given)
     return Given(source=source_name, n_given=n_given, n_unchanged=n_read - n_given)
 
 
@@ -85,6 +86,10 @@ def _checked(source: SourceDefinition, given: Iterable[Verdict]) -> Iterator[Ver
     seen: dict[str, int] = {}
     for verdict in given:
         key = key_of(source, verdict)
+        try:
+            key_codec.canonical(verdict.note or "", "text")
+        except ValueError:
+            raise _unusable(verdict, "the note is not text that PostgreSQL can keep") from None
         if key in seen:
             earlier = f" (line {seen[key]})" if verdict.line else ""
             raise _unusable(verdict, f"the key {key!r} was there before{earlier}; give each row one verdict")

@@ -42,11 +42,12 @@ EXCEPTION WHEN invalid_text_representation OR numeric_value_out_of_range THEN
 END
 $function$
 """
+# In this order the index on (source, key, id) is read backwards, with nothing to sort.
 _CURRENT = """
 CREATE VIEW outlier.current_verdicts AS
 SELECT v.* FROM (
     SELECT DISTINCT ON (source, key) id, source, key, verdict, note, created_at, created_by
-    FROM outlier.verdicts ORDER BY source, key, id DESC
+    FROM outlier.verdicts ORDER BY source DESC, key DESC, id DESC
 ) v WHERE v.verdict <> 'withdrawn'
 """
 

@@ -68,31 +68,33 @@ def label(
     if as_json:
         print_json(vars(done))
         return
-    again = f", {done.n_unchanged:,} said already" if done.n_unchanged else ""
-    console.print(f"{done.n_given:,} verdicts recorded{again}.", highlight=False)
+    again = f", {done.n_unchanged:,} known already" if done.n_unchanged else ""
+    word = "verdict" if done.n_given == 1 else "verdicts"
+    console.print(f"{done.n_given:,} {word} recorded{again}.", highlight=False)
 
 
 def _give_file(source: str, path: Path) -> Given:
     runtime = open_runtime()
     name = "standard input" if str(path) == "-" else str(path)
     try:
-        with _opened(path) as file, _bar(file, source) as show:
+        with _opened(path) as (file, n_bytes), _bar(source, file, n_bytes) as show:
             return giving.give(runtime, source, verdict_csv.read(file, name), on_progress=show)
     except OSError as error:
         raise VerdictError(f"{name} cannot be read: {error.strerror or error}.") from None
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, int | None]]:
+    """The file and its length in bytes; None where that is not known before its end."""
     if str(path) == "-":
-        yield sys.stdin.buffer
+        yield sys.stdin.buffer, None
         return
     with path.open("rb") as file:
-        yield file
+        yield file, os.fstat(file.fileno()).st_size or None
 
 
 @contextmanager
-def _bar(file: BinaryIO, source: str) -> Iterator[Callable[[int], None]]:
+def _bar(source: str, file: BinaryIO, n_bytes: int | None) -> Iterator[Callable[[int], None]]:
     """A bar of how much of a file was read on standard error, moved by what this gives."""
     columns = (
         TextColumn("labelling {task.description}"),
@@ -101,11 +103,10 @@ def _bar(file: BinaryIO, source: str) -> Iterator[Callable[[int], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    whole = os.fstat(file.fileno()).st_size if file.seekable() else None
     # Where there is no terminal, a bar would only leave an empty line.
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
-        task = bar.add_task(source, total=whole, n=0)
-        yield lambda n: bar.update(task, completed=file.tell() if whole else None, n=n)
+        task = bar.add_task(source, total=n_bytes, n=0)
+        yield lambda n: bar.update(task, completed=file.tell() if n_bytes else None, n=n)
 
 
 def verdicts(
