@@ -133,30 +133,28 @@ def test_a_verdict_that_is_withdrawn_is_as_if_it_had_not_been_given(scored: Tabl
     assert "No verdict. Give one:" in run("verdicts", "transactions").output
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (("label", "nothing", "1", "fraud"), "There is no source nothing. Sources: transactions."),
-        (("label", "transactions", "1", "fraudulent"), "'fraudulent' is no verdict; write fraud, normal or"),
-        (("label", "transactions", "fraud"), "A key or a verdict is missing; write: pgoutlier label SOURCE"),
-        (("label", "transactions"), "A key or a verdict is missing"),
-        (("label", "transactions", "1", "x7", "fraud"), "'x7' cannot be a key of source transactions, whose keys"),
-        (("label", "transactions", str(2**63), "fraud"), "cannot be a key of source transactions"),
-        (("label", "transactions", "1", "99", "fraud"), "There is no row of transactions with the key '99'."),
-        (("label", "transactions", "1", "01", "fraud"), "The key '1' was there before; give each row one verdict."),
-        (("label", "transactions", "1", "fraud", "--note", "\x00"), "The note is not text that PostgreSQL can keep."),
-        (("label", "transactions", "1", "fraud", "--csv", "x"), "--csv takes keys, verdicts and notes from the"),
-        (("label", "transactions", "--csv", "/no/such.csv"), "/no/such.csv cannot be read: No such file"),
-        (("verdicts", "transactions", "--key", "x"), "'x' cannot be a key"),
-    ],
+WRONG_WORDS = (
+    (("label", "nothing", "1", "fraud"), "There is no source nothing. Sources: transactions."),
+    (("label", "transactions", "1", "fraudulent"), "'fraudulent' is no verdict; write fraud, normal or"),
+    (("label", "transactions", "fraud"), "A key or a verdict is missing; write: pgoutlier label SOURCE"),
+    (("label", "transactions"), "A key or a verdict is missing"),
+    (("label", "transactions", "1", "x7", "fraud"), "'x7' cannot be a key of source transactions, whose keys"),
+    (("label", "transactions", str(2**63), "fraud"), "cannot be a key of source transactions"),
+    (("label", "transactions", "1", "99", "fraud"), "There is no row of transactions with the key '99'."),
+    (("label", "transactions", "1", "01", "fraud"), "The key '1' was there before; give each row one verdict."),
+    (("label", "transactions", "1", "fraud", "--note", "\x00"), "The note is not text that PostgreSQL can keep."),
+    (("label", "transactions", "1", "fraud", "--csv", "x"), "--csv takes keys, verdicts and notes from the"),
+    (("label", "transactions", "--csv", "/no/such.csv"), "/no/such.csv cannot be read: No such file"),
+    (("verdicts", "transactions", "--key", "x"), "'x' cannot be a key"),
 )  # fmt: skip
-def test_what_cannot_be_said_changes_nothing(
-    scored: Table, run: Run, words: tuple[str, ...], says: str
-) -> None:
-    done = run(*words)
-    assert isinstance(done.exception, VerdictError | SourceError)
-    assert says in done.exception.sentence
-    assert done.exception.exit_code == 2
+
+
+def test_what_cannot_be_said_changes_nothing(scored: Table, run: Run) -> None:
+    for words, says in WRONG_WORDS:
+        done = run(*words)
+        assert isinstance(done.exception, VerdictError | SourceError)
+        assert says in done.exception.sentence
+        assert done.exception.exit_code == 2
     assert log(scored) == []
 
 
@@ -181,25 +179,25 @@ def test_a_file_is_taken_whole(scored: Table, run: Run, tmp_path: Path) -> None:
     assert json.loads(again.output) == {"source": "transactions", "n_given": 0, "n_unchanged": 3}
 
 
-@pytest.mark.parametrize(
-    ("last", "says"),
-    [
-        ("99,fraud", "Line 9: there is no row of transactions with the key '99'. Nothing was changed."),
-        ("x,fraud", "Line 9: 'x' cannot be a key of source transactions, whose keys are of type bigint."),
-        ("02,fraud", "Line 9: the key '2' was there before (line 3); give each row one verdict."),
-        ("9,stolen", "Line 9 of {file} cannot be used: 'stolen' is no verdict; write fraud, normal or withdrawn."),
-    ],
+WRONG_LINES = (
+    ("99,fraud", "Line 9: there is no row of transactions with the key '99'. Nothing was changed."),
+    ("x,fraud", "Line 9: 'x' cannot be a key of source transactions, whose keys are of type bigint."),
+    ("02,fraud", "Line 9: the key '2' was there before (line 3); give each row one verdict."),
+    ("9,stolen", "Line 9 of {file} cannot be used: 'stolen' is no verdict; write fraud, normal or withdrawn."),
 )  # fmt: skip
+
+
 def test_a_file_with_a_mistake_at_its_end_changes_nothing(
-    scored: Table, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str, says: str
+    scored: Table, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verdicts, "BATCH", 3)
     file = tmp_path / "v.csv"
-    file.write_text("key,verdict\n" + "".join(f"{key},fraud\n" for key in range(1, 8)) + last + "\n")
-    done = run("label", "transactions", "--csv", str(file))
-    assert isinstance(done.exception, VerdictError)
-    assert says.format(file=file) in done.exception.sentence
-    assert log(scored) == []
+    for last, says in WRONG_LINES:
+        file.write_text("key,verdict\n" + "".join(f"{key},fraud\n" for key in range(1, 8)) + last + "\n")
+        done = run("label", "transactions", "--csv", str(file))
+        assert isinstance(done.exception, VerdictError)
+        assert says.format(file=file) in done.exception.sentence
+        assert log(scored) == []
 
 
 def test_a_long_file_is_written_in_batches_and_its_progress_is_told(
@@ -427,43 +425,35 @@ KEYS = {
 
 
 @pytest.mark.parametrize("kind", KEYS)
-@pytest.mark.parametrize("by_sql", [False, True], ids=["command", "sql"])
-def test_every_type_of_key_and_odd_names_take_verdicts(
-    user: User, runtime: Runtime, kind: str, by_sql: bool
-) -> None:
+def test_every_type_of_key_and_odd_names_take_verdicts(user: User, runtime: Runtime, kind: str) -> None:
     key_type, keys, written = KEYS[kind]
-    name, label = 'the "key" %s {x}', "100% fraud?"
-    user.execute(
-        f"CREATE TABLE t ({quote(name)} {key_type} PRIMARY KEY, x float8, {quote(label)} text)".encode()
-    )
+    key, label = quote('the "key" %s {x}'), quote("100% fraud?")
+    user.execute(f"CREATE TABLE t ({key} {key_type} PRIMARY KEY, x float8, {label} text)".encode())
     with user.cursor() as cursor:
-        cursor.executemany(
-            b"INSERT INTO t VALUES (%s, 1, CASE WHEN %s THEN 'no' ELSE 'yes' END)",
-            [(keys[0], True), (keys[1], False)],
-        )
-    table = attach_table(user, runtime, relation="t", key=quote(name), features="x", label=quote(label))
-    table.promote(make_detector(["x"], threshold=0.0))
-    assert sorted(known(table)) == [0, 1]
-    user.execute(f"UPDATE t SET x = 2 WHERE {quote(name)} IS NOT NULL".encode())
-    table.drain()
-    words = ["fraud", "normal"]
-    if by_sql:
-        with user.cursor() as cursor:
-            cursor.executemany(
-                "INSERT INTO outlier.verdicts (source, key, verdict) VALUES ('t', %s, %s)",
-                list(zip(written, words, strict=True)),
-            )
-    else:
-        assert give(table, *zip(written, words, strict=True)).n_given == 2
-    assert current(table) == dict(zip(keys, words, strict=True))
-    shown = {str(key): verdict for key, verdict in seen(table, quote(name)).items()}
-    assert shown == current(table)
-    assert sorted(known(table)) == [0, 1]
+        insert = b"INSERT INTO t VALUES (%s, 1, %s)"
+        cursor.executemany(insert, list(zip(keys, ("no", "yes"), strict=True)))
+    table = attach_table(user, runtime, relation="t", key=key, features="x", label=label)
+    table.promote(make_detector(["x"]))
+    user.execute(
+        "INSERT INTO outlier.scores_t (key, change_id, reconstruction_error, model_version, flagged)"
+        f" SELECT {key}, 1, 1, 1, false FROM t".encode()
+    )
+    assert {str(key): verdict for key, verdict in seen(table, key).items()} == {
+        keys[0]: "normal",
+        keys[1]: "fraud",
+    }
+    assert give(table, (written[0], "fraud")).n_given == 1
+    user.execute(
+        "INSERT INTO outlier.verdicts (source, key, verdict) VALUES ('t', %s, 'normal')", (written[1],)
+    )
+    expected = {keys[0]: "fraud", keys[1]: "normal"}
+    assert current(table) == expected
+    assert {str(key): verdict for key, verdict in seen(table, key).items()} == expected
+    assert known(table) == [labels.FRAUD, labels.NORMAL]
     assert table.rows("SELECT sum(labelled), sum(fraud) FROM outlier.quality_t") == [(2, 1)]
     with runtime.engine.begin() as connection:
         rows = training_rows.read(connection, table.source.definition, table.source.id, newest=10)
-        assert rows.left_out == {"fraud_verdict": 1}
-        assert rows.n_normal == 1
+    assert (rows.left_out, rows.n_normal) == ({"fraud_verdict": 1}, 1)
     found = thresholds.describe(runtime, "t", window=None)
     assert (found["n_labelled"], found["n_fraud"]) == (2, 1)
 
@@ -473,9 +463,11 @@ def test_a_column_of_the_user_s_named_verdict_is_kept_under_another_name(
 ) -> None:
     user.execute("CREATE TABLE t (verdict int PRIMARY KEY, x float8, source_verdict text)")
     table = attach_table(user, runtime, relation="t", key="verdict", features="x")
-    table.promote()
     user.execute("INSERT INTO t VALUES (1, 2, 'mine')")
-    table.drain()
+    user.execute(
+        "INSERT INTO outlier.scores_t (key, change_id, reconstruction_error, model_version, flagged)"
+        " VALUES (1, 1, 1, 1, false)"
+    )
     give(table, (1, "fraud"))
     columns = "source_source_verdict, source_verdict, verdict"
     assert table.rows(f"SELECT {columns} FROM outlier.scored_t") == [(1, "mine", "fraud")]
