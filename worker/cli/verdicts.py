@@ -50,9 +50,11 @@ def label(
     The verdict given last holds. Fraud is not trained on, normal rows are even where they were flagged, and both are
     what precision and recall are measured with. Your role and the time are kept.
 
-    Examples: pgoutlier label payments 20002 fraud --note 'card reported stolen'
-    ; pgoutlier label payments --csv chargebacks.csv
-    ; a key that begins with a minus goes after --: pgoutlier label payments -- -7 normal
+    Example: pgoutlier label payments 20002 fraud --note 'card reported stolen'
+
+    Many at once: pgoutlier label payments --csv chargebacks.csv
+
+    A key that begins with a minus goes after two dashes: pgoutlier label payments -- -7 normal
     """
     if csv is not None:
         if words or note is not None:
