@@ -172,6 +172,25 @@ def has_table_privilege(connection: Connection, relation: Relation, privilege: s
     )
 
 
+def readable(connection: Connection, relation: Relation) -> bool:
+    """Whether the connected role may read the whole relation."""
+    return bool(
+        one(connection, "SELECT has_schema_privilege(%s, 'USAGE')", (relation.schema,))
+    ) and has_table_privilege(connection, relation, "SELECT")
+
+
+def view_columns(connection: Connection, relation: Relation) -> list[str] | None:
+    """The columns of a view in their order, or None if there is no such view."""
+    found: list[str] | None = one(
+        connection,
+        "SELECT (SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_attribute a WHERE a.attrelid = c.oid"
+        " AND a.attnum > 0) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = %s AND c.relname = %s AND c.relkind = 'v'",
+        (relation.schema, relation.name),
+    )
+    return found
+
+
 def missing_grants(connection: Connection, relations: list[tuple[Relation, str]]) -> list[str]:
     """The GRANT statements the connected role would need. relations: (relation, privilege) pairs."""
     role = display(str(one(connection, "SELECT current_user::text")))
@@ -187,7 +206,9 @@ def missing_grants(connection: Connection, relations: list[tuple[Relation, str]]
     if not one(connection, "SELECT has_schema_privilege('outlier', 'CREATE')"):
         grants.append(f"GRANT USAGE, CREATE ON SCHEMA outlier TO {role};")
     rights = ("SELECT", "INSERT", "UPDATE", "DELETE")
-    if not all(has_table_privilege(connection, Relation(SCHEMA, "sources"), right) for right in rights):
+    # The views read the verdicts with the rights of whoever attaches.
+    books = [Relation(SCHEMA, name) for name in ("sources", "verdicts")]
+    if not all(has_table_privilege(connection, book, right) for book in books for right in rights):
         grants.append(f"GRANT {', '.join(rights)} ON ALL TABLES IN SCHEMA {SCHEMA} TO {role};")
     return grants
 

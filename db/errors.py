@@ -37,6 +37,10 @@ class ModelError(PgoutlierError):
     """No such model version or alias, or a move of an alias that cannot be made."""
 
 
+class VerdictError(PgoutlierError):
+    """A verdict that cannot be given, or a file of verdicts that cannot be read."""
+
+
 class TrainingBusy(PgoutlierError):
     """Another training of the same source is under way."""
 

@@ -7,6 +7,7 @@ Wire formats: the type's send function, big-endian integers, 16 raw bytes for uu
 
 from __future__ import annotations
 
+import re
 import uuid
 from typing import Any
 
@@ -17,6 +18,8 @@ from psycopg import sql
 Keys = npt.NDArray[Any]
 
 _INTEGERS = {"smallint": ">i2", "integer": ">i4", "bigint": ">i8"}
+_LIMITS = {name: 2 ** (8 * np.dtype(wire).itemsize - 1) for name, wire in _INTEGERS.items()}
+_WHOLE_NUMBER = re.compile(r"\s*[+-]?[0-9]+\s*", re.ASCII)
 KEY_TYPES = (*_INTEGERS, "uuid", "text")
 
 
@@ -74,3 +77,20 @@ def scalar_type(key_type: str) -> sql.SQL:
 def to_texts(keys: Keys, key_type: str) -> list[str]:
     """The keys as PostgreSQL prints them."""
     return [str(key) for key in to_parameters(keys, key_type)]
+
+
+def canonical(text: str, key_type: str) -> str:
+    """A key that somebody wrote, as PostgreSQL prints it. Raises ValueError if it is no key of this type."""
+    if key_type in _INTEGERS:
+        if _WHOLE_NUMBER.fullmatch(text) is None:
+            raise ValueError("not a whole number")
+        number = int(text)
+        if not -_LIMITS[key_type] <= number < _LIMITS[key_type]:
+            raise ValueError("too large")
+        return str(number)
+    if key_type == "uuid":
+        return str(uuid.UUID(text.strip()))
+    if "\x00" in text:
+        raise ValueError("holds a NUL character")
+    text.encode()  # a UnicodeEncodeError is a ValueError
+    return text

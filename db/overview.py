@@ -8,11 +8,11 @@ from typing import Any
 from psycopg import sql
 from sqlalchemy import Connection
 
-from db import drift, models, queue
+from db import catalog, drift, models, queue, source_views
 from db import sources as source_store
 from db.definition import SourceDefinition
 from db.errors import SourceError
-from db.identifiers import display, identifier, ours
+from db.identifiers import SCHEMA, Relation, display, identifier, ours
 from db.sources import Source
 from db.statements import compose, one, run, run_dicts
 
@@ -128,10 +128,15 @@ def grants(connection: Connection, role: str, *, analyst: bool) -> list[sql.Comp
     if analyst:
         # The command line looks at these two before it shows a view.
         books = compose("GRANT SELECT ON outlier.alembic_version, outlier.sources TO {role}", role=to)
-        return [*statements, books] + [
+        # Who gave a verdict and when is left to PostgreSQL, and what was said cannot be unsaid.
+        read = compose("GRANT SELECT ON outlier.verdicts, outlier.current_verdicts TO {role}", role=to)
+        say = compose("GRANT INSERT (source, key, verdict, note) ON outlier.verdicts TO {role}", role=to)
+        return [*statements, books, read, say] + [
             compose("GRANT SELECT ON {view} TO {role}", view=ours(view, source.name), role=to)
             for source in found
-            for view in ("scored", "flagged")
+            for view in source_views.VIEWS
+            # A source that an earlier version attached has not all of them until it is attached again.
+            if catalog.view_columns(connection, Relation(SCHEMA, f"{view}_{source.name}")) is not None
         ]
     relations = {r for s in found for r in (s.definition.relation, s.definition.feature_relation)}
     return [

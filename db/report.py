@@ -11,7 +11,7 @@ import numpy.typing as npt
 from psycopg import sql
 from sqlalchemy import Connection
 
-from db import features
+from db import features, verdicts
 from db import keys as key_codec
 from db.definition import SourceDefinition
 from db.features import FeatureBatch
@@ -59,11 +59,12 @@ def scored_sample(
     complete = batch.sound(imputes=imputes)
     places = batch.change_ids[complete]
     labels = np.array([row[2] for row in rows], dtype=np.bool_)[places]
+    is_labelled = source.label_column is not None or verdicts.any_given(connection, source.name)
     moments = [rows[place][3] for place in places[[0, -1]]] if len(places) else [None, None]
     return ScoredSample(
         matrix=batch.matrix[complete],
         errors=np.array([row[1] for row in rows], dtype=np.float64)[places],
-        labels=labels if source.label_column else None,
+        labels=labels if is_labelled else None,
         first=moments[0],
         last=moments[1],
     )

@@ -7,24 +7,26 @@ from typing import LiteralString
 from psycopg import sql
 
 from db import keys as key_codec
+from db import source_views
 from db.definition import SourceDefinition
 from db.identifiers import CHANNEL, identifier, ours
 from db.queue import KEYS_PER_QUEUE_ROW
 from db.statements import as_text, compose
 
-SCORE_COLUMNS = ("reconstruction_error", "flagged", "model_version", "scored_at", "top_features")
 TRIGGERS = ("insert", "update")
 
 
-def create(source: SourceDefinition, source_columns: tuple[str, ...]) -> list[sql.Composed]:
-    """Statements that make a source's objects, in order. source_columns: of the user's table, for the views."""
+def create(
+    source: SourceDefinition, source_columns: tuple[str, ...], *, by_event_time: bool
+) -> list[sql.Composed]:
+    """Statements that make a source's objects, in order. Arguments as for `source_views.views`."""
     return [
         *_queue(source),
         *_scores(source),
         *(_trigger_function(source, event) for event in TRIGGERS),
         *(_close_function(source, event) for event in TRIGGERS),
         *(_trigger(source, event) for event in TRIGGERS),
-        *_views(source, source_columns),
+        *source_views.views(source, source_columns, by_event_time=by_event_time).values(),
     ]
 
 
@@ -35,7 +37,7 @@ def drop(source: SourceDefinition) -> list[sql.Composed]:
     renamed or dropped.
     """
     views = [
-        compose("DROP VIEW IF EXISTS {view}", view=ours(view, source.name)) for view in ("flagged", "scored")
+        compose("DROP VIEW IF EXISTS {view}", view=ours(view, source.name)) for view in source_views.VIEWS
     ]
     functions = [
         compose("DROP FUNCTION IF EXISTS {f}() CASCADE", f=_function(source.name, event))
@@ -236,41 +238,6 @@ def _trigger(source: SourceDefinition, event: str) -> sql.Composed:
         old=sql.SQL(" OLD TABLE AS old_rows" if event == "update" else ""),
         f=_function(source.name, event),
     )
-
-
-def _views(source: SourceDefinition, source_columns: tuple[str, ...]) -> list[sql.Composed]:
-    """The user's columns and the score beside them. A column of theirs named as one of ours gets source_ before it."""
-    theirs = [
-        compose(
-            "t.{column} AS {alias}",
-            column=identifier(column),
-            alias=identifier(_alias(column, source_columns)),
-        )
-        for column in source_columns
-    ]
-    select = compose(
-        "SELECT {theirs}, {ours} FROM {relation} t JOIN {scores} s ON s.key = t.{key}",
-        theirs=sql.SQL(", ").join(theirs),
-        ours=sql.SQL(", ").join(compose("s.{c}", c=identifier(column)) for column in SCORE_COLUMNS),
-        relation=source.relation.sql(),
-        scores=ours("scores", source.name),
-        key=identifier(source.key_column),
-    )
-    return [
-        compose("CREATE OR REPLACE VIEW {view} AS {select}", view=ours("scored", source.name), select=select),
-        compose(
-            "CREATE OR REPLACE VIEW {view} AS {select} WHERE s.flagged",
-            view=ours("flagged", source.name),
-            select=select,
-        ),
-    ]
-
-
-def _alias(column: str, source_columns: tuple[str, ...]) -> str:
-    alias = column
-    while alias in SCORE_COLUMNS or (alias != column and alias in source_columns):
-        alias = f"source_{alias}"
-    return alias
 
 
 def script(statements: list[sql.Composed]) -> str:

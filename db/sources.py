@@ -10,10 +10,10 @@ from psycopg import errors, sql
 from psycopg.types.json import Jsonb
 from sqlalchemy import Connection
 
-from db import source_ddl
+from db import catalog, source_ddl, source_views
 from db.definition import SourceDefinition
 from db.errors import SourceError
-from db.identifiers import display
+from db.identifiers import SCHEMA, Relation, display
 from db.statements import one, run, run_dicts
 
 LOCK_TIMEOUT = "10s"
@@ -67,9 +67,15 @@ def _source(row: dict[str, Any]) -> Source:
     )
 
 
-def plan(definition: SourceDefinition, columns: tuple[str, ...]) -> list[sql.Composed]:
+def plan(
+    connection: Connection, definition: SourceDefinition, columns: tuple[str, ...]
+) -> list[sql.Composed]:
     """The statements that `attach` runs."""
-    return source_ddl.create(definition, columns)
+    return source_ddl.create(definition, columns, by_event_time=_by_event_time(connection, definition))
+
+
+def _by_event_time(connection: Connection, definition: SourceDefinition) -> bool:
+    return catalog.is_time(connection, definition.relation, definition.time_column)
 
 
 def attach(
@@ -99,7 +105,7 @@ def attach(
                 f"{definition.relation} is attached already, as source {source.name};"
                 f" detach that first: pgoutlier detach {source.name}"
             )
-    _run_ddl(connection, definition, plan(definition, columns))
+    _run_ddl(connection, definition, plan(connection, definition, columns))
     run(
         connection,
         "INSERT INTO outlier.sources (name, definition, recipe, attached_xid) VALUES (%s, %s, %s,"
@@ -141,10 +147,30 @@ def _check_same(source: Source, definition: SourceDefinition, recipe: dict[str, 
 
 
 def repair(connection: Connection, definition: SourceDefinition, columns: tuple[str, ...]) -> None:
-    """Make triggers and functions again that somebody dropped or disabled. Tables are never touched."""
+    """Make triggers, functions and views again that somebody dropped or disabled. Tables are never touched.
+
+    Views of an earlier version of this program get the columns that they lack.
+    """
     kinds = ("CREATE OR REPLACE FUNCTION", "REVOKE ALL ON FUNCTION", "CREATE OR REPLACE TRIGGER")
-    statements = [s for s in plan(definition, columns) if source_ddl.script([s]).lstrip().startswith(kinds)]
-    _run_ddl(connection, definition, statements)
+    planned = plan(connection, definition, columns)
+    statements = [s for s in planned if source_ddl.script([s]).lstrip().startswith(kinds)]
+    _run_ddl(connection, definition, [*statements, *_views_to_mend(connection, definition, columns)])
+
+
+def _views_to_mend(
+    connection: Connection, definition: SourceDefinition, columns: tuple[str, ...]
+) -> list[sql.Composed]:
+    by_event_time = _by_event_time(connection, definition)
+    mended = []
+    for kind, made in source_views.views(definition, columns, by_event_time=by_event_time).items():
+        shown = catalog.view_columns(connection, Relation(SCHEMA, f"{kind}_{definition.name}"))
+        if shown is None:
+            mended.append(made)
+        elif kind != "quality" and source_views.VERDICT_COLUMN not in shown:
+            # A column that the table got since then would come before ours, where none can be put in.
+            kept = tuple(c for c in columns if source_views.alias(c, columns) in shown)
+            mended.append(source_views.views(definition, kept, by_event_time=by_event_time)[kind])
+    return mended
 
 
 def detach(connection: Connection, source: Source) -> None:

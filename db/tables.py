@@ -206,3 +206,24 @@ quarantine = Table(
         "reason in ('null', 'nan', 'infinite', 'wrong_length', 'missing', 'error')", name="reason_known"
     ),
 )
+
+# A log: what was said last of a row holds, see the view outlier.current_verdicts.
+verdicts = Table(
+    "verdicts",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column(
+        "source",
+        Text,
+        ForeignKey("outlier.sources.name", ondelete="CASCADE"),
+        nullable=False,
+        comment="name of the source",
+    ),
+    Column("key", Text(collation="C"), nullable=False, comment="the row's key, as text"),
+    Column("verdict", Text, nullable=False, comment="fraud, normal, or withdrawn: as if none had been given"),
+    Column("note", Text),
+    _created("created_at"),
+    _by(),
+    Index(None, "source", "key", "id"),
+    CheckConstraint("verdict in ('fraud', 'normal', 'withdrawn')", name="verdict_known"),
+)

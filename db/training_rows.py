@@ -10,10 +10,9 @@ import numpy.typing as npt
 from psycopg import sql
 from sqlalchemy import Connection
 
-from db import catalog, features, sequences
+from db import catalog, features, labels, sequences
 from db.definition import SourceDefinition
 from db.identifiers import identifier, ours
-from db.labels import is_fraud
 from db.statements import compose, one, run, run_dicts
 
 # Far below the 1 GB of one array, however many features there are.
@@ -27,8 +26,8 @@ _NORMAL, _LABELLED_FRAUD, _FLAGGED = range(_KINDS)
 class TrainingRows:
     """matrix (n, d) float64, the oldest row first; left_out: rows not to be fitted on, by reason.
 
-    normal, fraud (n,): the rows to fit on, and those labelled fraud; a row that is neither is flagged. Only
-    normal rows are there unless all were asked for.
+    normal, fraud (n,): the rows to fit on, and those known to be fraud by a verdict or a label; a row that is
+    neither is flagged. Only normal rows are there unless all were asked for.
     first, last: event time (or key) of the oldest and the newest normal row, as text. runs (n,): where rows are
     scored with those before them, rows of one run are of one entity, with none left out between them.
     """
@@ -56,8 +55,9 @@ def read(
     with_frauds_and_flagged: bool = False,
     in_runs: bool = False,
 ) -> TrainingRows:
-    """The newest rows that are neither flagged, nor labelled fraud, nor in quarantine, nor incomplete.
+    """The newest rows that are neither flagged, nor known to be fraud, nor in quarantine, nor incomplete.
 
+    A flagged row that a verdict or label says is normal is among them: it was a false alarm.
     imputes: the recipe fills gaps, so a row with some is not incomplete. with_frauds_and_flagged: these rows
     come along, not as normal ones, for a threshold that is drawn from all rows. in_runs: tell whose history each
     row is in; the source has a time column.
@@ -95,7 +95,8 @@ def read(
         params=params,
         order=compose(
             "{kinds} * {number} + CASE w.reason"
-            " WHEN 'labelled_fraud' THEN {fraud} WHEN 'flagged' THEN {flagged} ELSE {normal} END",
+            " WHEN 'fraud_verdict' THEN {fraud} WHEN 'labelled_fraud' THEN {fraud} WHEN 'flagged' THEN {flagged}"
+            " ELSE {normal} END",
             number=sequences.numbered(place, sql.SQL("w.run")) if in_runs else place,
             kinds=sql.Literal(_KINDS),
             fraud=sql.Literal(_LABELLED_FRAUD),
@@ -159,7 +160,7 @@ def rows_per_day(connection: Connection, source: SourceDefinition, *, newest: in
 def labelled_fraud(
     connection: Connection, source: SourceDefinition, *, newest: int, most: int
 ) -> npt.NDArray[np.float64]:
-    """The complete rows among the newest that are labelled fraud, (n, d), the oldest first, at most so many."""
+    """The complete rows among the newest that are known to be fraud, (n, d), the oldest first, at most so many."""
     batch = features.read(
         connection,
         source,
@@ -180,23 +181,23 @@ def labelled_fraud(
 
 
 def newest_rows(source: SourceDefinition, newest: int) -> sql.Composable:
-    """SELECT of key, moment (event time, else key) and whether labelled fraud, of the newest rows of the table."""
-    moment = identifier(source.time_column or source.key_column)
-    label = (
-        is_fraud(compose("b.{label}", label=identifier(source.label_column)))
-        if source.label_column
-        else sql.SQL("false")
-    )
+    """SELECT of the newest rows of the table: key, moment (event time, else key), entity, verdict, fraud.
+
+    fraud: whether the row is known to be fraud, by a verdict or a label; NULL where nobody knows.
+    """
     return compose(
-        "SELECT b.{key} AS key, b.{moment} AS moment, {entity} AS entity, {label} AS fraud FROM {relation} b"
-        " ORDER BY b.{moment} DESC NULLS LAST LIMIT {newest}",
+        "SELECT r.key, r.moment, r.entity, v.verdict, {known} AS fraud FROM ("
+        "SELECT b.{key} AS key, b.{moment} AS moment, {entity} AS entity, {label} AS label FROM {relation} b"
+        " ORDER BY b.{moment} DESC NULLS LAST LIMIT {newest}) r{verdicts}",
+        known=labels.known(source, sql.SQL("r.label")),
         key=identifier(source.key_column),
-        moment=moment,
+        moment=identifier(source.time_column or source.key_column),
         # One entity for all, where there is no column that tells them apart.
         entity=compose("b.{e}", e=identifier(source.entity_column)) if source.entity_column else sql.SQL("0"),
-        label=label,
+        label=labels.by_column(source, "b"),
         relation=source.relation.sql(),
         newest=sql.Literal(newest),
+        verdicts=labels.with_verdicts(source, sql.SQL("r.key")),
     )
 
 
@@ -209,8 +210,8 @@ def _comparable_moment(source: SourceDefinition) -> sql.Composable:
 def _reason(source: SourceDefinition) -> sql.Composable:
     """SQL for why a row of the window is left out, NULL if it is trained on."""
     return compose(
-        "CASE WHEN w.fraud THEN 'labelled_fraud'"
-        " WHEN EXISTS (SELECT FROM {scores} s WHERE s.key = w.key AND s.flagged) THEN 'flagged'"
+        "CASE WHEN w.fraud THEN CASE WHEN w.verdict IS NULL THEN 'labelled_fraud' ELSE 'fraud_verdict' END"
+        " WHEN w.fraud IS NULL AND EXISTS (SELECT FROM {scores} s WHERE s.key = w.key AND s.flagged) THEN 'flagged'"
         " WHEN EXISTS (SELECT FROM outlier.quarantine h WHERE h.source_id = %(source_id)s"
         " AND h.key = w.key::text) THEN 'quarantined' END",
         scores=ours("scores", source.name),

@@ -9,10 +9,9 @@ from datetime import datetime, timedelta
 from psycopg import sql
 from sqlalchemy import Connection
 
-from db import catalog
+from db import catalog, labels, verdicts
 from db.definition import SourceDefinition
 from db.identifiers import identifier, ours
-from db.labels import is_fraud
 from db.statements import compose, one, run
 
 # The shares of the stored scores that the thresholds of a table flag, about evenly spaced by ratio.
@@ -26,25 +25,27 @@ class Scored:
     """Which scores are counted: those of one version, in the newest part of time.
 
     window: how far back from the newest row; None for all. by_event_time: time is the source's time column,
-    else when the row was scored.
+    else when the row was scored. by_verdict: verdicts were given on rows of the source.
     """
 
     source: SourceDefinition
     version: int
     window: timedelta | None
     by_event_time: bool
+    by_verdict: bool
 
     @classmethod
     def of(
         cls, connection: Connection, source: SourceDefinition, version: int, window: timedelta | None
     ) -> Scored:
         by_event_time = catalog.is_time(connection, source.relation, source.time_column)
-        return cls(source, version, window, by_event_time)
+        by_verdict = verdicts.any_given(connection, source.name)
+        return cls(source, version, window, by_event_time, by_verdict)
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What one threshold flags: rows, those of them with a label, and those labelled fraud."""
+    """What one threshold flags: rows, those of them with a verdict or label, and those known to be fraud."""
 
     threshold: float
     n_flagged: int
@@ -54,7 +55,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Figures:
-    """n_rows: scores counted. n_labelled, n_fraud: of them with a label, and labelled fraud.
+    """n_rows: scores counted. n_labelled, n_fraud: of them with a verdict or label, and known to be fraud.
 
     first, last: the oldest and the newest moment of them, None without any. days: between the two, None where
     that is too short to tell. cuts: one a threshold, in the order asked for.
@@ -128,15 +129,13 @@ def counting(scored: Scored) -> sql.Composed:
     """
     source = scored.source
     moment = _moment(scored)
-    label = (
-        is_fraud(compose("t.{label}", label=identifier(source.label_column))) if source.label_column else None
-    )
-    joined = scored.by_event_time or label is not None
+    label = labels.by_column(source, "t")
+    joined = scored.by_event_time or source.label_column is not None
     return compose(
         "SELECT width_bucket(-s.reconstruction_error, %(bounds)s::float8[]) AS bucket, count(*),"
         " count({label}), count(*) FILTER (WHERE {label}), min({dated}), max({dated})"
-        " FROM {scores} s{join} WHERE s.model_version = %(version)s{within} GROUP BY 1",
-        label=label or sql.SQL("NULL::boolean"),
+        " FROM {scores} s{join}{verdicts} WHERE s.model_version = %(version)s{within} GROUP BY 1",
+        label=labels.known(source, label) if scored.by_verdict else label,
         # Python knows no infinite times, and no year of five digits.
         dated=compose(
             "CASE WHEN {m} BETWEEN '0001-01-02' AND '9999-12-30' THEN {m} END::timestamptz", m=moment
@@ -149,6 +148,7 @@ def counting(scored: Scored) -> sql.Composed:
         )
         if joined
         else sql.SQL(""),
+        verdicts=labels.with_verdicts(source, sql.SQL("s.key")) if scored.by_verdict else sql.SQL(""),
         within=sql.SQL("")
         if scored.window is None
         else compose(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import structlog
 
-from worker import drift, maintenance, scoring, training, versions
+from worker import drift, maintenance, scoring, training, verdicts, versions
 from worker.app import app, ring
 from worker.runtime import runtime
 
@@ -105,6 +105,15 @@ def promote(source: str, version: int, reason: str = "task") -> bool:
 def rollback(source: str, reason: str = "task") -> list[int]:
     """Back to the champion before this one; returns [from, to]."""
     return list(versions.rollback(runtime(), source, reason=reason))
+
+
+@app.task(name="verdicts.label")
+def label(
+    source: str, keys: list[str], verdict: str, note: str | None = None, by: str | None = None
+) -> dict[str, int]:
+    """Say of rows that they are fraud or normal, or withdraw that. by: who says so, in place of the worker's role."""
+    done = verdicts.label(runtime(), source, [str(key) for key in keys], verdict, note=note, by=by)
+    return {"n_given": done.n_given, "n_unchanged": done.n_unchanged}
 
 
 @app.task(name="maintenance.prune_all")

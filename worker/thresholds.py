@@ -49,6 +49,7 @@ def describe(
         "policy": _policy(champion["recipe"]),
         "time": source.definition.time_column if scored.by_event_time else "scored_at",
         "label": source.definition.label_column,
+        "verdicts": scored.by_verdict,
         "n_scores": found.n_rows,
         "n_labelled": found.n_labelled,
         "n_fraud": found.n_fraud,

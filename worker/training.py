@@ -14,7 +14,7 @@ import structlog
 from sqlalchemy import Connection
 
 import detector
-from db import catalog, sources, training_rows
+from db import catalog, sources, training_rows, verdicts
 from db import models as model_sql
 from db.definition import SourceDefinition
 from db.errors import ModelError, SourceError, TrainingBusy
@@ -246,10 +246,15 @@ def chosen_recipe(name: str, *, threshold: str | None = None) -> Recipe:
 def check_columns(connection: Connection, recipe: Recipe, definition: SourceDefinition) -> None:
     """Raises SourceError if the source lacks a column that the recipe's threshold policy is drawn from."""
     policy = recipe.threshold.policy
-    if recipe.needs_labels and definition.label_column is None:
+    if (
+        recipe.needs_labels
+        and definition.label_column is None
+        and not verdicts.any_fraud(connection, definition.name)
+    ):
         raise SourceError(
             f"The threshold policy {policy} needs labels and source {definition.name} has none; attach it with"
-            " --label COLUMN, or use a policy without labels, such as quantile:0.002."
+            f" --label COLUMN, or give verdicts first (pgoutlier label {definition.name} KEY fraud), or use a policy"
+            " without labels, such as quantile:0.002."
         )
     if policy == "alert_budget" and not catalog.is_time(
         connection, definition.relation, definition.time_column

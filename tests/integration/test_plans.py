@@ -17,6 +17,7 @@ from worker.runtime import make_runtime
 
 N_ROWS = 20_000
 FLAGGED, KEY = "scores_transactions_flagged_idx", "scores_transactions_pkey"
+VERDICTS = "verdicts_source_key_id_idx"
 SCANS = {"Index Scan", "Index Only Scan", "Bitmap Index Scan"}
 
 
@@ -41,7 +42,15 @@ def scored(postgres: Postgres) -> Iterator[Table]:
             "UPDATE outlier.scores_transactions SET scored_at = scored_at - interval '1 day'"
             " WHERE key % 2 = 0 AND key % 400 <> 0"
         )
-        user.execute("VACUUM ANALYZE transactions, outlier.scores_transactions")
+        # Many of another source, so that the plans have to look for those of this one.
+        user.execute("CREATE TABLE other (id bigint PRIMARY KEY, x float8)")
+        attach_table(user, runtime, relation="other", key="id", features="x")
+        user.execute(
+            "INSERT INTO outlier.verdicts (source, key, verdict) SELECT 'other', i, 'normal'"
+            " FROM generate_series(1, 20000) i UNION ALL SELECT 'transactions', i, 'fraud'"
+            " FROM generate_series(100, 20000, 1000) i"
+        )
+        user.execute("VACUUM ANALYZE transactions, outlier.scores_transactions, outlier.verdicts")
         assert table.rows(
             "SELECT count(*), count(*) FILTER (WHERE flagged) FROM outlier.scores_{source}"
         ) == [(N_ROWS, N_ROWS // 100)]
@@ -84,11 +93,18 @@ def nodes(table: Table, query: str) -> list[dict[str, Any]]:
         ("SELECT * FROM outlier.scored_transactions WHERE id = 4711", KEY),
         ("SELECT * FROM outlier.scored_transactions WHERE id IN (1, 2, 3)", KEY),
         ("SELECT * FROM outlier.flagged_transactions WHERE id = 4711", KEY),
+        ("SELECT * FROM outlier.flagged_transactions ORDER BY scored_at DESC LIMIT 100", VERDICTS),
+        (
+            "SELECT * FROM outlier.flagged_transactions WHERE verdict IS NULL ORDER BY scored_at DESC LIMIT 100",
+            FLAGGED,
+        ),
+        ("SELECT * FROM outlier.quality_transactions", KEY),
+        ("SELECT * FROM outlier.current_verdicts WHERE source = 'transactions' AND key = '7'", VERDICTS),
     ],
 )  # fmt: skip
 def test_the_usual_questions_are_index_reads(scored: Table, query: str, index: str) -> None:
     read = nodes(scored, query)
-    assert {node["Node Type"] for node in read} <= SCANS | {"Bitmap Heap Scan"}
+    assert {node["Node Type"] for node in read} <= SCANS | {"Bitmap Heap Scan", "Subquery Scan"}
     assert index in {node.get("Index Name") for node in read}
 
 
@@ -112,3 +128,8 @@ def test_a_claim_and_the_question_whether_there_is_work_read_the_queue_by_index(
     for plan in (claiming, asking):
         assert "Seq Scan on queue_transactions" not in plan
         assert "queue_transactions_pkey on queue_transactions" in plan
+
+
+def test_verdicts_are_not_looked_up_where_nobody_asks_for_them(scored: Table) -> None:
+    read = nodes(scored, "SELECT count(*), avg(reconstruction_error) FROM outlier.scored_transactions")
+    assert {node["Relation Name"] for node in read} == {"transactions", "scores_transactions"}

@@ -38,8 +38,16 @@ INSERT INTO shop.payments (id, customer, amount, items, online, is_fraud) VALUES
     (20001, 7, 34.90, 3, true, false),
     (20002, 7, 990.00, 1, true, true),
     (20003, 9, 12.00, NULL, false, NULL),
-    (20004, 9, 800.00, 2, false, false),
-    (20006, 9, 15.00, 1, false, NULL)
+    (20004, 9, 800.00, 2, false, NULL),
+    (20006, 9, 15.00, 1, false, NULL),
+    (20007, 9, 760.00, 2, false, NULL)
+"""
+VERDICTS = """
+INSERT INTO outlier.verdicts (source, key, verdict, created_by) VALUES
+    ('payments', 20004, 'normal', 'ana'),
+    ('payments', 20006, 'fraud', 'bob'),
+    ('payments', 20006, 'normal', 'ana'),
+    ('payments', 20005, 'fraud', 'bob')
 """
 
 Rows = list[dict[str, Any]]
@@ -47,7 +55,7 @@ Rows = list[dict[str, Any]]
 
 @pytest.fixture
 def payments(user: psycopg.Connection[Any], runtime: Runtime) -> Table:
-    """Four scored rows, two of them flagged, one in quarantine, and one that waits in the queue."""
+    """Five scored rows, three of them flagged, one in quarantine, and one that waits in the queue; four verdicts."""
     user.execute(SHOP)
     table = attach_table(
         user,
@@ -66,6 +74,7 @@ def payments(user: psycopg.Connection[Any], runtime: Runtime) -> Table:
     user.execute(
         "INSERT INTO shop.payments (id, customer, amount, items, online) VALUES (20005, 9, 15, 1, false)"
     )
+    user.execute(VERDICTS)
     return table
 
 
@@ -118,7 +127,7 @@ def test_operators_may_run_it(title: str, as_worker: psycopg.Connection[Any]) ->
 
 def test_flagged_rows_are_the_large_ones(as_analyst: psycopg.Connection[Any]) -> None:
     rows = answer(as_analyst, ANALYSTS["Flagged today, over an amount"])
-    assert [row["id"] for row in rows] == [20002, 20004]
+    assert [row["id"] for row in rows] == [20002, 20004, 20007]
 
 
 def test_contributions_say_why(as_analyst: psycopg.Connection[Any]) -> None:
@@ -127,10 +136,38 @@ def test_contributions_say_why(as_analyst: psycopg.Connection[Any]) -> None:
     assert sum(row["share"] for row in rows) == pytest.approx(1, rel=1e-5)
 
 
-def test_precision_and_recall_are_of_labelled_rows(as_analyst: psycopg.Connection[Any]) -> None:
-    (row,) = answer(as_analyst, ANALYSTS["How good are the flags, where the label is known"])
-    assert (row["labelled"], row["fraud"]) == (3, 1)
+@pytest.mark.parametrize("title", ["Precision and recall by week", "Precision and recall by model version"])
+def test_precision_and_recall_are_of_labelled_rows(title: str, as_analyst: psycopg.Connection[Any]) -> None:
+    (row,) = answer(as_analyst, ANALYSTS[title])
+    assert row["labelled"] == 4
     assert (row["precision"], row["recall"]) == (0.5, 1)
+
+
+def test_a_flagged_row_waits_until_its_verdict_is_given(as_analyst: psycopg.Connection[Any]) -> None:
+    waiting = ANALYSTS["Rows waiting for a verdict"]
+    assert [row["id"] for row in answer(as_analyst, waiting)] == [20007]
+    as_analyst.execute("SET ROLE writer")
+    given = answer(as_analyst, ANALYSTS["Give verdicts"])
+    assert {row["key"] for row in given} == {"20004", "20007"}
+    assert {row["created_by"] for row in given} == {"postgres"}, "the user of the session, whatever its role"
+    as_analyst.execute("SET ROLE writer")
+    assert answer(as_analyst, waiting) == []
+
+
+def test_verdicts_are_counted_by_analyst(as_analyst: psycopg.Connection[Any]) -> None:
+    rows = answer(as_analyst, ANALYSTS["Verdicts by analyst"])
+    assert [(row["analyst"], row["verdicts"], row["fraud"]) for row in rows] == [("ana", 2, 0), ("bob", 1, 1)]
+
+
+def test_analysts_who_did_not_agree_are_shown(as_analyst: psycopg.Connection[Any]) -> None:
+    assert answer(as_analyst, ANALYSTS["Where analysts did not agree"]) == [
+        {"key": "20006", "said": ["bob: fraud", "ana: normal"]}
+    ]
+
+
+def test_a_verdict_on_a_row_without_a_score_is_found(as_analyst: psycopg.Connection[Any]) -> None:
+    (row,) = answer(as_analyst, ANALYSTS["Verdicts on rows without a score"])
+    assert row["key"] == "20005"
 
 
 def test_the_queue_depth_counts_rows(as_worker: psycopg.Connection[Any]) -> None:

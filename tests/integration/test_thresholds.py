@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
 
 from db import models as model_sql
 from db import training_rows, what_if
 from db.errors import ModelError, SourceError
 from db.what_if import Scored
 from detector import exceeds, parse_threshold
+from tests.integration.conftest import Run
 from tests.support import FEATURES, Table, attach_table, make_detector, plain_recipe
 from worker import thresholds, training
-from worker.cli import app, context
-from worker.runtime import Runtime, make_runtime
+from worker.runtime import Runtime
 
 User = psycopg.Connection[Any]
-Run = Callable[..., Result]
 
 SMALL = plain_recipe(name="small", epochs=1, early_stopping=None, batch_size=64)
 LABEL = 'is it "fraud"? 100%s'
@@ -70,23 +66,6 @@ def add_frauds(table: Table) -> None:
     label(table, "T", "id % 60 = 30")
 
 
-@pytest.fixture
-def run(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """Runs a command line in this process, and closes its connections, as the end of a process would."""
-    for name, value in {**environment, "COLUMNS": "200"}.items():
-        monkeypatch.setenv(name, value)
-    opened: list[Runtime] = []
-
-    def make_and_keep(*args: Any, **options: Any) -> Runtime:
-        opened.append(make_runtime(*args, **options))
-        return opened[-1]
-
-    monkeypatch.setattr(context, "make_runtime", make_and_keep)
-    yield lambda *words: CliRunner().invoke(app, words)
-    for runtime in opened:
-        runtime.engine.dispose()
-
-
 def last_run(table: Table) -> tuple[Any, ...]:
     return table.rows(
         "SELECT status, error, n_rows, left_out FROM outlier.training_runs ORDER BY id DESC LIMIT 1"
@@ -109,8 +88,9 @@ def test_a_policy_by_labels_is_drawn_from_the_frauds_that_are_not_trained_on(pay
     assert payments.source.recipe["threshold"]["policy"] == "fixed"
 
 
-def test_flagged_rows_that_are_no_known_fraud_count_as_false_alarms(payments: Table) -> None:
+def test_flagged_rows_of_which_nothing_is_known_count_as_false_alarms(payments: Table) -> None:
     add_frauds(payments)
+    label(payments, None, "id % 30 = 1")
     payments.promote()
     payments.user.execute(
         "INSERT INTO outlier.scores_payments (key, change_id, reconstruction_error, model_version, flagged)"

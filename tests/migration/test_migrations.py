@@ -98,6 +98,30 @@ def test_going_down_is_refused_while_sources_are_attached(transactions: Table) -
     migrate.downgrade(engine, "base")
 
 
+def test_a_source_from_before_verdicts_takes_them_after_the_upgrade(
+    empty: Engine, empty_database_url: str
+) -> None:
+    migrate.upgrade(empty, "0002")
+    with psycopg.connect(empty_database_url, autocommit=True) as user:
+        user.execute(
+            "INSERT INTO outlier.sources (name, definition, recipe) VALUES ('t', '{\"key_type\": \"uuid\"}', '{}')"
+        )
+        migrate.upgrade(empty)
+        key = "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"
+        user.execute(
+            "INSERT INTO outlier.verdicts (source, key, verdict) VALUES ('t', upper(%s), 'fraud')", (key,)
+        )
+        assert user.execute("SELECT key, verdict FROM outlier.current_verdicts").fetchall() == [
+            (key, "fraud")
+        ]
+        with pytest.raises(SchemaNotReady, match=r"still attached \(t\).*pgoutlier detach t"):
+            migrate.downgrade(empty, "0002")
+        user.execute("DELETE FROM outlier.sources")
+        assert user.execute("SELECT * FROM outlier.verdicts").fetchall() == []
+    migrate.downgrade(empty, "0002")
+    assert "verdicts" not in tables(empty_database_url)
+
+
 def test_a_database_that_was_never_migrated_says_what_to_run(empty: Engine) -> None:
     with (
         empty.begin() as connection,

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from db.embedded import EmbeddedServerError
 from db.errors import PgoutlierError, first_line
-from worker.cli import demo, doctor, drift, evaluate, look, models, report, run, sources, threshold
+from worker.cli import demo, doctor, drift, evaluate, look, models, report, run, sources, threshold, verdicts
 from worker.cli.output import errors
 
 app = typer.Typer(
@@ -38,6 +38,8 @@ app.command(rich_help_panel=_MODELS)(evaluate.evaluate)
 app.add_typer(models.models, name="models", rich_help_panel=_MODELS)
 app.command(rich_help_panel=_LOOK)(look.status)
 app.command(rich_help_panel=_LOOK)(look.flagged)
+app.command(rich_help_panel=_LOOK)(verdicts.label)
+app.command(rich_help_panel=_LOOK)(verdicts.verdicts)
 app.command(rich_help_panel=_LOOK)(threshold.threshold)
 app.command(rich_help_panel=_LOOK)(report.report)
 app.command(rich_help_panel=_LOOK)(drift.drift)

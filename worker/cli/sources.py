@@ -84,7 +84,7 @@ def attach(
         require_order(chosen, definition)
         training.check_columns(connection, chosen, definition)
         if dry_run:
-            console.file.write(source_ddl.script(source_store.plan(definition, columns)))
+            console.file.write(source_ddl.script(source_store.plan(connection, definition, columns)))
             return
         made = source_store.attach(
             connection, definition, columns, chosen.model_dump(mode="json"), backfill=backfill
@@ -118,13 +118,14 @@ def detach(
     source: SourceName,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Stop watching a table: drops its triggers, queue, scores, views and model versions."""
+    """Stop watching a table: drops its triggers, queue, scores, views, verdicts and model versions."""
     runtime = open_runtime()
     with runtime.engine.begin() as connection:
         found = source_store.find(connection, source)
     if not yes:
         typer.confirm(
-            f"Drop the scores and all model versions of {source} ({found.definition.relation})?", abort=True
+            f"Drop the scores, verdicts and all model versions of {source} ({found.definition.relation})?",
+            abort=True,
         )
     with runtime.engine.begin() as connection:
         source_store.detach(connection, found)

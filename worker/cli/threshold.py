@@ -32,7 +32,7 @@ def threshold(
     ] = "30d",
     as_json: AsJson = False,
 ) -> None:
-    """The champion's threshold: flags per day, and precision and recall where labels are known.
+    """The champion's threshold: flags per day, and precision and recall where verdicts or labels are known.
 
     Counts the scores that the champion has stored; nothing is scored again and nothing is changed.
 
@@ -77,16 +77,22 @@ def _print_now(found: dict[str, Any]) -> None:
             f"{found['n_scores']:,} scores by {found['time']} from {found['first']:%Y-%m-%d %H:%M} to"
             f" {found['last']:%Y-%m-%d %H:%M}: {flags}, {now['flags_per_day']:,.1f} a day."
         )
-    if found["label"] is not None:
+    if _labelled(found):
+        word = "verdict or label" if found["verdicts"] and found["label"] else "label"
+        word = "verdict" if found["label"] is None else word
         _say(
-            f"{found['n_labelled']:,} of them have a label, {found['n_fraud']:,} say fraud: precision"
-            f" {_figure(now['precision'])}, recall {_figure(now['recall'])}. Rows without a label count as flags, not"
+            f"{found['n_labelled']:,} of them have a {word}, {found['n_fraud']:,} say fraud: precision"
+            f" {_figure(now['precision'])}, recall {_figure(now['recall'])}. Rows without a {word} count as flags, not"
             " for precision and recall."
         )
 
 
+def _labelled(found: dict[str, Any]) -> bool:
+    return found["label"] is not None or found["verdicts"]
+
+
 def _print_table(found: dict[str, Any]) -> None:
-    labelled = found["label"] is not None
+    labelled = _labelled(found)
     table = new_table("", ["threshold", "flags", "a day", "share"])
     for name in ("precision", "recall", "F1") if labelled else ():
         table.add_column(name)

@@ -1,0 +1,114 @@
+"""Giving verdicts: all of a call or of a file in one transaction, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import structlog
+
+from db import keys as key_codec
+from db import sources
+from db import verdicts as verdict_log
+from db.definition import SourceDefinition
+from db.errors import VerdictError
+from db.verdicts import Verdict, VisibleRows
+from worker.runtime import Runtime
+
+log = structlog.get_logger()
+
+# Verdicts checked and written by one statement.
+BATCH = 10_000
+
+
+@dataclass(frozen=True)
+class Given:
+    """n_given: verdicts added to the log. n_unchanged: those that say what is said of the row already."""
+
+    source: str
+    n_given: int
+    n_unchanged: int
+
+
+def label(
+    runtime: Runtime,
+    source_name: str,
+    keys: Sequence[str],
+    verdict: str,
+    *,
+    note: str | None = None,
+    by: str | None = None,
+) -> Given:
+    """Say the same of each of these rows. verdict: fraud, normal or withdrawn. Else as `give`."""
+    word = verdict_log.named(verdict)
+    return give(runtime, source_name, [Verdict(key, word, note) for key in keys], by=by)
+
+
+def give(
+    runtime: Runtime,
+    source_name: str,
+    given: Iterable[Verdict],
+    *,
+    by: str | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> Given:
+    """Give each row its verdict, or take it back.
+
+    by: who gives them, where it is not the connected role itself. on_progress: called with the number of
+    verdicts written so far. Raises SourceError if there is no such source, VerdictError naming the first one that
+    cannot be used: a key that is not of the source's type, that comes twice, or that no row has. Then nothing is
+    changed.
+    """
+    n_read = n_given = 0
+    with runtime.engine.begin() as connection:
+        source = sources.find(connection, source_name)
+        rows = VisibleRows.of(connection, source.definition)
+        checked = _checked(source.definition, given)
+        while batch := list(islice(checked, BATCH)):
+            keys = [verdict.key for verdict in batch]
+            absent = verdict_log.first_without_row(connection, source.definition, rows, keys)
+            if absent is not None:
+                what = "no scored row" if rows.scored_only else "no row"
+                raise _unusable(
+                    batch[absent], f"there is {what} of {source_name} with the key {keys[absent]!r}"
+                )
+            n_given += verdict_log.give(connection, source.definition, batch, by=by)
+            n_read += len(batch)
+            if on_progress is not None:
+                on_progress(n_read)
+    log.info("verdicts_given", source=source_name, n_given=n_given, n_unchanged=n_read - n_given)
+    return Given(source=source_name, n_given=n_given, n_unchanged=n_read - n_given)
+
+
+def _checked(source: SourceDefinition, given: Iterable[Verdict]) -> Iterator[Verdict]:
+    """The verdicts with their keys as PostgreSQL prints them, each key once."""
+    seen: dict[str, int] = {}
+    for verdict in given:
+        key = key_of(source, verdict)
+        try:
+            key_codec.canonical(verdict.note or "", "text")
+        except ValueError:
+            raise _unusable(verdict, "the note is not text that PostgreSQL can keep") from None
+        if key in seen:
+            earlier = f" (line {seen[key]})" if verdict.line else ""
+            raise _unusable(verdict, f"the key {key!r} was there before{earlier}; give each row one verdict")
+        seen[key] = verdict.line
+        yield replace(verdict, key=key)
+
+
+def key_of(source: SourceDefinition, verdict: Verdict) -> str:
+    """The key as PostgreSQL prints it. Raises VerdictError if it is none of the source's."""
+    try:
+        return key_codec.canonical(verdict.key, source.key_type)
+    except ValueError:
+        raise _unusable(
+            verdict,
+            f"{verdict.key!r} cannot be a key of source {source.name}, whose keys are of type {source.key_type}",
+        ) from None
+
+
+def _unusable(verdict: Verdict, what: str) -> VerdictError:
+    if verdict.line:
+        return VerdictError(f"Line {verdict.line}: {what}. Nothing was changed.", line=verdict.line)
+    return VerdictError(f"{what[0].upper()}{what[1:]}. Nothing was changed.")
