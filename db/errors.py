@@ -37,6 +37,10 @@ class ModelError(PgoutlierError):
     """No such model version or alias, or a move of an alias that cannot be made."""
 
 
+class ScheduleError(PgoutlierError):
+    """A schedule that cannot be kept: its task, arguments, crontab, interval or time zone; or no such schedule."""
+
+
 class TrainingBusy(PgoutlierError):
     """Another training of the same source is under way."""
 
