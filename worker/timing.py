@@ -60,7 +60,8 @@ def interval(every_seconds: float) -> Timing:
     """Raises ScheduleError if it is out of bounds."""
     if not SHORTEST_INTERVAL_SECONDS <= every_seconds <= LONGEST_INTERVAL_SECONDS:
         raise ScheduleError(
-            f"An interval of {every_seconds:g} s cannot be kept; take one from {SHORTEST_INTERVAL_SECONDS:g} s to 366 d."
+            f"An interval of {every_seconds:g} s cannot be kept; take one from {SHORTEST_INTERVAL_SECONDS:g} s to"
+            f" {LONGEST_INTERVAL_SECONDS // 86_400} d."
         )
     return Timing(every_seconds=every_seconds)
 

@@ -32,12 +32,12 @@ _BOOKKEEPING = (
     "changed_at,changed_by"
 )
 
-_BEFORE = f"""
+_BEFORE = """
 CREATE FUNCTION outlier.schedules_before() RETURNS trigger LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF TG_OP = 'UPDATE' THEN
-        IF to_jsonb(NEW) - '{{{_BOOKKEEPING}}}'::text[] = to_jsonb(OLD) - '{{{_BOOKKEEPING}}}'::text[] THEN
+        IF to_jsonb(NEW) - '{bookkeeping}'::text[] = to_jsonb(OLD) - '{bookkeeping}'::text[] THEN
             NEW.changed_at := OLD.changed_at;
             NEW.changed_by := OLD.changed_by;
             RETURN NEW;
@@ -57,12 +57,12 @@ END $$
 """
 
 # SECURITY DEFINER: whoever may change a schedule leaves a line here, which it has no right to write or to erase.
-_AFTER = f"""
+_AFTER = """
 CREATE FUNCTION outlier.schedules_after() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    before jsonb := CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) - '{{{_BOOKKEEPING}}}'::text[] END;
-    after jsonb := CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) - '{{{_BOOKKEEPING}}}'::text[] END;
+    before jsonb := CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) - '{bookkeeping}'::text[] END;
+    after jsonb := CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) - '{bookkeeping}'::text[] END;
     what text := CASE TG_OP WHEN 'INSERT' THEN 'created' WHEN 'DELETE' THEN 'deleted' ELSE 'changed' END;
 BEGIN
     IF before = after THEN
@@ -216,7 +216,7 @@ def upgrade() -> None:
         schema="outlier",
     )
     for statement in (_BEFORE, _AFTER, *_TRIGGERS):
-        op.execute(statement)
+        op.execute(statement.replace("{bookkeeping}", "{" + _BOOKKEEPING + "}"))
     op.execute("REVOKE ALL ON FUNCTION outlier.schedules_before(), outlier.schedules_after() FROM PUBLIC")
 
 
