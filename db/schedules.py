@@ -209,11 +209,11 @@ def sources_with_own_training(connection: Connection, task: str) -> set[str]:
 
 
 def history(connection: Connection, name: str | None, *, limit: int) -> list[dict[str, Any]]:
-    """Who changed which schedule when, from what, to what; the newest first."""
+    """Who changed which schedule when, from what, to what (JSON as text); the newest first."""
     return run_dicts(
         connection,
-        "SELECT created_at, created_by, schedule, action, before, after FROM outlier.schedule_events"
-        " WHERE schedule = coalesce(%s::text, schedule) ORDER BY id DESC LIMIT %s",
+        "SELECT created_at, created_by, schedule, action, before::text AS before, after::text AS after"
+        " FROM outlier.schedule_events WHERE schedule = coalesce(%s::text, schedule) ORDER BY id DESC LIMIT %s",
         (name, limit),
     )
 

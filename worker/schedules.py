@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from datetime import datetime
@@ -163,6 +164,20 @@ def delete(runtime: Runtime, name: str) -> None:
                 f" changes: pgoutlier schedule set {name} --from-settings"
             )
         schedules.delete(connection, name)
+
+
+def history(runtime: Runtime, name: str | None, *, limit: int) -> list[dict[str, Any]]:
+    """Who changed which schedule when; before and after are its definition, or text if that cannot be read."""
+    with runtime.engine.begin() as connection:
+        events = schedules.history(connection, name, limit=limit)
+    return [{**e, "before": _readable(e["before"]), "after": _readable(e["after"])} for e in events]
+
+
+def _readable(text: str | None) -> Any:
+    try:
+        return None if text is None else json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def beats_alive(connection: Connection) -> list[str]:

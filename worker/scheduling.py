@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import json
 from collections.abc import Callable
@@ -69,7 +70,9 @@ def check_call(connection: Connection, call: Call) -> None:
     app.loader.import_task_module("worker.tasks")
     known = {name: task for name, task in app.tasks.items() if not name.startswith("celery.")}
     if call.task not in known:
-        raise ScheduleError(f"There is no task {call.task!r}. Tasks: {', '.join(sorted(known))}.")
+        near = difflib.get_close_matches(call.task, known, n=1)
+        hint = f"Did you mean {near[0]}?" if near else "docs/tasks.md names those there are."
+        raise ScheduleError(f"There is no task {call.task!r}. {hint}")
     function = known[call.task].run
     parameters = inspect.signature(function)
     try:

@@ -81,7 +81,8 @@ def crontab(text: str, time_zone: str = "UTC") -> Timing:
     except CronSimError as error:
         field = str(error).removeprefix("Bad ").replace("-", " ")
         raise ScheduleError(
-            f"The crontab {plain!r} cannot be read: mend its {field}; ranges go from the smaller to the larger value."
+            f"The crontab {plain!r} cannot be read: mend its {field}; a range goes from the smaller to the larger"
+            " value, and a day has to be one of its month."
         ) from None
     return made
 

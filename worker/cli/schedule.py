@@ -9,7 +9,6 @@ from zoneinfo import ZoneInfo
 
 import typer
 
-from db import schedules as store
 from db.errors import ScheduleError
 from worker import schedules
 from worker.cli.context import open_runtime
@@ -34,7 +33,12 @@ def schedule_list(as_json: AsJson = False) -> None:
         print_json(found)
         return
     columns = ["schedule", "task", "when", "last run", "next run", "note"]
-    print_table("", columns, [_row(entry) for entry in found])
+    print_table(
+        "Times are those of each schedule's own time zone.", columns, [_row(entry) for entry in found]
+    )
+    for entry in found:
+        if entry["problem"]:
+            console.print(f"{entry['name']} cannot run: {entry['problem']}", highlight=False, markup=False)
 
 
 def _row(entry: dict[str, Any]) -> list[object]:
@@ -42,9 +46,11 @@ def _row(entry: dict[str, Any]) -> list[object]:
         entry["name"],
         _call_text(entry),
         _when_text(entry),
-        _time_text(entry["last_run_at"], entry),
-        _time_text(entry["next_run_at"], entry) if entry["enabled"] and not entry["problem"] else None,
-        entry["problem"] or ("" if entry["enabled"] else "paused"),
+        _time_text(entry["last_run_at"], entry, "%m-%d %H:%M:%S"),
+        _time_text(entry["next_run_at"], entry, "%m-%d %H:%M:%S")
+        if entry["enabled"] and not entry["problem"]
+        else None,
+        "cannot run" if entry["problem"] else "" if entry["enabled"] else "paused",
     ]
 
 
@@ -71,12 +77,12 @@ def _interval_text(seconds: float) -> str:
     return f"{seconds:g} s"
 
 
-def _time_text(moment: datetime | None, entry: dict[str, Any]) -> str | None:
+def _time_text(moment: datetime | None, entry: dict[str, Any], form: str = "%m-%d %H:%M:%S %Z") -> str | None:
     """In the schedule's own time zone, and in UTC where that cannot be read."""
     if moment is None:
         return None
     zone = "UTC" if entry["problem"] else entry["time_zone"]
-    return moment.astimezone(ZoneInfo(zone)).strftime("%m-%d %H:%M:%S %Z")
+    return moment.astimezone(ZoneInfo(zone)).strftime(form)
 
 
 @schedule.command("set")
@@ -183,9 +189,7 @@ def schedule_history(
     as_json: AsJson = False,
 ) -> None:
     """Who changed what and when, by command or by SQL."""
-    runtime = open_runtime()
-    with runtime.engine.begin() as connection:
-        events = store.history(connection, name, limit=limit)
+    events = schedules.history(open_runtime(), name, limit=limit)
     if as_json:
         print_json(events)
         return
@@ -203,6 +207,8 @@ def schedule_history(
 def _difference(event: dict[str, Any]) -> str:
     """The columns that differ, with both values."""
     before, after = event["before"], event["after"]
+    if isinstance(before, str) or isinstance(after, str):
+        return "cannot be shown"
     if before is None or after is None:
         return str((after or before)["task"])
     changed = [name for name in after if before.get(name) != after[name]]
