@@ -1,4 +1,4 @@
-"""Beat's scheduler: looks into outlier.schedules every two seconds. Any number of beats may run at once."""
+"""Beat's scheduler: looks into outlier.schedules every second. Any number of beats may run at once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from worker.runtime import make_runtime
 log = structlog.get_logger()
 
 # A change by SQL is in effect after at most this; together with a slow server still within five seconds.
-LOOK_SECONDS = 2.0
+LOOK_SECONDS = 1.0
 # While another beat is about to send what is due.
 _SHORTEST_SECONDS = 0.05
 # How often a beat notes that it ticks.
@@ -75,7 +75,7 @@ class PostgresScheduler(Scheduler):  # type: ignore[misc]
             self._noted_at = time.monotonic()
 
     def _wait_for(self, event: str, error: str) -> float:
-        """Say it once, not every two seconds."""
+        """Say it once, not every second."""
         if self._trouble != event:
             self._trouble = event
             log.warning(event, error=error)

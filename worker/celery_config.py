@@ -45,7 +45,7 @@ task_publish_retry_policy = {"max_retries": 1, "interval_start": 0.1}
 imports = ("worker.tasks", "worker.signals")
 # Which schedules there are and what is due is decided in Postgres, so beat keeps no state of its own.
 beat_scheduler = "worker.beat:PostgresScheduler"
-beat_max_loop_interval = 2
+beat_max_loop_interval = 1
 # Beat puts these into outlier.schedules, where they can be changed; until then they keep to the settings.
 beat_schedule = {
     "drain": {"task": "score.drain_all", "schedule": _settings.drain_every_seconds},

@@ -18,7 +18,7 @@ from worker import scheduling, timing
 from worker.runtime import Runtime
 from worker.scheduling import Call, Send
 
-# Beat looks every two seconds, or waits some seconds for a broker that hangs.
+# Beat looks every second, or waits some seconds for a broker that hangs.
 BEAT_IS_LATE_SECONDS = 60.0
 
 

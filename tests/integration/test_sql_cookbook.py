@@ -111,6 +111,9 @@ def test_operators_may_run_it(title: str, as_worker: psycopg.Connection[Any]) ->
         "Does scoring stand still, and why",
         "Is this row queued",
         "Trainings",
+        "What runs when",
+        "Who changed a schedule",
+        "Does beat tick",
     }
     assert bool(rows) == (title not in quiet)
 
