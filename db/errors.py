@@ -41,6 +41,10 @@ class VerdictError(PgoutlierError):
     """A verdict that cannot be given, or a file of verdicts that cannot be read."""
 
 
+class ScheduleError(PgoutlierError):
+    """A schedule that cannot be kept: its task, arguments, crontab, interval or time zone; or no such schedule."""
+
+
 class TrainingBusy(PgoutlierError):
     """Another training of the same source is under way."""
 

@@ -118,11 +118,7 @@ def grants(connection: Connection, role: str, *, analyst: bool) -> list[sql.Comp
 
     Raises SourceError if there is no such role.
     """
-    if not one(connection, "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = %s)", (role,)):
-        raise SourceError(
-            f"There is no role {display(role)}; make it first: CREATE ROLE {display(role)} LOGIN;"
-        )
-    to = identifier(role)
+    to = _existing_role(connection, role)
     found = source_store.every(connection)
     statements = [compose("GRANT USAGE ON SCHEMA outlier TO {role}", role=to)]
     if analyst:
@@ -152,3 +148,25 @@ def grants(connection: Connection, role: str, *, analyst: bool) -> list[sql.Comp
             )
         ),
     ]
+
+
+def operator_grants(connection: Connection, role: str) -> list[sql.Composed]:
+    """Statements that let a role look at schedules and change them.
+
+    Raises SourceError if there is no such role.
+    """
+    to = _existing_role(connection, role)
+    return [
+        compose("GRANT USAGE ON SCHEMA outlier TO {role}", role=to),
+        compose("GRANT SELECT ON outlier.alembic_version, outlier.sources TO {role}", role=to),
+        compose("GRANT SELECT, INSERT, UPDATE, DELETE ON outlier.schedules TO {role}", role=to),
+        compose("GRANT SELECT ON outlier.schedule_events, outlier.beats TO {role}", role=to),
+    ]
+
+
+def _existing_role(connection: Connection, role: str) -> sql.Composable:
+    if not one(connection, "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = %s)", (role,)):
+        raise SourceError(
+            f"There is no role {display(role)}; make it first: CREATE ROLE {display(role)} LOGIN;"
+        )
+    return identifier(role)

@@ -227,3 +227,105 @@ verdicts = Table(
     Index(None, "source", "key", "id"),
     CheckConstraint("verdict in ('fraud', 'normal', 'withdrawn')", name="verdict_known"),
 )
+
+# The five fields of a crontab, with their numbers in range: what does not look like this is refused.
+_CRONTAB_ITEM = "([*]|{v}(-{v})?)(/[1-9][0-9]?)?"
+_CRONTAB_VALUES = (
+    "[0-5]?[0-9]",
+    "([01]?[0-9]|2[0-3])",
+    "(0?[1-9]|[12][0-9]|3[01])",
+    "(0?[1-9]|1[0-2]|jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)",
+    "([0-7]|sun|mon|tue|wed|thu|fri|sat)",
+)
+CRONTAB_PATTERN = " ".join(
+    f"{item}(,{item})*" for item in (_CRONTAB_ITEM.replace("{v}", value) for value in _CRONTAB_VALUES)
+)
+SCHEDULE_NAME_PATTERN = "[a-z0-9_][a-z0-9_.-]{0,99}"
+SHORTEST_INTERVAL_SECONDS = 0.1
+LONGEST_INTERVAL_SECONDS = 31_622_400
+
+schedules = Table(
+    "schedules",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("task", Text, nullable=False),
+    Column("args", JSONB, nullable=False, server_default=text("'[]'::jsonb")),
+    Column("kwargs", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
+    Column("every_seconds", Double, comment="the interval; null: see crontab"),
+    Column("crontab", Text, comment="minute, hour, day of month, month, day of week; in time_zone"),
+    Column("time_zone", Text, nullable=False, server_default=text("'UTC'")),
+    Column("enabled", Boolean, nullable=False, server_default=text("true")),
+    Column(
+        "settings_seconds",
+        Double,
+        comment="of a built-in schedule: the interval by the settings, which it follows while it equals this",
+    ),
+    Column(
+        "next_run_at",
+        DateTime(timezone=True),
+        comment="null: beat works it out; earlier than now: it is sent at once",
+    ),
+    Column("last_run_at", DateTime(timezone=True)),
+    Column(
+        "last_due_at",
+        DateTime(timezone=True),
+        comment="the tick that the last run was for; null: somebody's run-now",
+    ),
+    Column("last_run_by", Text, comment="the beat as host:process id, or the role"),
+    Column("n_runs", BigInteger, nullable=False, server_default=text("0")),
+    Column("problem", Text, comment="why beat does not send it, if it does not"),
+    _created("created_at"),
+    _by(),
+    _created("changed_at"),
+    Column("changed_by", Text, nullable=False, server_default=text("session_user")),
+    CheckConstraint(f"name ~ '^{SCHEDULE_NAME_PATTERN}$'", name="name_plain"),
+    CheckConstraint("length(task) BETWEEN 1 AND 200", name="task_short"),
+    CheckConstraint("jsonb_typeof(args) = 'array'", name="args_list"),
+    CheckConstraint("jsonb_typeof(kwargs) = 'object'", name="kwargs_object"),
+    CheckConstraint("num_nonnulls(every_seconds, crontab) = 1", name="crontab_or_interval"),
+    CheckConstraint(
+        f"every_seconds >= {SHORTEST_INTERVAL_SECONDS} AND every_seconds <= {LONGEST_INTERVAL_SECONDS}",
+        name="interval_in_range",
+    ),
+    CheckConstraint(f"crontab ~* '^{CRONTAB_PATTERN}$'", name="crontab_five_fields"),
+    CheckConstraint("timezone(time_zone, to_timestamp(0)) IS NOT NULL", name="time_zone_known"),
+    CheckConstraint(
+        "next_run_at >= to_timestamp(0) AND next_run_at < to_timestamp(32503680000)",
+        name="next_run_in_reach",
+    ),
+    CheckConstraint(
+        "last_run_at >= to_timestamp(0) AND last_run_at < to_timestamp(32503680000)"
+        " AND coalesce(last_due_at >= to_timestamp(0) AND last_due_at < to_timestamp(32503680000), true)",
+        name="last_run_in_reach",
+    ),
+)
+
+schedule_events = Table(
+    "schedule_events",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("schedule", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("before", JSONB),
+    Column("after", JSONB),
+    _created("created_at"),
+    _by(),
+    Index(None, "schedule", "id"),
+    CheckConstraint(
+        "action in ('created', 'changed', 'paused', 'resumed', 'deleted', 'run_now')", name="action_known"
+    ),
+)
+
+beats = Table(
+    "beats",
+    metadata,
+    Column("name", Text, primary_key=True, comment="host:process id"),
+    _created("started_at"),
+    Column(
+        "ticked_at",
+        DateTime(timezone=True),
+        nullable=False,
+        server_default=func.now(),
+        comment="when it last looked at the schedules and could send what was due",
+    ),
+)

@@ -43,9 +43,10 @@ broker_transport_options = {
 task_publish_retry_policy = {"max_retries": 1, "interval_start": 0.1}
 
 imports = ("worker.tasks", "worker.signals")
-# When something is due is decided in Postgres, so beat keeps no state of its own.
-beat_scheduler = "celery.beat:Scheduler"
-beat_max_loop_interval = 5
+# Which schedules there are and what is due is decided in Postgres, so beat keeps no state of its own.
+beat_scheduler = "worker.beat:PostgresScheduler"
+beat_max_loop_interval = 1
+# Beat puts these into outlier.schedules, where they can be changed; until then they keep to the settings.
 beat_schedule = {
     "drain": {"task": "score.drain_all", "schedule": _settings.drain_every_seconds},
     "sweep": {"task": "score.sweep_all", "schedule": _settings.sweep_every_seconds},
@@ -56,6 +57,3 @@ beat_schedule = {
     "drift": {"task": "drift.measure_all", "schedule": _settings.drift_every_seconds},
     "prune": {"task": "maintenance.prune_all", "schedule": _settings.prune_every_seconds},
 }
-for _entry in beat_schedule.values():
-    # A tick nobody took is worth nothing once the next one is there.
-    _entry["options"] = {"expires": max(5.0, float(str(_entry["schedule"])))}

@@ -6,7 +6,6 @@ import logging
 import sys
 
 import structlog
-from celery.beat import SchedulingError
 
 
 def configure_logs(log_format: str, *, level: int = logging.INFO) -> None:
@@ -34,7 +33,6 @@ def configure_logs(log_format: str, *, level: int = logging.INFO) -> None:
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
-    handler.addFilter(_one_line_when_the_broker_is_away)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
@@ -42,11 +40,3 @@ def configure_logs(log_format: str, *, level: int = logging.INFO) -> None:
         # A bell rings up to a hundred times a second; what came of it is logged by the use cases.
         for name in ("celery.worker.strategy", "celery.app.trace", "celery.beat"):
             logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def _one_line_when_the_broker_is_away(record: logging.LogRecord) -> bool:
-    """Beat logs two stacks with every tick that it cannot send; beat tries again with the next one."""
-    error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, SchedulingError):
-        record.msg, record.args, record.exc_info = str(error), None, None
-    return True

@@ -8,6 +8,7 @@ from typing import Any
 from kombu.exceptions import OperationalError as BrokerUnavailable
 
 from db import overview
+from worker import schedules
 from worker.app import app
 from worker.runtime import Runtime
 
@@ -37,8 +38,16 @@ def status(runtime: Runtime, *, sample_seconds: float = 1.0) -> dict[str, Any]:
         after = overview.scored_so_far(connection)
         rows = overview.sources(connection)
         listeners = overview.listeners(connection)
+        beats = schedules.beats_alive(connection)
+        coming = schedules.coming(connection)
     elapsed = time.monotonic() - started
     for row in rows:
         scored = max(0, after.get(row["name"], 0) - before.get(row["name"], 0))
         row["rows_per_second"] = round(scored / elapsed, 1)
-    return {"sources": rows, "workers": workers, "listeners": listeners}
+    return {
+        "sources": rows,
+        "workers": workers,
+        "listeners": listeners,
+        "beats": beats,
+        "schedules": coming,
+    }

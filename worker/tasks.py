@@ -75,9 +75,9 @@ def train(
 
 
 @app.task(name="models.train_due")
-def train_due() -> list[str]:
-    """Send models.train for every source whose last training is older than the retrain interval."""
-    names = training.sources_due(runtime())
+def train_due(older_than_seconds: float | None = None) -> list[str]:
+    """Send models.train for every source whose last training is older than that, or the retrain interval."""
+    names = training.sources_due(runtime(), older_than_seconds=older_than_seconds)
     for name in names:
         train.apply_async((name,))
     return names

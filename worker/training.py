@@ -14,7 +14,7 @@ import structlog
 from sqlalchemy import Connection
 
 import detector
-from db import catalog, sources, training_rows, verdicts
+from db import catalog, schedules, sources, training_rows, verdicts
 from db import models as model_sql
 from db.definition import SourceDefinition
 from db.errors import ModelError, SourceError, TrainingBusy
@@ -295,12 +295,14 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def sources_due(runtime: Runtime) -> list[str]:
-    """Sources with a version whose latest training started longer ago than the retrain interval.
+def sources_due(runtime: Runtime, *, older_than_seconds: float | None = None) -> list[str]:
+    """Sources with a version whose latest training started longer ago than that, by default the retrain interval.
 
-    The first version of a source is always an administrator's decision.
+    The first version of a source is always an administrator's decision, and a source with a schedule of its own
+    for models.train is left to that.
     """
+    seconds = runtime.settings.retrain_every_seconds if older_than_seconds is None else older_than_seconds
     with runtime.engine.begin() as connection:
-        return model_sql.sources_to_retrain(
-            connection, older_than_seconds=runtime.settings.retrain_every_seconds
-        )
+        own = schedules.sources_with_own_training(connection, "models.train")
+        due = model_sql.sources_to_retrain(connection, older_than_seconds=seconds)
+    return [name for name in due if name not in own]

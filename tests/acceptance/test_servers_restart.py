@@ -99,6 +99,31 @@ def test_postgres_restarted_under_load_is_survived_by_every_process(
     eventually(lambda: mortal.one(listening) == 1, "the listener listens again")
 
 
+def test_beat_goes_on_when_its_servers_are_back(mortal: Stack, mortal_table: Table) -> None:
+    beat = next(process for process in mortal.processes if process.name == "beat")
+    assert mortal_table.drained()
+    broker = mortal.kit.valkey.process()
+    assert broker is not None
+    _ticks_more(mortal)
+    said = beat.output().count("broker_unavailable")
+    broker.kill()
+    eventually(lambda: beat.output().count("broker_unavailable") > said, "beat misses its broker")
+    mortal.kit.valkey.start()
+    _ticks_more(mortal)
+    said = beat.output().count("schedules_unreadable")
+    mortal.kit.postgres.stop("immediate")
+    eventually(lambda: beat.output().count("schedules_unreadable") > said, "beat misses PostgreSQL")
+    mortal.kit.postgres.start()
+    _ticks_more(mortal)
+    assert "Traceback" not in beat.output()
+
+
+def _ticks_more(stack: Stack) -> None:
+    n_runs = "SELECT n_runs FROM outlier.schedules WHERE name = 'drain'"
+    before = int(str(stack.one(n_runs)))
+    eventually(lambda: int(str(stack.one(n_runs))) > before, "beat sends", seconds=RECOVERY_SECONDS)
+
+
 def _scores_more(table: Table) -> None:
     before = table.n_scored
     eventually(

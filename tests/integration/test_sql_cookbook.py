@@ -121,6 +121,9 @@ def test_operators_may_run_it(title: str, as_worker: psycopg.Connection[Any]) ->
         "Is this row queued",
         "Trainings",
         "Drift, the last report of each source",
+        "What runs when",
+        "Who changed a schedule",
+        "Does beat tick",
     }
     assert bool(rows) == (title not in quiet)
 

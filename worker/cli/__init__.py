@@ -13,7 +13,20 @@ from sqlalchemy.exc import DBAPIError
 
 from db.embedded import EmbeddedServerError
 from db.errors import PgoutlierError, first_line
-from worker.cli import demo, doctor, drift, evaluate, look, models, report, run, sources, threshold, verdicts
+from worker.cli import (
+    demo,
+    doctor,
+    drift,
+    evaluate,
+    look,
+    models,
+    report,
+    run,
+    schedule,
+    sources,
+    threshold,
+    verdicts,
+)
 from worker.cli.output import errors
 
 app = typer.Typer(
@@ -51,6 +64,7 @@ app.command(
 app.command(rich_help_panel=_RUN)(run.up)
 app.command(rich_help_panel=_RUN)(run.listener)
 app.command(rich_help_panel=_RUN)(sources.sweep)
+app.add_typer(schedule.schedule, name="schedule", rich_help_panel=_RUN)
 app.add_typer(run.servers, name="servers", rich_help_panel=_RUN)
 app.add_typer(run.database, name="db", rich_help_panel=_RUN)
 

@@ -18,11 +18,13 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from db import catalog, migrate, models, overview
+from db import schedules as schedule_store
 from db import sources as source_store
 from db.errors import PgoutlierError, first_line
 from detector import Recipe
 from models_store import registry
 from models_store.artifact import ArtifactRefused
+from worker import schedules
 from worker.cli.context import open_runtime, settings_with_servers
 from worker.cli.output import console, print_json
 from worker.cli.sources import AsJson
@@ -80,6 +82,8 @@ def _examine() -> Iterator[Finding]:
                 for check in (_relation, _triggers, _champion, _order, _problem):
                     yield check(connection, runtime, source)
             yield _listeners(connection)
+            yield _beat(connection)
+            yield from _schedules(connection)
     yield from _workers()
 
 
@@ -217,6 +221,35 @@ def _listeners(connection: Connection) -> Finding:
         else "pgoutlier up, or: pgoutlier listener (without one, beat finds new rows every few seconds)"
     )
     return Finding("listener", count > 0, f"{count} connected", mend)
+
+
+def _beat(connection: Connection) -> Finding:
+    found = schedule_store.beats(connection)
+    alive = schedules.beats_alive(connection)
+    if alive:
+        return Finding("beat", True, f"{', '.join(alive)}, last tick {found[0]['seconds_ago']:.0f} s ago")
+    last = (
+        f"the last tick was at {found[0]['ticked_at']:%Y-%m-%d %H:%M:%S %Z}"
+        if found
+        else "none has ticked yet"
+    )
+    return Finding(
+        "beat",
+        False,
+        f"{last}; nothing is swept, retrained or pruned",
+        "pgoutlier up, or: celery -A worker beat; if it runs, see its log: it may not reach the broker",
+    )
+
+
+def _schedules(connection: Connection) -> Iterator[Finding]:
+    for schedule in schedule_store.every(connection):
+        if schedule.enabled and schedule.problem:
+            yield Finding(
+                f"schedule {schedule.name}",
+                False,
+                schedule.problem,
+                f"pgoutlier schedule set {schedule.name} --help, or: pgoutlier schedule pause {schedule.name}",
+            )
 
 
 def _workers() -> Iterator[Finding]:

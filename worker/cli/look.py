@@ -65,7 +65,7 @@ def _status_table(figures: dict[str, Any]) -> Table:
             _training_text(row["training"]),
             row["problem"] or _drift_text(row["drift"]),
         )
-    table.caption = _workers_text(figures)
+    table.caption = "\n".join(filter(None, (_workers_text(figures), _schedules_text(figures))))
     return table
 
 
@@ -94,6 +94,21 @@ def _workers_text(figures: dict[str, Any]) -> str:
         return f"No worker answers ({listener}). Start all processes: pgoutlier up"
     names = ", ".join(f"{w['name']} ({', '.join(w['queues'])})" for w in workers)
     return f"{len(workers)} workers: {names}; {listener}"
+
+
+def _schedules_text(figures: dict[str, Any]) -> str:
+    """What comes next; what is sent every few seconds is left out."""
+    if not figures["beats"]:
+        return "No beat runs: no sweep, no retraining. Start one: pgoutlier up, or celery -A worker beat"
+    coming = [
+        s for s in figures["schedules"] if s["next_run_in_seconds"] is not None and s["name"] != "drain"
+    ]
+    coming.sort(key=lambda s: s["next_run_in_seconds"])
+    words = [f"{s['name']} in {seconds_text(max(0.0, s['next_run_in_seconds']))}" for s in coming[:4]]
+    wrong = [s["name"] for s in figures["schedules"] if s["problem"]]
+    words += [f"{name} cannot run: see pgoutlier schedule list" for name in wrong]
+    n_beats = len(figures["beats"])
+    return f"{n_beats} beat{'s' if n_beats > 1 else ''}; next: {', '.join(words) or 'nothing'}"
 
 
 def flagged(

@@ -104,10 +104,11 @@ def top_features_text(top: list[dict[str, Any]] | None, *, most: int = 3) -> str
 
 
 def seconds_text(seconds: float | None) -> str:
-    """A duration for people: 0.4 s, 12 s, 3 min, 2.5 h."""
+    """A duration for people: 0.4 s, 12 s, 3 min, 2.5 h, 12 d."""
     if seconds is None:
         return "-"
-    for limit, unit, size in ((120, "s", 1.0), (7_200, "min", 60.0), (float("inf"), "h", 3_600.0)):
+    units = ((120, "s", 1), (7_200, "min", 60), (172_800, "h", 3_600), (float("inf"), "d", 86_400))
+    for limit, unit, size in units:
         if seconds < limit:
             return f"{seconds / size:.{0 if seconds / size >= 10 else 1}f} {unit}"
     raise AssertionError("every number is below infinity")

@@ -164,16 +164,24 @@ def db_current(as_json: AsJson = False) -> None:
 def db_grant(
     role: Annotated[str, typer.Argument(help="The role; it must exist.")],
     to: Annotated[
-        str, typer.Option("--as", help="analyst: may read flagged rows. worker: may score and train.")
+        str,
+        typer.Option(
+            "--as",
+            help="analyst: may read flagged rows. worker: may score and train. operator: may change schedules.",
+        ),
     ] = "analyst",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the SQL and change nothing.")] = False,
 ) -> None:
-    """Give a role just what an analyst or a worker process needs."""
-    if to not in {"analyst", "worker"}:
-        raise SettingsError(f"--as {to!r} is not a kind of role; write --as analyst or --as worker.")
+    """Give a role just what an analyst, a worker process or who looks after the schedules needs."""
+    if to not in {"analyst", "worker", "operator"}:
+        raise SettingsError(f"--as {to!r} is not a kind of role; write --as analyst, worker or operator.")
     runtime = open_runtime()
     with runtime.engine.begin() as connection:
-        statements = overview.grants(connection, role, analyst=to == "analyst")
+        statements = (
+            overview.operator_grants(connection, role)
+            if to == "operator"
+            else overview.grants(connection, role, analyst=to == "analyst")
+        )
         for statement in statements:
             if dry_run:
                 console.file.write(as_text(statement) + ";\n")
