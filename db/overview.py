@@ -33,8 +33,9 @@ def sources(connection: Connection) -> list[dict[str, Any]]:
 
 
 def describe(connection: Connection, source: Source) -> dict[str, Any]:
-    """Name, relation, queue figures, champion, quarantine, last training and problem of a source."""
-    champion = models.alias(connection, source.id)
+    """Name, relation, queue figures, champion, challenger, quarantine, last training and problems of a source."""
+    aliases = models.aliases(connection, source.id)
+    champion, challenger = aliases.champion, aliases.challenger
     depth = queue.depth(connection, source.definition)
     training = models.runs(connection, source.id, limit=1)
     return {
@@ -44,6 +45,8 @@ def describe(connection: Connection, source: Source) -> dict[str, Any]:
         "n_postponed": depth["n_postponed"],
         "oldest_queued_seconds": depth["oldest_seconds"],
         "champion": champion[1] if champion else None,
+        "challenger": challenger.version if challenger else None,
+        "challenger_problem": challenger.problem if challenger else None,
         "n_scored_estimate": _estimate(connection, source.definition),
         "n_quarantined": one(
             connection, "SELECT count(*) FROM outlier.quarantine WHERE source_id = %s", (source.id,)
@@ -108,6 +111,12 @@ def flagged(
     )
 
 
+def _views_of_shadow(connection: Connection, source: Source) -> list[str]:
+    """Those there are: a source that was attached by an earlier version may have none."""
+    lacking = source_store.lacks_of_shadow(connection, source.definition)
+    return [view for view in ("compared", "comparison") if view not in lacking]
+
+
 def grants(connection: Connection, role: str, *, analyst: bool) -> list[sql.Composed]:
     """Statements that give a role what an analyst (reads views) or a worker (scores, trains) needs.
 
@@ -126,7 +135,7 @@ def grants(connection: Connection, role: str, *, analyst: bool) -> list[sql.Comp
         return [*statements, books] + [
             compose("GRANT SELECT ON {view} TO {role}", view=ours(view, source.name), role=to)
             for source in found
-            for view in ("scored", "flagged")
+            for view in ("scored", "flagged", *_views_of_shadow(connection, source))
         ]
     relations = {r for s in found for r in (s.definition.relation, s.definition.feature_relation)}
     return [

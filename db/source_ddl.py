@@ -1,12 +1,17 @@
-"""The objects made for each source: queue, scores, triggers, views. `attach --dry-run` prints exactly these."""
+"""The objects made for each source: queue, scores, triggers, views. `attach --dry-run` prints exactly these.
+
+Those of its shadow are in db.shadow_ddl.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import LiteralString
 
 from psycopg import sql
 
 from db import keys as key_codec
+from db import shadow_ddl
 from db.definition import SourceDefinition
 from db.identifiers import CHANNEL, identifier, ours
 from db.queue import KEYS_PER_QUEUE_ROW
@@ -25,7 +30,13 @@ def create(source: SourceDefinition, source_columns: tuple[str, ...]) -> list[sq
         *(_close_function(source, event) for event in TRIGGERS),
         *(_trigger(source, event) for event in TRIGGERS),
         *_views(source, source_columns),
+        *(s for statements in shadow(source, source_columns).values() for s in statements),
     ]
+
+
+def shadow(source: SourceDefinition, source_columns: tuple[str, ...]) -> dict[str, list[sql.Composed]]:
+    """Those of them that make each object of the source's shadow, by db.shadow_ddl.KINDS."""
+    return shadow_ddl.create(source, _shown(source_columns, beside=shadow_ddl.COMPARED_COLUMNS))
 
 
 def drop(source: SourceDefinition) -> list[sql.Composed]:
@@ -45,7 +56,7 @@ def drop(source: SourceDefinition) -> list[sql.Composed]:
         compose("DROP TABLE IF EXISTS {table}", table=ours(table, source.name))
         for table in ("scores", "queue")
     ]
-    return [*views, *functions, *tables]
+    return [*shadow_ddl.drop(source), *views, *functions, *tables]
 
 
 def trigger_name(source_name: str, event: str) -> sql.Composable:
@@ -239,18 +250,10 @@ def _trigger(source: SourceDefinition, event: str) -> sql.Composed:
 
 
 def _views(source: SourceDefinition, source_columns: tuple[str, ...]) -> list[sql.Composed]:
-    """The user's columns and the score beside them. A column of theirs named as one of ours gets source_ before it."""
-    theirs = [
-        compose(
-            "t.{column} AS {alias}",
-            column=identifier(column),
-            alias=identifier(_alias(column, source_columns)),
-        )
-        for column in source_columns
-    ]
+    """The user's columns and the score beside them."""
     select = compose(
         "SELECT {theirs}, {ours} FROM {relation} t JOIN {scores} s ON s.key = t.{key}",
-        theirs=sql.SQL(", ").join(theirs),
+        theirs=_shown(source_columns, beside=SCORE_COLUMNS),
         ours=sql.SQL(", ").join(compose("s.{c}", c=identifier(column)) for column in SCORE_COLUMNS),
         relation=source.relation.sql(),
         scores=ours("scores", source.name),
@@ -266,9 +269,22 @@ def _views(source: SourceDefinition, source_columns: tuple[str, ...]) -> list[sq
     ]
 
 
-def _alias(column: str, source_columns: tuple[str, ...]) -> str:
+def _shown(source_columns: tuple[str, ...], *, beside: Iterable[str]) -> sql.Composable:
+    """The user's columns, of the table t, for a view. One named as one of ours beside it gets source_ before it."""
+    taken = set(beside)
+    return sql.SQL(", ").join(
+        compose(
+            "t.{column} AS {alias}",
+            column=identifier(column),
+            alias=identifier(_alias(column, source_columns, taken)),
+        )
+        for column in source_columns
+    )
+
+
+def _alias(column: str, source_columns: tuple[str, ...], taken: set[str]) -> str:
     alias = column
-    while alias in SCORE_COLUMNS or (alias != column and alias in source_columns):
+    while alias in taken or (alias != column and alias in source_columns):
         alias = f"source_{alias}"
     return alias
 
