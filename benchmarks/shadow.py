@@ -14,6 +14,7 @@ from benchmarks.ground import FEATURES, Ground, ground, median
 from db import sources as source_store
 from models_store import registry
 from models_store.registry import TrainingWindow
+from worker import versions
 from worker.logs import configure_logs
 
 
@@ -33,12 +34,10 @@ def prepare(base: Ground) -> int:
 
 def drain_seconds(base: Ground, version: int, *, shadow: bool, n_threads: int = 1) -> float:
     """From a full queue to an empty one, with this challenger or with none."""
-    with base.runtime.engine.begin() as connection:
-        source = source_store.find(connection, "transactions")
-        if shadow:
-            registry.challenge(connection, source, version, reason="bench", max_bytes=2**26, signing_key=None)
-        else:
-            registry.clear_challenger(connection, source, reason="bench")
+    if shadow:
+        versions.challenge(base.runtime, "transactions", version, reason="bench")
+    else:
+        versions.clear_challenger(base.runtime, "transactions", reason="bench")
     base.connection.execute("TRUNCATE outlier.shadow_scores_transactions")
     seconds = throughput.drain_seconds(base, len(base.rows), n_threads=n_threads)
     written = base.connection.execute("SELECT count(*) FROM outlier.shadow_scores_transactions").fetchone()

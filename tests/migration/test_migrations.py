@@ -15,7 +15,8 @@ from db.engine import make_engine
 from db.errors import MissingPrivilege, SchemaNotReady
 from tests.conftest import Connect
 from tests.servers import Postgres
-from tests.support import Table, detach_table
+from tests.support import Table, detach_table, register
+from worker import versions
 
 UPGRADE = "import sys; from db import engine, migrate; migrate.upgrade(engine.make_engine(sys.argv[1]))"
 
@@ -94,6 +95,25 @@ def test_going_down_is_refused_while_sources_are_attached(transactions: Table) -
         migrate.downgrade(engine, "base")
     transactions.insert(1)
     assert transactions.queued() == [1]
+    detach_table(transactions)
+    migrate.downgrade(engine, "base")
+
+
+def test_shadows_go_with_the_migration_down_and_come_back_with_a_challenger(transactions: Table) -> None:
+    runtime, engine = transactions.runtime, transactions.runtime.engine
+    transactions.promote()
+    versions.challenge(runtime, "transactions", register(runtime, transactions.source), reason="test")
+    migrate.downgrade(engine, "0002")
+    left = "SELECT relname FROM pg_class WHERE relname ~ '^(shadow_scores|compared|comparison)_' OR relname ~ '_tags$'"
+    assert transactions.rows(left) == []
+    assert transactions.keys("SELECT alias FROM outlier.model_aliases") == ["champion"]
+    assert transactions.keys("SELECT action FROM outlier.alias_events") == ["promote"]
+    migrate.upgrade(engine)
+    migrate.check(engine)
+    assert versions.challenge(runtime, "transactions", 2, reason="again")
+    transactions.insert(1)
+    transactions.drain()
+    assert transactions.keys("SELECT key FROM outlier.shadow_scores_{source}") == [1]
     detach_table(transactions)
     migrate.downgrade(engine, "base")
 
