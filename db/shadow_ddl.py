@@ -62,11 +62,6 @@ CREATE TABLE {table} (
             table=table,
             key=key_codec.scalar_type(source.key_type),
         ),
-        compose(
-            "CREATE INDEX {name} ON {table} (key) WHERE would_flag",
-            name=identifier(f"shadow_scores_{source.name}_flag_idx"),
-            table=table,
-        ),
     ]
 
 
