@@ -13,6 +13,7 @@ from db.identifiers import identifier
 from db.statements import one, run, run_dicts
 
 CHAMPION = "champion"
+CHALLENGER = "challenger"
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,27 @@ class StoredArtifact:
     feature_names: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Challenger:
+    """What the alias challenger points at. problem: why it did not score when it was tried last.
+
+    paused: it failed a moment ago and is left alone.
+    """
+
+    version_id: int
+    version: int
+    problem: str | None
+    paused: bool
+
+
+@dataclass(frozen=True)
+class Aliases:
+    """What both aliases of a source point at. champion: (version id, version)."""
+
+    champion: tuple[int, int] | None
+    challenger: Challenger | None
+
+
 def insert_version(connection: Connection, source_id: int, row: dict[str, Any]) -> int:
     """Add an immutable version, numbered one past the source's highest. Returns its number."""
     run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.versions'), %s)", (source_id,))
@@ -37,10 +59,12 @@ def insert_version(connection: Connection, source_id: int, row: dict[str, Any]) 
             """
             INSERT INTO outlier.model_versions
                 (source_id, version, recipe_name, recipe, feature_names, artifact, sha256, signature, threshold,
-                 metrics, n_training_rows, training_from, training_to, parent_version, drift_reference)
+                 metrics, n_training_rows, training_from, training_to, parent_version, drift_reference,
+                 imported_from)
             SELECT %(source_id)s, coalesce(max(version), 0) + 1, %(recipe_name)s, %(recipe)s, %(feature_names)s,
                    %(artifact)s, %(sha256)s, %(signature)s, %(threshold)s, %(metrics)s, %(n_training_rows)s,
-                   %(training_from)s, %(training_to)s, %(parent_version)s, %(drift_reference)s
+                   %(training_from)s, %(training_to)s, %(parent_version)s, %(drift_reference)s,
+                   %(imported_from)s
             FROM outlier.model_versions WHERE source_id = %(source_id)s
             RETURNING version
             """,
@@ -51,19 +75,37 @@ def insert_version(connection: Connection, source_id: int, row: dict[str, Any]) 
                 "feature_names": Jsonb(row["feature_names"]),
                 "metrics": Jsonb(row["metrics"]),
                 "drift_reference": Jsonb(row["drift_reference"]) if row["drift_reference"] else None,
+                "imported_from": Jsonb(row["imported_from"]) if row["imported_from"] else None,
             },
         )
     )
 
 
 def alias(connection: Connection, source_id: int, name: str = CHAMPION) -> tuple[int, int] | None:
-    """(version id, version) that an alias points at, or None. This is read in every scoring transaction."""
+    """(version id, version) that an alias points at, or None."""
     return run(
         connection,
         "SELECT v.id, v.version FROM outlier.model_aliases a JOIN outlier.model_versions v"
         " USING (source_id, version) WHERE a.source_id = %s AND a.alias = %s",
         (source_id, name),
     ).fetchone()
+
+
+def aliases(connection: Connection, source_id: int) -> Aliases:
+    """Both of them by one statement, since they are read in every scoring transaction."""
+    rows = run(
+        connection,
+        "SELECT a.alias, v.id, v.version, a.problem, coalesce(a.paused_until > now(), false)"
+        " FROM outlier.model_aliases a JOIN outlier.model_versions v USING (source_id, version)"
+        " WHERE a.source_id = %s",
+        (source_id,),
+    ).fetchall()
+    found = {row[0]: row[1:] for row in rows}
+    challenger = found.get(CHALLENGER)
+    return Aliases(
+        champion=found[CHAMPION][:2] if CHAMPION in found else None,
+        challenger=Challenger(*challenger) if challenger else None,
+    )
 
 
 def champion(connection: Connection, source_id: int) -> dict[str, Any] | None:
@@ -98,22 +140,42 @@ def move_alias(
     *,
     name: str,
     from_version: int | None,
-    to_version: int,
+    to_version: int | None,
     action: str,
     reason: str,
 ) -> None:
-    """Point an alias at a version and record who moved it and why. The caller holds `lock_alias`."""
-    run(
-        connection,
-        "INSERT INTO outlier.model_aliases (source_id, alias, version) VALUES (%s, %s, %s)"
-        " ON CONFLICT (source_id, alias) DO UPDATE SET version = excluded.version, moved_at = now()",
-        (source_id, name, to_version),
-    )
+    """Point an alias at a version, or at none, and record who moved it and why. The caller holds `lock_alias`."""
+    if to_version is None:
+        run(
+            connection,
+            "DELETE FROM outlier.model_aliases WHERE source_id = %s AND alias = %s",
+            (source_id, name),
+        )
+    else:
+        run(
+            connection,
+            "INSERT INTO outlier.model_aliases (source_id, alias, version) VALUES (%s, %s, %s)"
+            " ON CONFLICT (source_id, alias) DO UPDATE SET version = excluded.version, moved_at = now(),"
+            " problem = NULL, paused_until = NULL",
+            (source_id, name, to_version),
+        )
     run(
         connection,
         "INSERT INTO outlier.alias_events (source_id, alias, from_version, to_version, action, reason)"
         " VALUES (%s, %s, %s, %s, %s, %s)",
         (source_id, name, from_version, to_version, action, reason),
+    )
+
+
+def note_challenger(
+    connection: Connection, source_id: int, version: int, problem: str | None, *, pause_seconds: float
+) -> None:
+    """Record why a challenger does not score, or that it does; nothing if it is the challenger no more."""
+    run(
+        connection,
+        "UPDATE outlier.model_aliases SET problem = %s, paused_until = now() + nullif(%s, 0) * interval '1 s'"
+        " WHERE source_id = %s AND alias = %s AND version = %s",
+        (problem, pause_seconds, source_id, CHALLENGER, version),
     )
 
 
@@ -159,7 +221,9 @@ def versions(connection: Connection, source_id: int) -> list[dict[str, Any]]:
         """
         SELECT v.version, v.recipe_name, v.threshold, v.n_training_rows, v.training_from, v.training_to,
                v.parent_version, v.metrics, v.created_at, v.created_by, v.sha256, v.signature IS NOT NULL AS signed,
-               octet_length(v.artifact) AS n_bytes, v.feature_names, v.recipe,
+               octet_length(v.artifact) AS n_bytes, v.feature_names, v.recipe, v.imported_from,
+               (SELECT array_agg(t.tag ORDER BY t.tag) FROM outlier.model_tags t
+                WHERE t.source_id = v.source_id AND t.version = v.version) AS tags,
                (SELECT array_agg(a.alias::text ORDER BY a.alias) FROM outlier.model_aliases a
                 WHERE a.source_id = v.source_id AND a.version = v.version) AS aliases
         FROM outlier.model_versions v WHERE v.source_id = %s ORDER BY v.version DESC

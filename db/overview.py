@@ -16,6 +16,8 @@ from db.identifiers import SCHEMA, Relation, display, identifier, ours
 from db.sources import Source
 from db.statements import compose, one, run, run_dicts
 
+_VIEWS_OF_SHADOW = ("compared", "comparison")
+
 
 def scored_so_far(connection: Connection) -> dict[str, int]:
     """Rows ever inserted into or updated in each source's scores, from PostgreSQL's statistics."""
@@ -33,8 +35,9 @@ def sources(connection: Connection) -> list[dict[str, Any]]:
 
 
 def describe(connection: Connection, source: Source) -> dict[str, Any]:
-    """Name, relation, queue figures, champion, quarantine, last training and problem of a source."""
-    champion = models.alias(connection, source.id)
+    """Name, relation, queue figures, champion, challenger, quarantine, last training and problems of a source."""
+    aliases = models.aliases(connection, source.id)
+    champion, challenger = aliases.champion, aliases.challenger
     depth = queue.depth(connection, source.definition)
     training = models.runs(connection, source.id, limit=1)
     return {
@@ -44,6 +47,8 @@ def describe(connection: Connection, source: Source) -> dict[str, Any]:
         "n_postponed": depth["n_postponed"],
         "oldest_queued_seconds": depth["oldest_seconds"],
         "champion": champion[1] if champion else None,
+        "challenger": challenger.version if challenger else None,
+        "challenger_problem": challenger.problem if challenger else None,
         "n_scored_estimate": _estimate(connection, source.definition),
         "n_quarantined": one(
             connection, "SELECT count(*) FROM outlier.quarantine WHERE source_id = %s", (source.id,)
@@ -130,7 +135,7 @@ def grants(connection: Connection, role: str, *, analyst: bool) -> list[sql.Comp
         return [*statements, books, read, say] + [
             compose("GRANT SELECT ON {view} TO {role}", view=ours(view, source.name), role=to)
             for source in found
-            for view in source_views.VIEWS
+            for view in (*source_views.VIEWS, *_VIEWS_OF_SHADOW)
             # A source that an earlier version attached has not all of them until it is attached again.
             if catalog.view_columns(connection, Relation(SCHEMA, f"{view}_{source.name}")) is not None
         ]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from sqlalchemy import Connection
 
-from db import quarantine
+from db import quarantine, shadow, sources
 from db.identifiers import identifier, ours
 from db.sources import Source
 from db.statements import compose, run
 
 
 def prune(connection: Connection, source: Source, *, keep_training_runs: int, keep_drift_reports: int) -> int:
-    """Delete scores and quarantine entries without a row, and all but the newest training runs and drift reports."""
+    """Delete scores and quarantine entries without a row, shadow scores that say nothing any more, and all but the
+    newest training runs and drift reports."""
     orphans = run(
         connection,
         compose(
@@ -23,6 +24,11 @@ def prune(connection: Connection, source: Source, *, keep_training_runs: int, ke
             key=identifier(source.definition.key_column),
         ),
     ).rowcount
+    shadows = (
+        0
+        if "shadow_scores" in sources.lacks_of_shadow(connection, source.definition)
+        else shadow.prune(connection, source)
+    )
     old_runs = run(
         connection,
         "DELETE FROM outlier.training_runs WHERE source_id = %(source_id)s AND status <> 'running' AND id NOT IN"
@@ -35,4 +41,6 @@ def prune(connection: Connection, source: Source, *, keep_training_runs: int, ke
         " (SELECT id FROM outlier.drift_reports WHERE source_id = %(source_id)s ORDER BY id DESC LIMIT %(keep)s)",
         {"source_id": source.id, "keep": keep_drift_reports},
     ).rowcount
-    return orphans + old_runs + old_drift + quarantine.prune(connection, source.definition, source.id)
+    return (
+        orphans + shadows + old_runs + old_drift + quarantine.prune(connection, source.definition, source.id)
+    )

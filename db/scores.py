@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, LiteralString
 
 import numpy as np
 import numpy.typing as npt
-from psycopg import errors
+from psycopg import errors, sql
 from sqlalchemy import Connection
 
 from db import keys as key_codec
@@ -18,6 +18,20 @@ from db.statements import compose, copy_in, run
 
 _HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 _TRAILER = b"\xff\xff"
+
+
+@dataclass(frozen=True)
+class Destination:
+    """A table of scores: what stands before the source in its name, its column of flags, and whether it keeps the
+    top features and the time of flagged rows."""
+
+    kind: str
+    flag: LiteralString
+    explained: bool
+
+
+SCORES = Destination("scores", "flagged", explained=True)
+SHADOW = Destination("shadow_scores", "would_flag", explained=False)
 
 
 @dataclass(frozen=True)
@@ -36,7 +50,13 @@ class ScoredRows:
 
 
 def write(
-    connection: Connection, source: SourceDefinition, rows: ScoredRows, *, model_version: int, may_exist: bool
+    connection: Connection,
+    source: SourceDefinition,
+    rows: ScoredRows,
+    *,
+    model_version: int,
+    may_exist: bool,
+    into: Destination = SCORES,
 ) -> None:
     """Write one score a key. Of two scores for one key, the one of the later change stays, in either order.
 
@@ -46,15 +66,15 @@ def write(
     """
     if len(rows.keys) == 0:
         return
-    features = _top_features(source.feature_names, rows)
+    features = _top_features(source.feature_names, rows) if into.explained else {}
     if not may_exist:
         try:
             with connection.begin_nested():
-                _copy(connection, source, rows, features, model_version)
+                _copy(connection, source, rows, features, model_version, into)
             return
         except errors.UniqueViolation:
             pass
-    _upsert(connection, source, rows, features, model_version)
+    _upsert(connection, source, rows, features, model_version, into)
 
 
 def _copy(
@@ -63,13 +83,14 @@ def _copy(
     rows: ScoredRows,
     features: dict[int, str],
     model_version: int,
+    into: Destination,
 ) -> None:
     key_bytes = rows.keys.dtype["bytes"].shape[0] if source.key_type == "text" else rows.keys.dtype.itemsize
     wire_key: Any = ("u1", (key_bytes,)) if source.key_type == "text" else (rows.keys.dtype,)
     layout = np.dtype(
         [
             ("n_fields", ">i2"),
-            ("features_length", ">i4"),
+            *([("features_length", ">i4")] if into.explained else []),
             ("change_length", ">i4"),
             ("change", ">i8"),
             ("error_length", ">i4"),
@@ -83,12 +104,13 @@ def _copy(
         ]
     )
     wire = np.empty(len(rows.keys), dtype=layout)
-    wire["n_fields"] = 6
+    wire["n_fields"] = 5 + into.explained
     wire["change_length"], wire["change"] = 8, rows.change_ids
     wire["error_length"], wire["error"] = 8, rows.errors
     wire["version_length"], wire["version"] = 4, model_version
     wire["flagged_length"], wire["flagged"] = 1, rows.flagged
-    wire["features_length"] = -1  # NULL
+    if into.explained:
+        wire["features_length"] = -1  # NULL
     if source.key_type == "text":
         wire["key_length"], wire["key"] = rows.keys["length"], rows.keys["bytes"]
         body = _without_padding(wire, key_bytes, rows.keys["length"])
@@ -99,9 +121,11 @@ def _copy(
         body = wire.tobytes()
         starts = np.arange(len(wire)) * wire.dtype.itemsize
     statement = compose(
-        "COPY {scores} (top_features, change_id, reconstruction_error, model_version, flagged, key)"
+        "COPY {scores} ({features}change_id, reconstruction_error, model_version, {flag}, key)"
         " FROM STDIN (FORMAT binary)",
-        scores=ours("scores", source.name),
+        scores=ours(into.kind, source.name),
+        features=sql.SQL("top_features, " if into.explained else ""),
+        flag=sql.SQL(into.flag),
     )
     # The length of the top features comes right after the number of fields.
     fields = {row: int(starts[row]) + 2 for row in features}
@@ -132,37 +156,43 @@ def _upsert(
     rows: ScoredRows,
     features: dict[int, str],
     model_version: int,
+    into: Destination,
 ) -> None:
+    explained: tuple[LiteralString, ...] = ("top_features", "scored_at") if into.explained else ()
+    written: tuple[LiteralString, ...] = ("change_id", "reconstruction_error", "model_version", into.flag)
     statement = compose(
         """
         INSERT INTO {scores} AS s
-            (key, change_id, reconstruction_error, model_version, flagged, top_features)
-        SELECT r.key, r.change_id, r.error, %(version)s, r.flagged, r.features
+            (key, change_id, reconstruction_error, model_version, {flag}{feature_column})
+        SELECT r.key, r.change_id, r.error, %(version)s, r.flagged{feature_value}
         FROM unnest(%(keys)s::{key_array}, %(changes)s::bigint[], %(errors)s::double precision[],
-                    %(flagged)s::boolean[], %(features)s::jsonb[])
-             WITH ORDINALITY AS r (key, change_id, error, flagged, features, position)
+                    %(flagged)s::boolean[]{feature_array})
+             WITH ORDINALITY AS r (key, change_id, error, flagged{feature_name}, position)
         ORDER BY r.position
-        ON CONFLICT (key) DO UPDATE SET
-            change_id = excluded.change_id, reconstruction_error = excluded.reconstruction_error,
-            model_version = excluded.model_version, flagged = excluded.flagged,
-            top_features = excluded.top_features, scored_at = excluded.scored_at
+        ON CONFLICT (key) DO UPDATE SET {assignments}
         WHERE s.change_id <= excluded.change_id
         """,
-        scores=ours("scores", source.name),
+        scores=ours(into.kind, source.name),
         key_array=key_codec.array_type(source.key_type),
+        flag=sql.SQL(into.flag),
+        feature_column=sql.SQL(", top_features" if into.explained else ""),
+        feature_value=sql.SQL(", r.features" if into.explained else ""),
+        feature_array=sql.SQL(", %(features)s::jsonb[]" if into.explained else ""),
+        feature_name=sql.SQL(", features" if into.explained else ""),
+        assignments=sql.SQL(", ").join(
+            compose("{c} = excluded.{c}", c=sql.SQL(column)) for column in (*written, *explained)
+        ),
     )
-    run(
-        connection,
-        statement,
-        {
-            "version": model_version,
-            "keys": key_codec.to_parameters(rows.keys, source.key_type),
-            "changes": rows.change_ids.tolist(),
-            "errors": rows.errors.tolist(),
-            "flagged": rows.flagged.tolist(),
-            "features": [features.get(row) for row in range(len(rows.keys))],
-        },
-    )
+    parameters = {
+        "version": model_version,
+        "keys": key_codec.to_parameters(rows.keys, source.key_type),
+        "changes": rows.change_ids.tolist(),
+        "errors": rows.errors.tolist(),
+        "flagged": rows.flagged.tolist(),
+    }
+    if into.explained:
+        parameters["features"] = [features.get(row) for row in range(len(rows.keys))]
+    run(connection, statement, parameters)
 
 
 def _top_features(names: tuple[str, ...], rows: ScoredRows) -> dict[int, str]:

@@ -69,6 +69,13 @@ class Settings(BaseSettings):
     keep_drift_reports: int = Field(1_000, ge=1, description="drift_reports kept per source by prune")
     keep_training_runs: int = Field(1_000, ge=1, description="training_runs kept per source by prune")
 
+    keep_versions: int = Field(
+        100,
+        ge=1,
+        description="model versions kept per source by prune, beside those that were ever champion, are the"
+        " challenger, or are tagged",
+    )
+
     training_rows: int = Field(200_000, ge=200, description="newest rows read for one training")
     training_reports: bool = Field(
         True, description="draw a report after each training and keep it with the version"

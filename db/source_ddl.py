@@ -1,4 +1,7 @@
-"""The objects made for each source: queue, scores, triggers, views. `attach --dry-run` prints exactly these."""
+"""The objects made for each source: queue, scores, triggers, views. `attach --dry-run` prints exactly these.
+
+Those of its shadow are in db.shadow_ddl.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import LiteralString
 from psycopg import sql
 
 from db import keys as key_codec
-from db import source_views
+from db import shadow_ddl, source_views
 from db.definition import SourceDefinition
 from db.identifiers import CHANNEL, identifier, ours
 from db.queue import KEYS_PER_QUEUE_ROW
@@ -27,7 +30,13 @@ def create(
         *(_close_function(source, event) for event in TRIGGERS),
         *(_trigger(source, event) for event in TRIGGERS),
         *source_views.views(source, source_columns, by_event_time=by_event_time).values(),
+        *(s for statements in shadow(source, source_columns).values() for s in statements),
     ]
+
+
+def shadow(source: SourceDefinition, source_columns: tuple[str, ...]) -> dict[str, list[sql.Composed]]:
+    """Those of them that make each object of the source's shadow, by db.shadow_ddl.KINDS."""
+    return shadow_ddl.create(source, source_views.shown(source_columns, beside=shadow_ddl.COMPARED_COLUMNS))
 
 
 def drop(source: SourceDefinition) -> list[sql.Composed]:
@@ -47,7 +56,7 @@ def drop(source: SourceDefinition) -> list[sql.Composed]:
         compose("DROP TABLE IF EXISTS {table}", table=ours(table, source.name))
         for table in ("scores", "queue")
     ]
-    return [*views, *functions, *tables]
+    return [*shadow_ddl.drop(source), *views, *functions, *tables]
 
 
 def trigger_name(source_name: str, event: str) -> sql.Composable:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from psycopg import sql
 
 from db import labels
@@ -11,6 +13,7 @@ from db.statements import compose
 
 SCORE_COLUMNS = ("reconstruction_error", "flagged", "model_version", "scored_at", "top_features")
 VERDICT_COLUMN = "verdict"
+OURS = (*SCORE_COLUMNS, VERDICT_COLUMN)
 VIEWS = ("scored", "flagged", "quality")
 
 
@@ -23,13 +26,9 @@ def views(
     of ours gets source_ before it. New columns of ours come last, since a view that exists can only be given more at
     its end. source_columns: of the user's table. by_event_time: its time column tells a day.
     """
-    theirs = [
-        compose("t.{column} AS {name}", column=identifier(column), name=identifier(name))
-        for column, name in ((column, alias(column, source_columns)) for column in source_columns)
-    ]
     select = compose(
         "SELECT {theirs}, {ours}, {verdict} AS {verdict_name} FROM {relation} t JOIN {scores} s ON s.key = t.{key}",
-        theirs=sql.SQL(", ").join(theirs),
+        theirs=shown(source_columns, beside=OURS),
         ours=sql.SQL(", ").join(compose("s.{c}", c=identifier(column)) for column in SCORE_COLUMNS),
         verdict=labels.verdict_of_row(source, "t"),
         verdict_name=identifier(VERDICT_COLUMN),
@@ -75,9 +74,22 @@ def _quality(source: SourceDefinition, *, by_event_time: bool) -> sql.Composed:
     )
 
 
-def alias(column: str, source_columns: tuple[str, ...]) -> str:
+def shown(source_columns: tuple[str, ...], *, beside: Iterable[str]) -> sql.Composable:
+    """The user's columns, of the table t, for a view that has these columns of ours."""
+    taken = tuple(beside)
+    return sql.SQL(", ").join(
+        compose(
+            "t.{column} AS {name}",
+            column=identifier(column),
+            name=identifier(alias(column, source_columns, beside=taken)),
+        )
+        for column in source_columns
+    )
+
+
+def alias(column: str, source_columns: tuple[str, ...], *, beside: tuple[str, ...] = OURS) -> str:
     """The name that a column of the user's table has in the views."""
-    taken = {*SCORE_COLUMNS, VERDICT_COLUMN}
+    taken = set(beside)
     name = column
     while name in taken or (name != column and name in source_columns):
         name = f"source_{name}"

@@ -10,11 +10,11 @@ from psycopg import errors, sql
 from psycopg.types.json import Jsonb
 from sqlalchemy import Connection
 
-from db import catalog, source_ddl, source_views
+from db import catalog, shadow_ddl, source_ddl, source_views
 from db.definition import SourceDefinition
-from db.errors import SourceError
-from db.identifiers import SCHEMA, Relation, display
-from db.statements import one, run, run_dicts
+from db.errors import MissingPrivilege, SourceError
+from db.identifiers import SCHEMA, Relation, display, ours
+from db.statements import as_text, one, run, run_dicts
 
 LOCK_TIMEOUT = "10s"
 
@@ -155,6 +155,7 @@ def repair(connection: Connection, definition: SourceDefinition, columns: tuple[
     planned = plan(connection, definition, columns)
     statements = [s for s in planned if source_ddl.script([s]).lstrip().startswith(kinds)]
     _run_ddl(connection, definition, [*statements, *_views_to_mend(connection, definition, columns)])
+    add_shadow(connection, definition, columns)
 
 
 def _views_to_mend(
@@ -171,6 +172,33 @@ def _views_to_mend(
             kept = tuple(c for c in columns if source_views.alias(c, columns) in shown)
             mended.append(source_views.views(definition, kept, by_event_time=by_event_time)[kind])
     return mended
+
+
+def add_shadow(connection: Connection, definition: SourceDefinition, columns: tuple[str, ...]) -> bool:
+    """Make what the source lacks of its shadow, as one attached by an earlier version does. Returns whether it did.
+
+    Raises MissingPrivilege if the role may not.
+    """
+    missing = lacks_of_shadow(connection, definition)
+    made = source_ddl.shadow(definition, columns)
+    try:
+        _run_ddl(connection, definition, [s for kind in missing for s in made[kind]])
+    except errors.InsufficientPrivilege:
+        raise MissingPrivilege(
+            f"{definition.name} was attached before there were challengers, and this role may not make the table of"
+            " their scores; the role that attached it has to run the same pgoutlier attach again, and then"
+            " pgoutlier db grant for each role that had it."
+        ) from None
+    return bool(missing)
+
+
+def lacks_of_shadow(connection: Connection, definition: SourceDefinition) -> list[str]:
+    """Those of db.shadow_ddl.KINDS that are not there."""
+    return [
+        kind
+        for kind in shadow_ddl.KINDS
+        if one(connection, "SELECT to_regclass(%s)", (as_text(ours(kind, definition.name)),)) is None
+    ]
 
 
 def detach(connection: Connection, source: Source) -> None:

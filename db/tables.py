@@ -84,6 +84,11 @@ model_versions = Table(
     Column("training_to", Text),
     Column("parent_version", Integer, comment="the champion when this version was trained"),
     Column("drift_reference", JSONB, comment="detector.drift.Reference: how its training rows are spread"),
+    Column(
+        "imported_from",
+        JSONB,
+        comment="models_store.version_file.Origin: which version of which source it was",
+    ),
     _created("created_at"),
     _by(),
     UniqueConstraint("source_id", "version"),
@@ -113,6 +118,12 @@ model_aliases = Table(
     Column("alias", Text, primary_key=True),
     Column("version", Integer, nullable=False),
     _created("moved_at"),
+    Column("problem", Text, comment="why a challenger does not score, if so"),
+    Column(
+        "paused_until",
+        DateTime(timezone=True),
+        comment="a challenger that failed is left alone until then",
+    ),
     ForeignKeyConstraint(
         ["source_id", "version"],
         ["outlier.model_versions.source_id", "outlier.model_versions.version"],
@@ -134,7 +145,37 @@ alias_events = Table(
     _created("created_at"),
     _by(),
     Index(None, "source_id", "alias", "id"),
-    CheckConstraint("action in ('promote', 'rollback')", name="action_known"),
+    CheckConstraint("action in ('promote', 'rollback', 'challenge', 'clear')", name="action_known"),
+)
+
+model_tags = Table(
+    "model_tags",
+    metadata,
+    Column("source_id", Integer, primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("tag", Text, primary_key=True),
+    _created("created_at"),
+    _by(),
+    ForeignKeyConstraint(
+        ["source_id", "version"],
+        ["outlier.model_versions.source_id", "outlier.model_versions.version"],
+        ondelete="CASCADE",
+    ),
+    CheckConstraint("tag ~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$'", name="tag_form"),
+)
+
+version_events = Table(
+    "version_events",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("source_id", Integer, ForeignKey("outlier.sources.id", ondelete="CASCADE"), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("detail", Text),
+    _created("created_at"),
+    _by(),
+    Index(None, "source_id", "id"),
+    CheckConstraint("action in ('tag', 'untag', 'prune', 'export', 'import')", name="action_known"),
 )
 
 training_runs = Table(

@@ -23,11 +23,14 @@ from detector.recipes import Clip, DropColumns, Pca, Recipe
 BLOCK_ROWS = 4096
 
 
-def build_scorer(recipe: Recipe, feature_names: Sequence[str], arrays: Arrays) -> Callable[[Any], Any]:
+def build_scorer(
+    recipe: Recipe, feature_names: Sequence[str], arrays: Arrays, *, explains: bool = True
+) -> Callable[[Any], Any]:
     """A function of (n_rows, n_features) float64 that gives (errors float64, contributions float32).
 
-    With recurrent layers it takes windows, (n_rows, window, n_features). Traced twice, for BLOCK_ROWS rows and
-    for any other number; safe to call from several threads.
+    Without explains it gives the errors alone, and leaves out what only the contributions need. With recurrent layers
+    it takes windows, (n_rows, window, n_features). Traced twice, for BLOCK_ROWS rows and for any other number; safe to
+    call from several threads.
     """
     tf = tensorflow()
     constants = {
@@ -47,6 +50,8 @@ def build_scorer(recipe: Recipe, feature_names: Sequence[str], arrays: Arrays) -
             values = steps[-1]
             outputs = _reconstruct(recipe, constants, _decoded(recipe, constants, steps))
         error, contributions = _measure(recipe, constants, values, values - outputs)
+        if not explains:
+            return error
         if len(kept) < len(feature_names):
             # Column n_kept of the padded matrix is zero: that is what a dropped feature contributes.
             source = [kept.index(i) if i in kept else len(kept) for i in range(len(feature_names))]

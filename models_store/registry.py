@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from db import models as sql
 from db import sources
 from db.errors import ModelError
 from db.sources import Source
-from detector import Detector
+from detector import Detector, Recipe
 from detector.drift import Reference
 from models_store import artifact
 from models_store.artifact import ArtifactRefused
@@ -69,6 +70,12 @@ class DetectorCache:
             raise ArtifactRefused(entry)
         return entry
 
+    def loaded(self, version_id: int) -> Detector | None:
+        """The detector if this process has it already; asks nobody."""
+        with self._lock:
+            entry = self._entries.get(version_id)
+        return entry if isinstance(entry, Detector) else None
+
     def _load(self, connection: Connection, source: Source, version: int) -> Detector | str:
         try:
             return load(connection, source, version, max_bytes=self._max_bytes, signing_key=self._signing_key)
@@ -113,10 +120,14 @@ def register(
     metrics: dict[str, Any],
     signing_key: str | None,
     drift_reference: Reference | None = None,
+    imported_from: dict[str, Any] | None = None,
 ) -> int:
-    """Store a detector as the source's next version. Returns its number; no alias moves."""
+    """Store a detector as the source's next version. Returns its number; no alias moves.
+
+    imported_from: what it was where it comes from, for one that was not trained here.
+    """
     packed = artifact.pack(detector)
-    champion = sql.alias(connection, source.id)
+    champion = sql.alias(connection, source.id) if imported_from is None else None
     return sql.insert_version(
         connection,
         source.id,
@@ -134,6 +145,7 @@ def register(
             "training_to": window.last,
             "parent_version": champion[1] if champion else None,
             "drift_reference": drift_reference.model_dump(mode="json") if drift_reference else None,
+            "imported_from": imported_from,
         },
     )
 
@@ -143,7 +155,13 @@ def champion(connection: Connection, source: Source, cache: DetectorCache) -> Lo
 
     None if there is no champion yet. Raises ArtifactRefused if no champion there ever was can be used.
     """
-    current = sql.alias(connection, source.id)
+    return what_scores(connection, source, cache, sql.alias(connection, source.id))
+
+
+def what_scores(
+    connection: Connection, source: Source, cache: DetectorCache, current: tuple[int, int] | None
+) -> LoadedVersion | None:
+    """`champion`, where current is what the alias points at."""
     if current is None:
         return None
     try:
@@ -202,6 +220,7 @@ def promote(
         action="promote",
         reason=reason,
     )
+    _retire_challenger(connection, source, version)
     # Whether scoring goes on now is for the next batch to say.
     sources.set_problem(connection, source.id, None)
     return True
@@ -234,8 +253,76 @@ def rollback(
         action="rollback",
         reason=reason,
     )
+    _retire_challenger(connection, source, previous)
     sources.set_problem(connection, source.id, None)
     return current[1], previous
+
+
+def challenge(
+    connection: Connection,
+    source: Source,
+    version: int,
+    *,
+    reason: str,
+    max_bytes: int,
+    signing_key: str | None,
+    check: Callable[[Recipe], object],
+) -> bool:
+    """Make a version the challenger. Returns False if it is already. The next batch is scored with it as well.
+
+    check: raises if versions of this recipe cannot score the source. Raises what it does, and ModelError if there is
+    no such version, it is the champion, or its artifact cannot be used.
+    """
+    sql.lock_alias(connection, source.id)
+    present = sql.aliases(connection, source.id)
+    before = present.challenger.version if present.challenger else None
+    if before == version:
+        return False
+    if present.champion and present.champion[1] == version:
+        raise ModelError(
+            f"Version {version} is the champion of {source.name}; a challenger is another version, see:"
+            f" pgoutlier models list {source.name}"
+        )
+    try:
+        detector = load(connection, source, version, max_bytes=max_bytes, signing_key=signing_key)
+    except ArtifactRefused as refusal:
+        raise ModelError(f"Not made the challenger: {refusal}. Nothing was changed.") from None
+    check(detector.recipe)
+    sql.move_alias(
+        connection,
+        source.id,
+        name=sql.CHALLENGER,
+        from_version=before,
+        to_version=version,
+        action="challenge",
+        reason=reason,
+    )
+    return True
+
+
+def clear_challenger(connection: Connection, source: Source, *, reason: str) -> int | None:
+    """Have no challenger any more. Returns the version that was it, or None."""
+    sql.lock_alias(connection, source.id)
+    present = sql.aliases(connection, source.id).challenger
+    if present is None:
+        return None
+    sql.move_alias(
+        connection,
+        source.id,
+        name=sql.CHALLENGER,
+        from_version=present.version,
+        to_version=None,
+        action="clear",
+        reason=reason,
+    )
+    return present.version
+
+
+def _retire_challenger(connection: Connection, source: Source, champion: int) -> None:
+    """A challenger that has become the champion is the challenger no more."""
+    present = sql.aliases(connection, source.id).challenger
+    if present is not None and present.version == champion:
+        clear_challenger(connection, source, reason="it became the champion")
 
 
 def _previous_champion(newest_first: list[dict[str, Any]]) -> int | None:

@@ -30,6 +30,7 @@ from models_store import registry
 from models_store.registry import LoadedVersion
 from worker import failures, sequences
 from worker.runtime import Runtime
+from worker.shadow import Outcome, Shadow
 
 log = structlog.get_logger()
 
@@ -49,12 +50,16 @@ class BatchFailed(Exception):
 
 @dataclass(frozen=True)
 class BatchResult:
-    """What one transaction wrote. problem: to be mended by an administrator although the batch was scored."""
+    """What one transaction wrote. problem: to be mended by an administrator although the batch was scored.
+
+    shadow: what became of the challenger's scores, if it was asked for any.
+    """
 
     n_scored: int = 0
     n_flagged: int = 0
     n_quarantined: int = 0
     problem: str | None = None
+    shadow: Outcome | None = None
 
 
 @dataclass(frozen=True)
@@ -113,18 +118,27 @@ def open_batch(runtime: Runtime, source: Source) -> OpenBatch | None:
 
 def settle(runtime: Runtime, source: Source, batch: OpenBatch) -> BatchResult:
     """Score and write an open batch and commit. Raises BatchFailed."""
+    connection, claim = batch.connection, batch.claim
     try:
-        champion = registry.champion(batch.connection, source, runtime.cache)
+        aliases = models.aliases(connection, source.id)
+        champion = registry.what_scores(connection, source, runtime.cache, aliases.champion)
         if champion is None:
             return BatchResult()
-        rows = sequences.prepare(batch.connection, source, batch.claim, batch.rows, champion.detector.recipe)
-        result = score_claimed(batch.connection, source, batch.claim, rows, champion)
-        queue.finish(batch.connection, source.definition, batch.claim.queue_ids)
+        rows = sequences.fitting(connection, source, claim, batch.rows, champion.detector.recipe)
+        own = sequences.prepare(connection, source, claim, rows, champion.detector.recipe)
+        challenger = aliases.challenger
+        follower = (
+            Shadow(runtime, connection, source, claim, rows, challenger)
+            if challenger is not None and not challenger.paused
+            else None
+        )
+        result = score_claimed(connection, source, claim, own, champion, follower)
+        queue.finish(connection, source.definition, claim.queue_ids)
         batch.transaction.commit()
     except Exception as error:
-        raise BatchFailed(batch.claim, error) from error
+        raise BatchFailed(claim, error) from error
     finally:
-        batch.connection.close()
+        connection.close()
     if champion.refused:
         result = replace(result, problem=f"{champion.refused}; version {champion.version} goes on scoring")
     log.debug(
@@ -171,12 +185,22 @@ class BatchReader:
 
 
 def score_claimed(
-    connection: Connection, source: Source, claim: Claim, batch: FeatureBatch, champion: LoadedVersion
+    connection: Connection,
+    source: Source,
+    claim: Claim,
+    batch: FeatureBatch,
+    champion: LoadedVersion,
+    shadow: Shadow | None = None,
 ) -> BatchResult:
-    """Write the scores of claimed rows, and quarantine those that can have none, in the caller's transaction."""
+    """Write the scores of claimed rows, and quarantine those that can have none, in the caller's transaction.
+
+    shadow: what scores them with the challenger as well.
+    """
     batch = batch.latest_by_key(source.definition.key_type)
     sound, refused = _sound_rows(source, batch, imputes=champion.detector.recipe.missing == "median")
     rows = _scored_rows(batch, sound, champion)
+    if shadow is not None:
+        shadow.begin(batch)
     finite = np.isfinite(rows.errors)
     if not finite.all():
         refused += _entries(source, batch.take(~finite), "error", "the reconstruction error is not finite")
@@ -195,10 +219,12 @@ def score_claimed(
         refused += absent
     quarantine_store.put(connection, source.definition, source.id, refused)
     quarantine_store.settle(connection, source.definition, source.id, claim.queue_ids)
+    scored = sound & finite
     return BatchResult(
-        n_scored=int((sound & finite).sum()),
+        n_scored=int(scored.sum()),
         n_flagged=int(rows.flagged.sum()),
         n_quarantined=len(refused),
+        shadow=None if shadow is None else shadow.finish(batch, scored),
     )
 
 

@@ -37,7 +37,7 @@ def handle(runtime: Runtime, source: Source, claim: Claim, error: Exception) -> 
     """Record a failed batch. Returns whether the drain should go on with the next one."""
     state = sqlstate(error) or ""
     if _lost_connection(error) or state.startswith((*_PASSING, _LOST_RACE)):
-        log.warning("batch_interrupted", source=source.name, sqlstate=state, error=_sentence(error))
+        log.warning("batch_interrupted", source=source.name, sqlstate=state, error=sentence(error))
         if not state.startswith(_LOST_RACE):
             return False
         runtime.stopping.wait(_RACE_PAUSE_SECONDS)
@@ -52,7 +52,7 @@ def handle(runtime: Runtime, source: Source, claim: Claim, error: Exception) -> 
                 return False
             _blame_rows(connection, runtime, source, claim, error)
     except (SQLAlchemyError, psycopg.Error) as second:
-        log.warning("failure_not_recorded", source=source.name, error=_sentence(second))
+        log.warning("failure_not_recorded", source=source.name, error=sentence(second))
         return False
     return True
 
@@ -76,18 +76,16 @@ def _is_setup_problem(error: Exception, state: str) -> bool:
 
 
 def _stand_still(connection: Connection, source: Source, claim: Claim, error: Exception) -> None:
-    if source.last_problem != _sentence(error):
-        log.error(
-            "scoring_stands_still", source=source.name, error=_sentence(error), sqlstate=sqlstate(error)
-        )
-    sources.set_problem(connection, source.id, _sentence(error))
+    if source.last_problem != sentence(error):
+        log.error("scoring_stands_still", source=source.name, error=sentence(error), sqlstate=sqlstate(error))
+    sources.set_problem(connection, source.id, sentence(error))
     if claim:
         queue.postpone(
             connection,
             source.definition,
             claim.queue_ids,
             delay_seconds=_SETUP_DELAY_SECONDS,
-            error=_sentence(error),
+            error=sentence(error),
             count_attempt=False,
         )
 
@@ -96,7 +94,7 @@ def _blame_rows(
     connection: Connection, runtime: Runtime, source: Source, claim: Claim, error: Exception
 ) -> None:
     settings = runtime.settings
-    text = _sentence(error)
+    text = sentence(error)
     attempts = claim.attempts + 1
     log.warning("batch_failed", source=source.name, n_keys=claim.n_keys, attempt=attempts, error=text)
     if attempts < settings.max_attempts:
@@ -132,6 +130,6 @@ def note_problem_in(connection: Connection, source: Source, problem: str) -> Non
         sources.set_problem(connection, source.id, problem)
 
 
-def _sentence(error: BaseException) -> str:
+def sentence(error: BaseException) -> str:
     """What went wrong and what kind of error it was, short enough for a column."""
     return f"{type(getattr(error, 'orig', None) or error).__name__}: {first_line(error)}"[:500]

@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from db import pruning, quarantine, queue, sources
 from db.errors import PgoutlierError, first_line
+from worker import versions
 from worker.runtime import Runtime
 
 log = structlog.get_logger()
@@ -48,7 +49,7 @@ def retry_quarantine(runtime: Runtime, source_name: str, keys: list[str] | None)
 
 
 def prune_all(runtime: Runtime) -> dict[str, int]:
-    """Remove what belongs to rows that are gone, and old training runs; things removed, by source."""
+    """Remove what belongs to rows that are gone, old training runs and versions; things removed, by source."""
     return _of_each(runtime, "prune", lambda name: _prune(runtime, name))
 
 
@@ -61,6 +62,7 @@ def _prune(runtime: Runtime, source_name: str) -> int:
             keep_training_runs=runtime.settings.keep_training_runs,
             keep_drift_reports=runtime.settings.keep_drift_reports,
         )
+    n_removed += len(versions.prune(runtime, source_name))
     if n_removed:
         log.info("pruned", source=source_name, n_removed=n_removed)
     return n_removed

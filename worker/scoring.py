@@ -11,7 +11,7 @@ import psycopg
 
 from db import queue, sources
 from db.sources import Source
-from worker import failures
+from worker import failures, shadow
 from worker.batches import BatchFailed, BatchReader, BatchResult, settle
 from worker.runtime import Runtime
 
@@ -91,6 +91,8 @@ def drain(
                 continue
             result.add(settled)
             source = _note(runtime, source, settled.problem)
+            if settled.shadow is not None:
+                shadow.note(runtime, source, settled.shadow)
             if result.n_batches == 1 and call_for_help is not None and _has_due(runtime, source):
                 call_for_help()
 

@@ -46,24 +46,46 @@ def read(
     return _read(connection, source, claim, 1 if champion is None else champion.detector.recipe.window)
 
 
-def prepare(
+def fitting(
     connection: Connection,
     source: Source,
     claim: Claim,
     rows: FeatureBatch | SequenceRows,
     recipe: Recipe,
-) -> FeatureBatch:
-    """The claimed rows as this champion scores them; the rows behind them that it has to score again are queued.
-
-    Reads once more if they were read for a champion of another window. Raises ModelError as `require_order` does.
+) -> FeatureBatch | SequenceRows:
+    """The claimed rows with the rows before them that this champion wants; read once more if they were read for
+    a champion of another window. Raises ModelError as `require_order` does.
     """
     require_order(recipe, source.definition)
-    if recipe.window != (rows.window if isinstance(rows, SequenceRows) else 1):
-        rows = _read(connection, source, claim, recipe.window)
+    return rows if recipe.window == _window(rows) else _read(connection, source, claim, recipe.window)
+
+
+def prepare(
+    connection: Connection, source: Source, claim: Claim, rows: FeatureBatch | SequenceRows, recipe: Recipe
+) -> FeatureBatch:
+    """`fitting` rows as this champion scores them; the rows behind them that it has to score again are queued."""
     if not isinstance(rows, SequenceRows):
         return rows
     sequences.queue_neighbours(connection, source.definition, claim.queue_ids, rows)
     return _with_windows(rows, recipe)
+
+
+def for_challenger(
+    connection: Connection, source: Source, claim: Claim, rows: FeatureBatch | SequenceRows, recipe: Recipe
+) -> FeatureBatch:
+    """The same rows with the windows of a challenger; nothing is queued for its sake.
+
+    Reads once more if its windows are longer than the champion's: these have to be read for the champion alone, since
+    rows that nobody but the challenger wants must not make its batch fail. Raises ModelError as `require_order` does.
+    """
+    require_order(recipe, source.definition)
+    if recipe.window > _window(rows):
+        rows = _read(connection, source, claim, recipe.window)
+    return _with_windows(rows, recipe) if isinstance(rows, SequenceRows) else rows
+
+
+def _window(rows: FeatureBatch | SequenceRows) -> int:
+    return rows.window if isinstance(rows, SequenceRows) else 1
 
 
 def _read(connection: Connection, source: Source, claim: Claim, window: int) -> FeatureBatch | SequenceRows:
@@ -79,7 +101,10 @@ def _under(rows: FeatureBatch, change_id: int) -> FeatureBatch:
 
 
 def _with_windows(found: SequenceRows, recipe: Recipe) -> FeatureBatch:
-    """The claimed rows with their windows. A row that cannot be scored ends the history of those behind it."""
+    """The claimed rows with their windows, which may be shorter than those that were read.
+
+    A row that cannot be scored ends the history of those behind it.
+    """
     sound = found.rows.sound(imputes=recipe.missing == "median")
     usable = found.rows.matrix[sound]
     positions = window_positions(len(usable), sequences.unbroken(found.runs, sound), recipe.window)

@@ -107,6 +107,36 @@ def rollback(source: str, reason: str = "task") -> list[int]:
     return list(versions.rollback(runtime(), source, reason=reason))
 
 
+@app.task(name="models.challenge")
+def challenge(source: str, version: int, reason: str = "task") -> bool:
+    """Make a version the challenger; False if it was already."""
+    return versions.challenge(runtime(), source, version, reason=reason)
+
+
+@app.task(name="models.clear_challenger")
+def clear_challenger(source: str, reason: str = "task") -> int | None:
+    """Have no challenger any more; returns the version that was it."""
+    return versions.clear_challenger(runtime(), source, reason=reason)
+
+
+@app.task(name="models.tag")
+def tag(source: str, version: int, name: str) -> bool:
+    """Tag a version; False if it has the tag already."""
+    return versions.tag(runtime(), source, version, name)
+
+
+@app.task(name="models.untag")
+def untag(source: str, version: int, name: str) -> bool:
+    """Take a tag away; False if the version does not have it."""
+    return versions.untag(runtime(), source, version, name)
+
+
+@app.task(name="models.prune")
+def prune_versions(source: str, keep: int | None = None) -> list[int]:
+    """Remove versions that nobody needs; returns their numbers."""
+    return versions.prune(runtime(), source, keep=keep)
+
+
 @app.task(name="verdicts.label")
 def label(
     source: str, keys: list[str], verdict: str, note: str | None = None, by: str | None = None
@@ -118,5 +148,5 @@ def label(
 
 @app.task(name="maintenance.prune_all")
 def prune_all() -> dict[str, int]:
-    """Remove scores and quarantine entries of rows that are gone, and old training runs."""
+    """Remove scores and quarantine entries of rows that are gone, and old training runs and versions."""
     return maintenance.prune_all(runtime())

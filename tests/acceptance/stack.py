@@ -31,6 +31,7 @@ from detector import Detector, Recipe
 from detector.recipes import Layer, QuantileThreshold, Split
 from models_store import registry
 from models_store.registry import TrainingWindow
+from worker import versions
 from worker.runtime import Runtime, make_runtime
 
 N_FEATURES = 6
@@ -236,6 +237,12 @@ class Table:
                     max_bytes=2**26,
                     signing_key=SIGNING_KEY,
                 )
+        return version
+
+    def challenge(self, detector: Detector) -> int:
+        """Register a detector and make it the challenger."""
+        version = self.register(detector, promote=False)
+        versions.challenge(self.stack.runtime, self.name, version, reason="test")
         return version
 
     def audit(self) -> None:

@@ -10,13 +10,18 @@ import time
 
 import pytest
 
+from detector import Detector
 from tests.acceptance.stack import Stack, Started, Table, eventually
 
 N_KILLS = 15
 
 
 @pytest.mark.timeout(400)
-def test_killing_workers_at_random_moments_scores_every_row_once(stack: Stack, table: Table) -> None:
+def test_killing_workers_at_random_moments_scores_every_row_once(
+    stack: Stack, table: Table, detectors: tuple[Detector, Detector]
+) -> None:
+    """By the champion, and by the challenger in the same transaction."""
+    table.challenge(detectors[1])
     moments = random.Random(20260301)
     workers = [_worker(stack, number) for number in range(2)]
     stack.listener()
@@ -41,6 +46,8 @@ def test_killing_workers_at_random_moments_scores_every_row_once(stack: Stack, t
     assert table.n_rows >= 50_000
     assert n_mid_batch >= 5
     table.assert_scored_once()
+    assert stack.one(f"SELECT rows FROM outlier.comparison_{table.name}") == table.n_rows
+    assert stack.one(f"SELECT count(*) FROM outlier.shadow_scores_{table.name}") == table.n_rows
 
 
 def _worker(stack: Stack, number: int) -> Started:

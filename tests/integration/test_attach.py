@@ -533,6 +533,13 @@ def test_attaching_again_changes_nothing_and_mends_what_was_dropped(transactions
     user.execute("DROP FUNCTION outlier.enqueue_update_transactions() CASCADE")
     attach_table(user, runtime, **asked)
     assert objects(user) == before
+    user.execute("DROP VIEW outlier.comparison_transactions")
+    attach_table(user, runtime, **asked)
+    assert objects(user) == before
+    user.execute("DROP VIEW outlier.compared_transactions, outlier.comparison_transactions")
+    user.execute("DROP TABLE outlier.shadow_scores_transactions")
+    attach_table(user, runtime, **asked)
+    assert objects(user) == before
     user.execute("ALTER TABLE transactions DISABLE TRIGGER USER")
     attach_table(user, runtime, **asked)
     assert objects(user) == before
@@ -556,7 +563,8 @@ def test_the_dry_run_prints_what_attach_does(
     by_hand = objects(user)
     user.execute("DROP FUNCTION outlier.enqueue_insert_sales, outlier.enqueue_update_sales CASCADE")
     user.execute("DROP VIEW outlier.scored_sales, outlier.flagged_sales, outlier.quality_sales")
-    user.execute("DROP TABLE outlier.scores_sales, outlier.queue_sales")
+    user.execute("DROP VIEW outlier.comparison_sales, outlier.compared_sales")
+    user.execute("DROP TABLE outlier.scores_sales, outlier.queue_sales, outlier.shadow_scores_sales")
     assert objects(user) == before
     attach_table(user, runtime, relation='"50% Sales"', key='"Key %s"', features=features, name="sales")
     assert objects(user) == by_hand

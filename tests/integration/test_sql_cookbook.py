@@ -12,7 +12,8 @@ from psycopg.rows import dict_row
 
 from db import overview
 from db.statements import run
-from tests.support import Table, attach_table, make_detector
+from tests.support import Table, attach_table, make_detector, register
+from worker import versions
 from worker.runtime import Runtime
 
 PAGE = (Path(__file__).parents[2] / "docs" / "sql.md").read_text()
@@ -68,7 +69,11 @@ def payments(user: psycopg.Connection[Any], runtime: Runtime) -> Table:
         label="is_fraud",
     )
     # Standardised and bounded as its detector is, only an amount of hundreds gives such an error.
-    table.promote(make_detector(table.source.definition.feature_names, threshold=5_000.0))
+    names = table.source.definition.feature_names
+    table.promote(make_detector(names, threshold=5_000.0))
+    challenger = register(runtime, table.source, make_detector(names, threshold=-1.0))
+    versions.challenge(runtime, "payments", challenger, reason="test")
+    versions.tag(runtime, "payments", challenger, "eager")
     user.execute(ROWS)
     table.drain()
     user.execute(
@@ -118,6 +123,7 @@ def test_operators_may_run_it(title: str, as_worker: psycopg.Connection[Any]) ->
     quiet = {
         "What keeps failing",
         "Does scoring stand still, and why",
+        "What keeps a challenger from scoring",
         "Is this row queued",
         "Trainings",
         "Drift, the last report of each source",
@@ -131,6 +137,16 @@ def test_operators_may_run_it(title: str, as_worker: psycopg.Connection[Any]) ->
 def test_flagged_rows_are_the_large_ones(as_analyst: psycopg.Connection[Any]) -> None:
     rows = answer(as_analyst, ANALYSTS["Flagged today, over an amount"])
     assert [row["id"] for row in rows] == [20002, 20004, 20007]
+
+
+def test_the_challenger_is_held_against_the_champion(as_analyst: psycopg.Connection[Any]) -> None:
+    title = "What the challenger would have flagged"
+    assert {row["id"] for row in answer(as_analyst, ANALYSTS[title])} == {20001, 20006}
+    as_analyst.execute("SET ROLE writer")
+    (row,) = answer(as_analyst, ANALYSTS["Champion against challenger"])
+    figures = ("champion_version", "challenger_version", "rows", "flagged_by_both", "only_challenger")
+    assert [row[name] for name in figures] == [1, 2, 4, 2, 2]
+    assert row["agreement"] == 0.5
 
 
 def test_contributions_say_why(as_analyst: psycopg.Connection[Any]) -> None:

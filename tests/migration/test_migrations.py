@@ -15,7 +15,8 @@ from db.engine import make_engine
 from db.errors import MissingPrivilege, SchemaNotReady
 from tests.conftest import Connect
 from tests.servers import Postgres
-from tests.support import Table, detach_table
+from tests.support import Table, detach_table, register
+from worker import versions
 
 UPGRADE = "import sys; from db import engine, migrate; migrate.upgrade(engine.make_engine(sys.argv[1]))"
 
@@ -120,6 +121,25 @@ def test_a_source_from_before_verdicts_takes_them_after_the_upgrade(
         assert user.execute("SELECT * FROM outlier.verdicts").fetchall() == []
     migrate.downgrade(empty, "0002")
     assert "verdicts" not in tables(empty_database_url)
+
+
+def test_shadows_go_with_the_migration_down_and_come_back_with_a_challenger(transactions: Table) -> None:
+    runtime, engine = transactions.runtime, transactions.runtime.engine
+    transactions.promote()
+    versions.challenge(runtime, "transactions", register(runtime, transactions.source), reason="test")
+    migrate.downgrade(engine, "0004")
+    left = "SELECT relname FROM pg_class WHERE relname ~ '^(shadow_scores|compared|comparison)_' OR relname ~ '_tags$'"
+    assert transactions.rows(left) == []
+    assert transactions.keys("SELECT alias FROM outlier.model_aliases") == ["champion"]
+    assert transactions.keys("SELECT action FROM outlier.alias_events") == ["promote"]
+    migrate.upgrade(engine)
+    migrate.check(engine)
+    assert versions.challenge(runtime, "transactions", 2, reason="again")
+    transactions.insert(1)
+    transactions.drain()
+    assert transactions.keys("SELECT key FROM outlier.shadow_scores_{source}") == [1]
+    detach_table(transactions)
+    migrate.downgrade(engine, "base")
 
 
 def test_a_database_that_was_never_migrated_says_what_to_run(empty: Engine) -> None:

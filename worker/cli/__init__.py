@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from db.embedded import EmbeddedServerError
 from db.errors import PgoutlierError, first_line
 from worker.cli import (
+    challenger,
     demo,
     doctor,
     drift,
@@ -26,6 +27,7 @@ from worker.cli import (
     sources,
     threshold,
     verdicts,
+    versions,
 )
 from worker.cli.output import errors
 
@@ -49,6 +51,15 @@ app.command(rich_help_panel=_START)(sources.sources)
 app.command(rich_help_panel=_MODELS)(models.train)
 app.command(rich_help_panel=_MODELS)(evaluate.evaluate)
 app.add_typer(models.models, name="models", rich_help_panel=_MODELS)
+models.models.command("challenge")(challenger.challenge)
+models.models.command("compare")(challenger.compare)
+models.models.command("history")(versions.history)
+models.models.command("diff")(versions.diff)
+models.models.command("tag")(versions.tag)
+models.models.command("untag")(versions.untag)
+models.models.command("prune")(versions.prune)
+models.models.command("export")(versions.export)
+models.models.command("import")(versions.import_)
 app.command(rich_help_panel=_LOOK)(look.status)
 app.command(rich_help_panel=_LOOK)(look.flagged)
 app.command(rich_help_panel=_LOOK)(verdicts.label)

@@ -81,6 +81,7 @@ def _examine() -> Iterator[Finding]:
             for source in source_store.every(connection):
                 for check in (_relation, _triggers, _champion, _order, _problem):
                     yield check(connection, runtime, source)
+                yield from _challenger(connection, runtime, source)
             yield _listeners(connection)
             yield _beat(connection)
             yield from _schedules(connection)
@@ -183,6 +184,23 @@ def _champion(connection: Connection, runtime: Runtime, source: source_store.Sou
     except ArtifactRefused as refusal:
         return Finding(what, False, str(refusal), f"pgoutlier models rollback {source.name}, or train anew")
     return Finding(what, True, f"version {alias[1]}")
+
+
+def _challenger(connection: Connection, runtime: Runtime, source: source_store.Source) -> Iterator[Finding]:
+    """Nothing without a challenger."""
+    challenger = models.aliases(connection, source.id).challenger
+    if challenger is None:
+        return
+    what, lacking = f"{source.name} challenger", source_store.lacks_of_shadow(connection, source.definition)
+    if lacking:
+        missing = ", ".join(f"{kind}_{source.name}" for kind in lacking)
+        yield Finding(what, False, f"there is no {missing}", "run the same `pgoutlier attach` again")
+        return
+    if challenger.problem:
+        clear = f"pgoutlier models challenge {source.name} --clear"
+        yield Finding(what, False, challenger.problem, f"mend that, or: {clear}")
+        return
+    yield Finding(what, True, f"version {challenger.version}")
 
 
 def _order(connection: Connection, runtime: Runtime, source: source_store.Source) -> Finding:

@@ -51,7 +51,11 @@ def status(
 
 
 def _status_table(figures: dict[str, Any]) -> Table:
-    columns = ["source", "queued", "oldest", "rows/s", "champion", "scored", "quarantine", "training", "note"]
+    shadow = any(row["challenger"] for row in figures["sources"])
+    columns = [
+        *("source", "queued", "oldest", "rows/s", "champion", *(["challenger"] if shadow else [])),
+        *("scored", "quarantine", "training", "note"),
+    ]
     table = new_table(f"pgoutlier at {datetime.now(UTC):%H:%M:%S} UTC", columns)
     for row in figures["sources"]:
         table.add_row(
@@ -60,10 +64,11 @@ def _status_table(figures: dict[str, Any]) -> Table:
             seconds_text(row["oldest_queued_seconds"]),
             f"{row['rows_per_second']:,.0f}",
             str(row["champion"] or "none"),
+            *([str(row["challenger"] or "none")] if shadow else []),
             f"~{row['n_scored_estimate']:,}",
             f"{row['n_quarantined']:,}",
             _training_text(row["training"]),
-            row["problem"] or _drift_text(row["drift"]),
+            _note(row),
         )
     table.caption = "\n".join(filter(None, (_workers_text(figures), _schedules_text(figures))))
     return table
@@ -74,6 +79,12 @@ def _drift_text(found: dict[str, Any] | None) -> str:
         return ""
     more = len(found["reasons"]) - 1
     return f"drift: {found['reasons'][0]}" + (f" and {more} more; see pgoutlier drift" if more else "")
+
+
+def _note(row: dict[str, Any]) -> str:
+    """Why scoring stands still, why the challenger does not score, and what has drifted."""
+    shadow = f"challenger: {row['challenger_problem']}" if row["challenger_problem"] else None
+    return "; ".join(filter(None, (row["problem"], shadow, _drift_text(row["drift"]))))
 
 
 def _training_text(training: dict[str, Any] | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -10,7 +10,6 @@ from rich.console import Console
 import detector
 from db import models as model_sql
 from db import sources as source_store
-from db.errors import ModelError
 from worker import training, versions
 from worker.cli.context import open_runtime
 from worker.cli.output import console, epoch_bar, print_json, print_table
@@ -19,7 +18,7 @@ from worker.runtime import Runtime
 from worker.training import TrainedVersion
 
 models = typer.Typer(no_args_is_help=True, help="Versions of a source's model, and which one scores.")
-Version = Annotated[int, typer.Argument(min=1, help="Number of the version.")]
+Version = Annotated[str, typer.Argument(help="Number of the version, or champion, or challenger.")]
 Reason = Annotated[str, typer.Option(help="Why; kept in outlier.alias_events.")]
 
 
@@ -116,13 +115,18 @@ def models_list(source: SourceName, as_json: AsJson = False) -> None:
     if not rows:
         console.print(f"No version yet. Make one: pgoutlier train {source}", highlight=False)
         return
+    tagged = any(row["tags"] for row in rows)
     print_table(
         "",
-        ["version", "alias", "recipe", "rows", "threshold", "flag rate", "trained", "by"],
+        [
+            *("version", "alias", *(["tags"] if tagged else [])),
+            *("recipe", "rows", "threshold", "flag rate", "trained", "by"),
+        ],
         [
             (
                 row["version"],
                 ", ".join(row["aliases"] or []) or None,
+                *([", ".join(row["tags"] or []) or None] if tagged else []),
                 row["recipe_name"],
                 row["n_training_rows"],
                 row["threshold"],
@@ -137,18 +141,15 @@ def models_list(source: SourceName, as_json: AsJson = False) -> None:
 
 @models.command("show")
 def models_show(source: SourceName, version: Version, as_json: AsJson = False) -> None:
-    """One version: recipe, threshold, training window, metrics; and the history of the champion alias."""
+    """One version: recipe, threshold, training window, metrics, tags; and when it was champion or challenger."""
     runtime = open_runtime()
-    with runtime.engine.begin() as connection:
-        found = source_store.find(connection, source)
-        row = next((r for r in model_sql.versions(connection, found.id) if r["version"] == version), None)
-        history = [
-            e
-            for e in model_sql.alias_history(connection, found.id)
-            if version in {e["from_version"], e["to_version"]}
-        ]
-    if row is None:
-        raise ModelError(f"{source} has no model version {version}; see: pgoutlier models list {source}")
+    number = versions.number(runtime, source, version)
+    row = versions.described(runtime, source, number)
+    history = [
+        event
+        for event in versions.history(runtime, source)
+        if event["alias"] and number in {event["from_version"], event["version"]}
+    ]
     if as_json:
         print_json({**row, "alias_events": history})
         return
@@ -156,26 +157,42 @@ def models_show(source: SourceName, version: Version, as_json: AsJson = False) -
     metrics.pop("history", None)
     recipe = row.pop("recipe")
     print_table(
-        f"version {version} of {source}", ["what", "value"], [(k, v) for k, v in row.items() if v is not None]
+        f"version {number} of {source}", ["what", "value"], [(k, v) for k, v in row.items() if v is not None]
     )
     print_table("metrics", ["metric", "value"], sorted(metrics.items()))
     print_table("recipe", ["field", "value"], [(k, v) for k, v in recipe.items() if v not in (None, [], {})])
     if history:
-        columns = ["created_at", "action", "from_version", "to_version", "reason", "created_by"]
-        print_table("champion alias", columns, [[e[c] for c in columns] for e in history])
+        print_history("champion and challenger", history)
+
+
+def print_history(title: str, events: list[dict[str, Any]]) -> None:
+    """What was done with versions, a line each."""
+    print_table(
+        title,
+        ["when", "what", "alias", "from", "version", "why", "by"],
+        [
+            [
+                e[c]
+                for c in ("created_at", "action", "alias", "from_version", "version", "detail", "created_by")
+            ]
+            for e in events
+        ],
+    )
 
 
 @models.command("promote")
 def models_promote(
     source: SourceName, version: Version, reason: Reason = "command line", as_json: AsJson = False
 ) -> None:
-    """Make a version the champion. Workers see it with their next batch."""
-    moved = versions.promote(open_runtime(), source, version, reason=reason)
+    """Make a version the champion. Workers see it with their next batch. A challenger is then none any more."""
+    runtime = open_runtime()
+    number = versions.number(runtime, source, version)
+    moved = versions.promote(runtime, source, number, reason=reason)
     if as_json:
-        print_json({"source": source, "champion": version, "moved": moved})
+        print_json({"source": source, "champion": number, "moved": moved})
     else:
         console.print(
-            f"Version {version} is {'now' if moved else 'already'} the champion of {source}.", highlight=False
+            f"Version {number} is {'now' if moved else 'already'} the champion of {source}.", highlight=False
         )
 
 

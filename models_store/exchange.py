@@ -1,0 +1,87 @@
+"""Versions out of a registry and into another one, as the bytes of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlalchemy import Connection
+
+from db import models as sql
+from db import versions
+from db.errors import ModelError
+from db.identifiers import display
+from db.sources import Source
+from detector import Recipe
+from models_store import artifact, registry, version_file
+from models_store.artifact import ArtifactRefused
+from models_store.registry import TrainingWindow
+from models_store.version_file import FileRefused, Header, Origin
+
+
+def export(
+    connection: Connection, source: Source, version: int, *, max_bytes: int, signing_key: str | None
+) -> bytes:
+    """The file of a version. Raises ModelError if there is no such version or its artifact cannot be used."""
+    try:
+        registry.load(connection, source, version, max_bytes=max_bytes, signing_key=signing_key)
+    except ArtifactRefused as refusal:
+        raise ModelError(f"Not exported: {refusal}.") from None
+    stored = sql.artifact(connection, source.id, version, max_bytes=max_bytes)
+    row = versions.described(connection, source.id, version)
+    if stored is None or stored.artifact is None or row is None:
+        raise ModelError(f"Version {version} of {source.name} was removed meanwhile.")
+    origin = Origin(
+        source=source.name,
+        version=version,
+        created_at=row.pop("created_at"),
+        created_by=row.pop("created_by"),
+    )
+    header = Header.model_validate({**row, "origin": origin})
+    versions.record(connection, source.id, version, "export", f"sha256 {stored.sha256}")
+    return version_file.dump(header, stored.artifact, signing_key=signing_key)
+
+
+def import_(
+    connection: Connection,
+    source: Source,
+    content: bytes,
+    *,
+    max_bytes: int,
+    signing_key: str | None,
+    check: Callable[[Recipe], object],
+) -> tuple[int, bool]:
+    """The version that a file becomes, and whether it is new: the same detector is not stored twice.
+
+    No alias moves. check: raises if versions of this recipe cannot score the source. Raises what it does, and
+    FileRefused if the file is not sound or its features are not those of the source.
+    """
+    found = version_file.parse(content, max_artifact_bytes=max_bytes, signing_key=signing_key)
+    detector, header = found.detector, found.header
+    if detector.feature_names != source.definition.feature_names:
+        raise FileRefused(
+            f"is of a model of other features ({_names(detector.feature_names)}) than {source.name} has"
+            f" ({_names(source.definition.feature_names)})"
+        )
+    check(detector.recipe)
+    sql.lock_alias(connection, source.id)
+    present = versions.same_artifact(connection, source.id, artifact.digest(artifact.pack(detector)))
+    if present is not None:
+        return present, False
+    number = registry.register(
+        connection,
+        source,
+        detector,
+        window=TrainingWindow(header.n_training_rows, header.training_from, header.training_to),
+        metrics=header.metrics,
+        signing_key=signing_key,
+        drift_reference=header.drift_reference,
+        imported_from=header.origin.model_dump(mode="json"),
+    )
+    origin = header.origin
+    versions.record(connection, source.id, number, "import", f"version {origin.version} of {origin.source}")
+    return number, True
+
+
+def _names(names: tuple[str, ...]) -> str:
+    shown = ", ".join(display(name) for name in names[:8])
+    return shown if len(names) <= 8 else f"{shown} and {len(names) - 8} more"
