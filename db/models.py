@@ -254,8 +254,11 @@ def start_run(connection: Connection, source_id: int, *, recipe: dict[str, Any],
     return int(
         one(
             connection,
-            "INSERT INTO outlier.training_runs (source_id, recipe, seed) VALUES (%s, %s, %s) RETURNING id",
-            (source_id, Jsonb(recipe), seed),
+            "INSERT INTO outlier.training_runs (source_id, recipe, seed, n_scored_before)"
+            " SELECT s.id, %s, %s, (SELECT n_tup_ins + n_tup_upd FROM pg_stat_user_tables"
+            " WHERE schemaname = 'outlier' AND relname = 'scores_' || s.name)"
+            " FROM outlier.sources s WHERE s.id = %s RETURNING id",
+            (Jsonb(recipe), seed, source_id),
         )
     )
 
@@ -285,16 +288,24 @@ def runs(connection: Connection, source_id: int, *, limit: int) -> list[dict[str
     )
 
 
-def sources_to_retrain(connection: Connection, *, older_than_seconds: float) -> list[str]:
-    """Names of sources with a version and no training run started within that time."""
+def sources_to_retrain(connection: Connection, *, older_than_seconds: float, after_rows: int) -> list[str]:
+    """Names of sources with a version and no training run that was started within that time.
+
+    With after_rows also those that have had about so many rows scored since their last run began. The statistics
+    that tell this are lost when PostgreSQL crashes, after which the rows count from there on.
+    """
     return [
         row[0]
         for row in run(
             connection,
             "SELECT s.name FROM outlier.sources s"
+            " LEFT JOIN LATERAL (SELECT r.started_at, r.n_scored_before FROM outlier.training_runs r"
+            " WHERE r.source_id = s.id ORDER BY r.id DESC LIMIT 1) last ON true"
             " WHERE EXISTS (SELECT FROM outlier.model_versions v WHERE v.source_id = s.id)"
-            " AND NOT EXISTS (SELECT FROM outlier.training_runs r WHERE r.source_id = s.id"
-            " AND r.started_at > now() - make_interval(secs => %s)) ORDER BY s.name",
-            (older_than_seconds,),
+            " AND (last.started_at IS NULL OR last.started_at <= now() - make_interval(secs => %(seconds)s)"
+            " OR %(rows)s > 0 AND (SELECT n_tup_ins + n_tup_upd FROM pg_stat_user_tables"
+            " WHERE schemaname = 'outlier' AND relname = 'scores_' || s.name)"
+            " - last.n_scored_before >= %(rows)s) ORDER BY s.name",
+            {"seconds": older_than_seconds, "rows": after_rows},
         ).fetchall()
     ]

@@ -77,6 +77,15 @@ class Settings(BaseSettings):
     )
 
     training_rows: int = Field(200_000, ge=200, description="newest rows read for one training")
+    retrain_after_rows: int = Field(
+        0, ge=0, description="train a new version too when about so many rows were scored since; 0: never"
+    )
+    gate_min_rows: int = Field(
+        300, ge=200, description="a version trained on fewer rows is never promoted by its training"
+    )
+    gate_most_flagged: float = Field(
+        0.3, gt=0, le=1, description="nor is one that flags a larger share of the hold-out"
+    )
     training_reports: bool = Field(
         True, description="draw a report after each training and keep it with the version"
     )

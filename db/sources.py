@@ -19,6 +19,9 @@ from db.statements import as_text, one, run, run_dicts
 LOCK_TIMEOUT = "10s"
 
 
+PROMOTIONS = ("manual", "if_better", "always")
+
+
 @dataclass(frozen=True)
 class Source:
     """A row of outlier.sources."""
@@ -28,6 +31,8 @@ class Source:
     recipe: dict[str, Any]
     attached_xid: int | None
     last_problem: str | None
+    # What happens to a version that was trained: one of PROMOTIONS.
+    promotion: str = "manual"
 
     @property
     def name(self) -> str:
@@ -38,7 +43,8 @@ def find(connection: Connection, name: str) -> Source:
     """Raises SourceError, naming the sources there are."""
     rows = run_dicts(
         connection,
-        "SELECT id, definition, recipe, attached_xid, last_problem FROM outlier.sources WHERE name = %s",
+        "SELECT id, definition, recipe, attached_xid, last_problem, promotion FROM outlier.sources"
+        " WHERE name = %s",
         (name,),
     )
     if not rows:
@@ -52,7 +58,7 @@ def every(connection: Connection) -> list[Source]:
     """All sources by name."""
     rows = run_dicts(
         connection,
-        "SELECT id, definition, recipe, attached_xid, last_problem FROM outlier.sources ORDER BY name",
+        "SELECT id, definition, recipe, attached_xid, last_problem, promotion FROM outlier.sources ORDER BY name",
     )
     return [_source(row) for row in rows]
 
@@ -64,6 +70,19 @@ def _source(row: dict[str, Any]) -> Source:
         recipe=row["recipe"],
         attached_xid=row["attached_xid"],
         last_problem=row["last_problem"],
+        promotion=row["promotion"],
+    )
+
+
+def set_promotion(connection: Connection, source_id: int, promotion: str) -> bool:
+    """Say what happens to versions that are trained. Returns False if that is so already."""
+    return bool(
+        run(
+            connection,
+            "UPDATE outlier.sources SET promotion = %(promotion)s, promotion_set_at = now(),"
+            " promotion_set_by = session_user WHERE id = %(id)s AND promotion <> %(promotion)s",
+            {"id": source_id, "promotion": promotion},
+        ).rowcount
     )
 
 

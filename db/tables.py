@@ -58,11 +58,21 @@ sources = Table(
         BigInteger,
         comment="rows written by older transactions are not swept up; null: they are",
     ),
+    Column(
+        "promotion",
+        Text,
+        nullable=False,
+        server_default=text("'manual'"),
+        comment="what happens to a version that was trained: detector.gate",
+    ),
+    Column("promotion_set_at", DateTime(timezone=True)),
+    Column("promotion_set_by", Text),
     Column("last_problem", Text, comment="why scoring stands still, if it does"),
     Column("last_problem_at", DateTime(timezone=True)),
     Column("swept_at", DateTime(timezone=True)),
     _created("created_at"),
     _by(),
+    CheckConstraint("promotion in ('manual', 'if_better', 'always')", name="promotion_known"),
 )
 
 model_versions = Table(
@@ -194,6 +204,15 @@ training_runs = Table(
     Column("eta_seconds", Double),
     Column("metrics", JSONB),
     Column("versions", JSONB, comment="of Python, TensorFlow and pgoutlier"),
+    Column("recipe_hash", Text, comment="SHA-256 of the recipe"),
+    Column(
+        "data_fingerprint", Text, comment="SHA-256 of the rows that were read, and which of them are normal"
+    ),
+    Column("window_from", Text, comment="first key or event time of the normal rows"),
+    Column("window_to", Text),
+    Column(
+        "n_scored_before", BigInteger, comment="scores ever written when it began, by PostgreSQL's statistics"
+    ),
     Column("version", Integer, comment="the model version it made"),
     Column("promoted", Boolean, nullable=False, server_default=text("false")),
     Column("error", Text),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,25 @@ class TrainingRows:
     @property
     def n_normal(self) -> int:
         return int(self.normal.sum())
+
+    def without_last(self, n_rows: int) -> TrainingRows:
+        """Without the newest n_rows; what was left out, first and last stay those of all."""
+        if n_rows == 0:
+            return self
+        earlier = slice(None, -n_rows)
+        return replace(
+            self,
+            matrix=self.matrix[earlier],
+            normal=self.normal[earlier],
+            fraud=self.fraud[earlier],
+            runs=None if self.runs is None else self.runs[earlier],
+        )
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the rows and of which of them are normal: the same rows in the same order give the same."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.matrix).data)
+        digest.update(np.ascontiguousarray(self.normal).data)
+        return digest.hexdigest()
 
 
 def read(

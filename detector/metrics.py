@@ -129,7 +129,7 @@ def ranking(is_anomaly: ArrayLike, errors: ArrayLike) -> Ranking:
         n_anomalies=n_anomalies,
         auroc=float(roc_auc_score(truth, values)),
         average_precision=float(average_precision_score(truth, values)),
-        precision_at_100=_precision_of_top(truth, values, TOP_ROWS),
+        precision_at_100=precision_of_top(truth, values, TOP_ROWS),
         best_f1=best.f1 or 0.0,
         best_f1_precision=best.precision or 0.0,
         best_f1_recall=best.recall or 0.0,
@@ -164,7 +164,8 @@ def _best_f1(truth: BoolVector, errors: Float64Vector) -> tuple[Confusion, float
     return confusion_at(truth, errors, threshold), threshold
 
 
-def _precision_of_top(truth: BoolVector, errors: Float64Vector, n_top: int) -> float:
+def precision_of_top(truth: BoolVector, errors: Float64Vector, n_top: int) -> float:
+    """The share of anomalies among the n_top rows with the largest errors, rows of equal error in equal parts."""
     n_top = min(n_top, len(errors))
     last = np.partition(errors, -n_top)[-n_top]
     above, tied = errors > last, errors == last

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import structlog
 
-from worker import drift, maintenance, scoring, training, verdicts, versions
+from worker import drift, gate, maintenance, scoring, training, verdicts, versions
 from worker.app import app, ring
 from worker.runtime import runtime
 
@@ -93,6 +93,12 @@ def measure_drift(source: str) -> bool:
 def measure_drift_all() -> dict[str, bool]:
     """Measure every source; with PGOUTLIER_RETRAIN_ON_DRIFT also send models.train for those that drifted."""
     return drift.measure_all(runtime(), train=lambda name: ring(train, name))
+
+
+@app.task(name="models.set_promotion")
+def set_promotion(source: str, promotion: str) -> bool:
+    """Say what becomes of versions when they have been trained; False if that is so already."""
+    return gate.set_promotion(runtime(), source, promotion)
 
 
 @app.task(name="models.promote")

@@ -23,6 +23,8 @@ from db.training_rows import TrainingRows
 from detector import DetectorError, FitResult, Progress, Recipe
 from models_store import registry
 from models_store.registry import TrainingWindow
+from worker import gate
+from worker.gate import Decision
 from worker.report.build import drift_reference
 from worker.runtime import Runtime
 from worker.sequences import require_order
@@ -37,7 +39,9 @@ class TrainedVersion:
     source: str
     version: int
     promoted: bool
+    reason: str
     n_rows: int
+    n_held_out: int
     left_out: dict[str, int]
     threshold: float
     metrics: dict[str, Any]
@@ -100,7 +104,11 @@ def _train(
     run_id: int,
     on_progress: Callable[[Progress], None] | None,
 ) -> TrainedVersion:
-    rows, rate = _rows(runtime, source, recipe, run_id)
+    window, rate = _rows(
+        runtime, source, recipe, run_id, gated=promote is None and source.promotion != "manual"
+    )
+    n_held_out = gate.n_held_out(source, window, promote)
+    rows = window.without_last(n_held_out)
 
     def report(progress: Progress) -> None:
         with runtime.engine.begin() as connection:
@@ -127,32 +135,49 @@ def _train(
         on_progress=report,
     )
     with runtime.engine.begin() as connection:
-        number, promoted = _register(connection, runtime, source, fitted, rows, promote)
+        decision = gate.decide(
+            connection, runtime, source, fitted, window, n_held_out=n_held_out, promote=promote
+        )
+        number = _register(connection, runtime, source, fitted, rows, decision)
         model_sql.finish_run(
             connection,
             run_id,
             status="succeeded",
-            metrics=fitted.metrics,
+            metrics={**fitted.metrics, "gate": decision.as_metric(source)},
             versions=_versions(),
             version=number,
-            promoted=promoted,
+            promoted=decision.promotes,
         )
-    log.info("version_trained", source=source.name, version=number, promoted=promoted, n_rows=rows.n_normal)
+    log.info(
+        "version_trained",
+        source=source.name,
+        version=number,
+        promoted=decision.promotes,
+        reason=decision.reason,
+        n_rows=rows.n_normal,
+    )
     if runtime.settings.training_reports:
         _keep_report(runtime, source, number, fitted, rows)
     return TrainedVersion(
         source=source.name,
         version=number,
-        promoted=promoted,
+        promoted=decision.promotes,
+        reason=decision.reason,
         n_rows=rows.n_normal,
+        n_held_out=n_held_out,
         left_out=rows.left_out,
         threshold=fitted.detector.threshold,
         metrics=fitted.metrics,
     )
 
 
-def _rows(runtime: Runtime, source: Source, recipe: Recipe, run_id: int) -> tuple[TrainingRows, float | None]:
-    """The rows to train on, and how many a day brings where the recipe asks for that."""
+def _rows(
+    runtime: Runtime, source: Source, recipe: Recipe, run_id: int, *, gated: bool
+) -> tuple[TrainingRows, float | None]:
+    """The rows to train on, and how many a day brings where the recipe asks for that.
+
+    gated: some of them will be held out, so that flagged rows and frauds belong among them.
+    """
     newest = runtime.settings.training_rows
     rate = None
     with runtime.engine.begin() as connection:
@@ -162,12 +187,21 @@ def _rows(runtime: Runtime, source: Source, recipe: Recipe, run_id: int) -> tupl
             source.id,
             newest=newest,
             imputes=recipe.missing == "median",
-            with_frauds_and_flagged=recipe.needs_all_rows,
+            with_frauds_and_flagged=recipe.needs_all_rows or gated,
             in_runs=recipe.window > 1,
         )
         if recipe.threshold.policy == "alert_budget":
             rate = training_rows.rows_per_day(connection, source.definition, newest=newest)
-        model_sql.update_run(connection, run_id, n_rows=rows.n_normal, left_out=rows.left_out)
+        model_sql.update_run(
+            connection,
+            run_id,
+            n_rows=rows.n_normal,
+            left_out=rows.left_out,
+            recipe_hash=recipe.recipe_hash,
+            data_fingerprint=rows.fingerprint(),
+            window_from=rows.first,
+            window_to=rows.last,
+        )
     return rows, rate
 
 
@@ -192,29 +226,27 @@ def _register(
     source: Source,
     fitted: FitResult,
     rows: TrainingRows,
-    promote: bool | None,
-) -> tuple[int, bool]:
+    decision: Decision,
+) -> int:
     number = registry.register(
         connection,
         source,
         fitted.detector,
         window=TrainingWindow(n_rows=rows.n_normal, first=rows.first, last=rows.last),
-        metrics={**fitted.metrics, "history": fitted.history},
+        metrics={**fitted.metrics, "history": fitted.history, "gate": decision.as_metric(source)},
         signing_key=runtime.signing_key,
         drift_reference=drift_reference(fitted, rows.matrix[rows.normal]),
     )
-    first = model_sql.alias(connection, source.id) is None
-    if not (first if promote is None else promote):
-        return number, False
-    registry.promote(
-        connection,
-        source,
-        number,
-        reason="first version" if first else "promoted by its training",
-        max_bytes=runtime.settings.artifact_max_bytes,
-        signing_key=runtime.signing_key,
-    )
-    return number, True
+    if decision.promotes:
+        registry.promote(
+            connection,
+            source,
+            number,
+            reason=decision.reason,
+            max_bytes=runtime.settings.artifact_max_bytes,
+            signing_key=runtime.signing_key,
+        )
+    return number
 
 
 @contextmanager
@@ -296,7 +328,8 @@ def _versions() -> dict[str, str]:
 
 
 def sources_due(runtime: Runtime, *, older_than_seconds: float | None = None) -> list[str]:
-    """Sources with a version whose latest training started longer ago than that, by default the retrain interval.
+    """Sources with a version whose latest training started longer ago than that, by default the retrain interval, or
+    that has scored PGOUTLIER_RETRAIN_AFTER_ROWS rows since.
 
     The first version of a source is always an administrator's decision, and a source with a schedule of its own
     for models.train is left to that.
@@ -304,5 +337,7 @@ def sources_due(runtime: Runtime, *, older_than_seconds: float | None = None) ->
     seconds = runtime.settings.retrain_every_seconds if older_than_seconds is None else older_than_seconds
     with runtime.engine.begin() as connection:
         own = schedules.sources_with_own_training(connection, "models.train")
-        due = model_sql.sources_to_retrain(connection, older_than_seconds=seconds)
+        due = model_sql.sources_to_retrain(
+            connection, older_than_seconds=seconds, after_rows=runtime.settings.retrain_after_rows
+        )
     return [name for name in due if name not in own]

@@ -10,7 +10,7 @@ from rich.console import Console
 import detector
 from db import models as model_sql
 from db import sources as source_store
-from worker import training, versions
+from worker import gate, training, versions
 from worker.cli.context import open_runtime
 from worker.cli.output import console, epoch_bar, print_json, print_table
 from worker.cli.sources import AsJson, SourceName
@@ -98,9 +98,36 @@ def print_trained(made: TrainedVersion, console: Console = console) -> None:
     if made.promoted:
         console.print("It is the champion: the next batch is scored with it.")
     else:
+        console.print(f"It does not score: {made.reason}.", highlight=False)
         console.print(
             f"To let it score: pgoutlier models promote {made.source} {made.version}", highlight=False
         )
+
+
+@models.command("policy")
+def models_policy(
+    source: SourceName,
+    promotion: Annotated[
+        str | None, typer.Argument(help="manual, if_better or always; without it the present one is shown.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What becomes of versions when they have been trained.
+
+    manual: an administrator promotes them. if_better: a tenth of the rows, the newest, are held out of the
+    training; the version is promoted if it does better on them than the champion, by average precision and the
+    precision of the top rows where 5 or more are known to be fraud, else if its flag rate, its errors and its features
+    are sound. always: it is promoted unless it is refused, for too few rows or too many flags. Whatever is decided,
+    the reason is kept with the version: pgoutlier models show.
+    """
+    runtime = open_runtime()
+    changed = promotion is not None and gate.set_promotion(runtime, source, promotion)
+    with runtime.engine.begin() as connection:
+        present = source_store.find(connection, source).promotion
+    if as_json:
+        print_json({"source": source, "promotion": present, "changed": changed})
+    else:
+        console.print(f"Promotion of {source}: {present}{' (set now)' if changed else ''}.", highlight=False)
 
 
 @models.command("list")
@@ -155,12 +182,15 @@ def models_show(source: SourceName, version: Version, as_json: AsJson = False) -
         return
     metrics = row.pop("metrics")
     metrics.pop("history", None)
+    judged = metrics.pop("gate", None)
     recipe = row.pop("recipe")
     print_table(
         f"version {number} of {source}", ["what", "value"], [(k, v) for k, v in row.items() if v is not None]
     )
     print_table("metrics", ["metric", "value"], sorted(metrics.items()))
     print_table("recipe", ["field", "value"], [(k, v) for k, v in recipe.items() if v not in (None, [], {})])
+    if judged:
+        print_table("gate", ["what", "value"], [(k, v) for k, v in judged.items() if v not in (None, [], {})])
     if history:
         print_history("champion and challenger", history)
 

@@ -1,0 +1,117 @@
+"""What becomes of a version that was trained: the source's promotion policy, and the gate that decides by figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from sqlalchemy import Connection
+
+from db import models as model_sql
+from db import sources
+from db.errors import ModelError
+from db.sources import PROMOTIONS, Source
+from db.training_rows import TrainingRows
+from detector import FitResult
+from detector import gate as rules
+from models_store import registry
+from worker.runtime import Runtime
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a version is promoted by its training, the reason for that or against it, and the gate's figures."""
+
+    promotes: bool
+    reason: str
+    figures: dict[str, Any] | None = None
+
+    def as_metric(self, source: Source) -> dict[str, Any]:
+        """What is kept with the version and its training run."""
+        return {
+            "promotion": source.promotion,
+            "promoted": self.promotes,
+            "reason": self.reason,
+            **(self.figures or {}),
+        }
+
+
+def set_promotion(runtime: Runtime, source_name: str, promotion: str) -> bool:
+    """Say what happens to versions of a source when they have been trained. Returns False if that is so already.
+
+    Raises SourceError if there is no such source, ModelError if there is no such policy.
+    """
+    if promotion not in PROMOTIONS:
+        raise ModelError(f"{promotion!r} is no promotion policy; there are {', '.join(PROMOTIONS)}.")
+    with runtime.engine.begin() as connection:
+        changed = sources.set_promotion(connection, sources.find(connection, source_name).id, promotion)
+    if changed:
+        log.info("promotion_set", source=source_name, promotion=promotion)
+    return changed
+
+
+def n_held_out(source: Source, rows: TrainingRows, promote: bool | None) -> int:
+    """How many of the newest rows are kept from the fit for the gate: none where nothing is decided by them."""
+    if promote is not None or source.promotion == "manual":
+        return 0
+    n_rows = int(len(rows.matrix) * rules.HELD_OUT_SHARE)
+    return n_rows if n_rows >= rules.MIN_HELD_OUT else 0
+
+
+def decide(
+    connection: Connection,
+    runtime: Runtime,
+    source: Source,
+    fitted: FitResult,
+    rows: TrainingRows,
+    *,
+    n_held_out: int,
+    promote: bool | None,
+) -> Decision:
+    """rows: the whole window; promote: what an administrator asked for, which is done."""
+    first = model_sql.alias(connection, source.id) is None
+    if promote is not None:
+        return Decision(
+            promote, "promoted by its training" if promote else "it was trained not to be promoted"
+        )
+    settings = runtime.settings
+    refused, figures = [], None
+    if rows.n_normal < settings.gate_min_rows:
+        refused.append(f"it was trained on {rows.n_normal:,} rows, fewer than {settings.gate_min_rows:,}")
+    if n_held_out:
+        champion = None if first else registry.champion(connection, source, runtime.cache)
+        figures = rules.judge(
+            fitted.detector,
+            champion.detector if champion else None,
+            rules.Rows(rows.matrix, rows.normal, rows.fraud, n_held_out, rows.runs),
+            calibration_errors=fitted.calibration_errors,
+            most_flagged=settings.gate_most_flagged,
+        )
+        refused += figures["refused"]
+    if refused:
+        return Decision(False, "; ".join(refused), figures)
+    if first:
+        return Decision(True, "first version", figures)
+    return _by_policy(source, figures)
+
+
+def _by_policy(source: Source, figures: dict[str, Any] | None) -> Decision:
+    if source.promotion == "manual":
+        return Decision(False, "an administrator promotes versions of this source", figures)
+    if source.promotion == "always":
+        return Decision(True, "promoted by its training, as every version of this source is", figures)
+    if figures is None:
+        least = int(rules.MIN_HELD_OUT / rules.HELD_OUT_SHARE)
+        return Decision(
+            False, f"there are fewer than {least:,} rows, too few to hold some out and compare it by"
+        )
+    if figures["worse"]:
+        return Decision(False, "; ".join(figures["worse"]), figures)
+    held_out = f"{figures['n_held_out']:,} held-out rows"
+    if figures["decided_by"] == "labels":
+        average = figures["new"]["average_precision"]
+        return Decision(True, f"better on {held_out}: average precision {average:.3f}", figures)
+    return Decision(True, f"sound on {held_out}, too few of which are known to be fraud", figures)
