@@ -76,7 +76,12 @@ class Settings(BaseSettings):
         " challenger, or are tagged",
     )
 
-    training_rows: int = Field(200_000, ge=200, description="newest rows read for one training")
+    training_rows: int = Field(200_000, ge=200, description="newest rows that a training looks at")
+    training_sample_rows: int = Field(
+        500_000,
+        ge=200,
+        description="the most rows that a training reads into memory: a sample of those, if more",
+    )
     retrain_after_rows: int = Field(
         0, ge=0, description="train a new version too when about so many rows were scored since; 0: never"
     )

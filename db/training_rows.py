@@ -71,6 +71,7 @@ def read(
     source_id: int,
     *,
     newest: int,
+    most: int | None = None,
     imputes: bool = False,
     with_frauds_and_flagged: bool = False,
     in_runs: bool = False,
@@ -78,11 +79,13 @@ def read(
     """The newest rows that are neither flagged, nor known to be fraud, nor in quarantine, nor incomplete.
 
     A flagged row that a verdict or label says is normal is among them: it was a false alarm.
+    most: of more rows a sample of about so many is read, the same one each time, drawn by the hash of the key; left_out
+    then says how many normal rows were not sampled. Rows in runs are not sampled but cut: the newest `most` of them.
     imputes: the recipe fills gaps, so a row with some is not incomplete. with_frauds_and_flagged: these rows
     come along, not as normal ones, for a threshold that is drawn from all rows. in_runs: tell whose history each
     row is in; the source has a time column.
     """
-    window = newest_rows(source, newest)
+    window = newest_rows(source, min(newest, most) if in_runs and most else newest)
     reason = _reason(source)
     params: dict[str, Any] = {"source_id": source_id}
     counted = run_dicts(
@@ -97,14 +100,20 @@ def read(
         params,
     )
     kept = next((row for row in counted if row["reason"] is None), None)
+    along = [row for row in counted if row["reason"] not in (None, "quarantined") and with_frauds_and_flagged]
+    n_wanted = sum(int(row["n"]) for row in (*along, *([kept] if kept else [])))
+    one_in = 1 if most is None else max(1, -(-n_wanted // most))
     origin = compose(
-        "FROM {window} w JOIN {relation} t ON t.{key} = w.key WHERE w.reason IS NULL{or_along}",
+        "FROM {window} w JOIN {relation} t ON t.{key} = w.key WHERE (w.reason IS NULL{or_along}){sampled}",
         window=_in_runs(window, reason)
         if in_runs
         else compose("(SELECT w.*, {reason} AS reason FROM ({window}) w)", reason=reason, window=window),
         relation=source.feature_relation.sql(),
         key=identifier(source.key_column),
         or_along=sql.SQL(" OR w.reason <> 'quarantined'" if with_frauds_and_flagged else ""),
+        sampled=compose(" AND hashtextextended(w.key::text, 0) %% {one_in} = 0", one_in=sql.Literal(one_in))
+        if one_in > 1
+        else sql.SQL(""),
     )
     place = sql.SQL("row_number() OVER (ORDER BY w.moment, w.key)")
     longest = _longest_key(connection, source) if source.key_type == "text" else 0
@@ -132,6 +141,8 @@ def read(
     left_out = {row["reason"]: int(row["n"]) for row in counted if row["reason"] is not None}
     if n_incomplete := int((~complete & (kind == _NORMAL)).sum()):
         left_out["incomplete"] = n_incomplete
+    if one_in > 1 and kept:
+        left_out["not_sampled"] = int(kept["n"]) - int((kind == _NORMAL).sum())
     return TrainingRows(
         matrix=batch.matrix[complete],
         normal=kind[complete] == _NORMAL,

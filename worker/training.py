@@ -186,6 +186,7 @@ def _rows(
             source.definition,
             source.id,
             newest=newest,
+            most=runtime.settings.training_sample_rows,
             imputes=recipe.missing == "median",
             with_frauds_and_flagged=recipe.needs_all_rows or gated,
             in_runs=recipe.window > 1,

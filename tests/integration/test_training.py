@@ -251,3 +251,17 @@ def test_a_source_is_retrained_when_its_last_run_is_old(payments: Table) -> None
     assert training.sources_due(payments.runtime) == []
     payments.user.execute("UPDATE outlier.training_runs SET started_at = now() - interval '2 days'")
     assert training.sources_due(payments.runtime) == ["payments"]
+
+
+def test_of_more_rows_than_shall_be_in_memory_the_same_sample_is_trained_on_each_time(
+    payments: Table,
+) -> None:
+    add_rows(payments.user, 301, 4_300)
+    some = payments.with_settings(training_sample_rows=2_000)
+    first, second = (training.train(some.runtime, payments.source_name, seed=1) for _ in range(2))
+    assert 1_000 < first.n_rows < 2_500
+    n_normal = first.n_rows + first.left_out["not_sampled"]
+    assert n_normal == 4_300
+    assert (second.n_rows, second.left_out) == (first.n_rows, first.left_out)
+    prints = payments.keys("SELECT DISTINCT data_fingerprint FROM outlier.training_runs")
+    assert len(prints) == 1
