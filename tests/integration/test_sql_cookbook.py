@@ -145,8 +145,8 @@ def test_the_challenger_is_held_against_the_champion(as_analyst: psycopg.Connect
     as_analyst.execute("SET ROLE writer")
     (row,) = answer(as_analyst, ANALYSTS["Champion against challenger"])
     figures = ("champion_version", "challenger_version", "rows", "flagged_by_both", "only_challenger")
-    assert [row[name] for name in figures] == [1, 2, 4, 2, 2]
-    assert row["agreement"] == 0.5
+    assert [row[name] for name in figures] == [1, 2, 5, 3, 2]
+    assert row["agreement"] == 0.6
 
 
 def test_contributions_say_why(as_analyst: psycopg.Connection[Any]) -> None:
