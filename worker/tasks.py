@@ -139,7 +139,7 @@ def prune_versions(source: str, keep: int | None = None) -> list[int]:
 
 @app.task(name="verdicts.label")
 def label(
-    source: str, keys: list[str], verdict: str, note: str | None = None, by: str | None = None
+    source: str, keys: list[str] | str, verdict: str, note: str | None = None, by: str | None = None
 ) -> dict[str, int]:
     """Say of rows that they are fraud or normal, or withdraw that. by: who says so, in place of the worker's role."""
     # A text would be taken apart, and its letters or digits for keys.
