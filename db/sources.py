@@ -107,8 +107,9 @@ def attach(
 ) -> bool:
     """Make the source's objects and its row. Returns False if it was attached like this already.
 
-    backfill: rows that are there already shall be scored too. Raises SourceError if another definition has
-    the name, or the table has another source.
+    backfill: rows that are there already shall be scored too. A source that is attached keeps its recipe, also where
+    this version of the program has another one of that name. Raises SourceError if another definition has the name, or
+    the table has another source.
     """
     run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.attach'))")
     _limit_lock_waits(connection)
@@ -153,12 +154,13 @@ def _run_ddl(
 
 
 def _check_same(source: Source, definition: SourceDefinition, recipe: dict[str, Any]) -> None:
-    if source.definition == definition and source.recipe == recipe:
-        return
     old, new = source.definition.model_dump(), definition.model_dump()
     different = [field for field in old if old[field] != new[field]]
-    if source.recipe != recipe:
+    # What was asked for of the recipe; the rest of it may be otherwise in another version of this program.
+    if any(source.recipe.get(asked) != recipe.get(asked) for asked in ("name", "threshold")):
         different.append("recipe")
+    if not different:
+        return
     raise SourceError(
         f"{source.name} is attached already with another definition (different: {', '.join(different)});"
         f" detach it first: pgoutlier detach {source.name}"
@@ -191,6 +193,19 @@ def _views_to_mend(
             kept = tuple(c for c in columns if source_views.alias(c, columns) in shown)
             mended.append(source_views.views(definition, kept, by_event_time=by_event_time)[kind])
     return mended
+
+
+def lacks(connection: Connection, definition: SourceDefinition) -> list[str]:
+    """Names of what an earlier version of this program did not make: views, columns of views, the shadow."""
+    lacking = []
+    for kind in source_views.VIEWS:
+        view = f"{kind}_{definition.name}"
+        shown = catalog.view_columns(connection, Relation(SCHEMA, view))
+        if shown is None:
+            lacking.append(view)
+        elif kind != "quality" and source_views.VERDICT_COLUMN not in shown:
+            lacking.append(f"{view}.{source_views.VERDICT_COLUMN}")
+    return lacking + [f"{kind}_{definition.name}" for kind in lacks_of_shadow(connection, definition)]
 
 
 def add_shadow(connection: Connection, definition: SourceDefinition, columns: tuple[str, ...]) -> bool:

@@ -31,7 +31,7 @@ class Binned(_Part):
 
     edges: tuple[float, ...]
     shares: tuple[float, ...]
-    n_rows: int = Field(ge=1)
+    n_rows: int = Field(ge=1, lt=2**63)
 
     @model_validator(mode="after")
     def _fits(self) -> Binned:
@@ -39,6 +39,8 @@ class Binned(_Part):
             raise ValueError("there must be two more shares than edges")
         if any(a >= b for a, b in zip(self.edges, self.edges[1:], strict=False)):
             raise ValueError("edges must ascend")
+        if any(not 0 <= share <= 1 for share in self.shares):
+            raise ValueError("shares must lie between 0 and 1")
         return self
 
 

@@ -8,14 +8,16 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+import psycopg
 import structlog
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 from db import drift as drift_sql
 from db import models as model_sql
 from db import report, sources
 from db.drift import ScoredBlock
-from db.errors import ModelError
+from db.errors import ModelError, PgoutlierError, first_line
 from db.settings import Settings
 from db.sources import Source
 from detector import drift as indices
@@ -91,8 +93,8 @@ def measure(runtime: Runtime, source_name: str) -> dict[str, Any]:
 def measure_all(runtime: Runtime, *, train: Callable[[str], None]) -> dict[str, bool]:
     """Measure every source that can be; whether it has drifted, by source.
 
-    One that has is trained anew, by calling train, if the settings say so and no training was started within the
-    retrain interval.
+    One that cannot be measured does not keep the others from it. One that has drifted is trained anew, by calling
+    train, if the settings say so and no training was started within the retrain interval.
     """
     settings = runtime.settings
     with runtime.engine.begin() as connection:
@@ -103,6 +105,9 @@ def measure_all(runtime: Runtime, *, train: Callable[[str], None]) -> dict[str, 
             drifted[source.name] = measure(runtime, source.name)["drifted"]
         except ModelError as error:
             log.info("drift_not_measured", source=source.name, reason=str(error))
+            continue
+        except (PgoutlierError, DBAPIError, psycopg.Error) as error:
+            log.error("maintenance_failed", task="drift", source=source.name, error=first_line(error))
             continue
         if drifted[source.name] and settings.retrain_on_drift:
             with runtime.engine.begin() as connection:

@@ -145,10 +145,12 @@ def prune_versions(source: str, keep: int | None = None) -> list[int]:
 
 @app.task(name="verdicts.label")
 def label(
-    source: str, keys: list[str], verdict: str, note: str | None = None, by: str | None = None
+    source: str, keys: list[str] | str, verdict: str, note: str | None = None, by: str | None = None
 ) -> dict[str, int]:
     """Say of rows that they are fraud or normal, or withdraw that. by: who says so, in place of the worker's role."""
-    done = verdicts.label(runtime(), source, [str(key) for key in keys], verdict, note=note, by=by)
+    # A text would be taken apart, and its letters or digits for keys.
+    given = [keys] if isinstance(keys, str) else [str(key) for key in keys]
+    done = verdicts.label(runtime(), source, given, verdict, note=note, by=by)
     return {"n_given": done.n_given, "n_unchanged": done.n_unchanged}
 
 

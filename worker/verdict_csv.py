@@ -47,7 +47,9 @@ def _rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, Sequence[str
         except StopIteration:
             return
         except csv.Error as error:
-            raise _wrong(name, first, str(error)) from None
+            alone = "new-line character" in str(error)
+            what = "a carriage return stands alone; end each line with a line feed" if alone else str(error)
+            raise _wrong(name, first, what) from None
         if row:
             yield first, row
 

@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.types.json import Jsonb
 
 from db import attach, queue, source_ddl, sources
 from db.attach import AttachRequest
@@ -261,6 +262,20 @@ def test_another_definition_under_the_same_name_is_refused(transactions: Table) 
         attach_table(
             transactions.user, transactions.runtime, relation="transactions", key="id", features="amount"
         )
+
+
+def test_attach_again_keeps_the_recipe_of_another_version_of_this_program(transactions: Table) -> None:
+    user, runtime = transactions.user, transactions.runtime
+    features = ",".join(transactions.source.definition.feature_names)
+    asked: dict[str, Any] = {"relation": "transactions", "key": "id", "features": features}
+    [(recipe,)] = transactions.rows("SELECT recipe FROM outlier.sources")
+    older = {**recipe, "epochs": recipe["epochs"] + 1}
+    older.pop("prototype_cap")
+    user.execute("UPDATE outlier.sources SET recipe = %s", (Jsonb(older),))
+    attach_table(user, runtime, **asked)
+    assert transactions.rows("SELECT recipe FROM outlier.sources") == [(older,)]
+    with pytest.raises(SourceError, match=r"different: recipe\)"):
+        attach_table(user, runtime, **asked, recipe=recipe_named("ecg-dense-32-16-8"))
 
 
 def test_a_table_has_one_source(transactions: Table) -> None:

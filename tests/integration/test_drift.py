@@ -165,6 +165,23 @@ def test_drift_trains_a_version_once_in_the_interval_if_that_is_wanted(payments:
     assert asked == ["payments"]
 
 
+def test_a_source_that_cannot_be_measured_does_not_keep_the_others_from_it(
+    payments: Table, user: User
+) -> None:
+    later(payments)
+    user.execute("CREATE TABLE broken AS SELECT * FROM payments")
+    user.execute("ALTER TABLE broken ADD PRIMARY KEY (id)")
+    recipe = plain_recipe(name="small", epochs=1, early_stopping=None)
+    broken = attach_table(user, payments.runtime, recipe=recipe, relation="broken", key="id", features="x,y")
+    training.train(payments.runtime, "broken")
+    user.execute("UPDATE broken SET x = x + 1")
+    broken.drain_all()
+    user.execute("ALTER TABLE broken RENAME COLUMN x TO was_x")
+    with capture_logs() as logs:
+        assert drift.measure_all(payments.runtime, train=print) == {"payments": False}
+    assert [entry["source"] for entry in logs if entry["event"] == "maintenance_failed"] == ["broken"]
+
+
 def test_a_report_is_logged_kept_shown_in_the_status_and_pruned(payments: Table) -> None:
     with capture_logs() as logs:
         report = later(payments, x="random_normal() + 2")

@@ -66,6 +66,7 @@ def test_any_bytes_are_read_or_refused_with_a_line_that_is_there(content: bytes)
         (b'key,verdict,note\n5,fraud,"two\nlines"\n6,,x\n', 4, "'' is no verdict"),
         (b"key,verdict\n5,fraud\n6\xff,fraud\n", 3, "it is not text in UTF-8"),
         (b"key,verdict\n5\x00,fraud\n", 2, "it holds a NUL character"),
+        (b"key,verdict\r5,fraud\r", 1, "a carriage return stands alone"),
         (b'key,verdict\n5,fraud\n6,"fraud\n7,fraud\n', 3, "unexpected end of data"),
         (b"key,verdict\n" + b"5" * 200_000 + b",fraud\n", 2, "field larger than field limit"),
     ],

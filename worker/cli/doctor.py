@@ -79,7 +79,7 @@ def _examine() -> Iterator[Finding]:
     if schema.ok:
         with runtime.engine.begin() as connection:
             for source in source_store.every(connection):
-                for check in (_relation, _triggers, _champion, _order, _problem):
+                for check in (_relation, _triggers, _views, _champion, _order, _problem):
                     yield check(connection, runtime, source)
                 yield from _challenger(connection, runtime, source)
             yield _listeners(connection)
@@ -168,6 +168,18 @@ def _triggers(connection: Connection, _: Runtime, source: source_store.Source) -
     )
 
 
+def _views(connection: Connection, _: Runtime, source: source_store.Source) -> Finding:
+    what, lacking = f"{source.name} views", source_store.lacks(connection, source.definition)
+    if not lacking:
+        return Finding(what, True, "all there")
+    return Finding(
+        what,
+        False,
+        f"there is no {', '.join(lacking)}",
+        "run the same `pgoutlier attach` again, and then `pgoutlier db grant` for each role that had it",
+    )
+
+
 def _champion(connection: Connection, runtime: Runtime, source: source_store.Source) -> Finding:
     what = f"{source.name} champion"
     alias = models.alias(connection, source.id)
@@ -191,11 +203,7 @@ def _challenger(connection: Connection, runtime: Runtime, source: source_store.S
     challenger = models.aliases(connection, source.id).challenger
     if challenger is None:
         return
-    what, lacking = f"{source.name} challenger", source_store.lacks_of_shadow(connection, source.definition)
-    if lacking:
-        missing = ", ".join(f"{kind}_{source.name}" for kind in lacking)
-        yield Finding(what, False, f"there is no {missing}", "run the same `pgoutlier attach` again")
-        return
+    what = f"{source.name} challenger"
     if challenger.problem:
         clear = f"pgoutlier models challenge {source.name} --clear"
         yield Finding(what, False, challenger.problem, f"mend that, or: {clear}")

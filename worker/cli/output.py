@@ -20,6 +20,9 @@ from detector import Progress as Epoch
 console = Console()
 errors = Console(stderr=True)
 
+# Notes and names are other people's: what would steer the terminal is spelled out.
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in {9, 10}}
+
 
 def plain(value: Any) -> Any:
     """A database value as JSON knows it."""
@@ -41,7 +44,7 @@ def print_json(data: Any) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table; None shows as a dash. Text is shown as it is, never read as markup."""
+    """A table; None shows as a dash. Text is never read as markup, nor as control sequences of the terminal."""
     table = new_table(title, columns)
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
@@ -95,7 +98,7 @@ def _cell(value: object) -> str:
         return f"{value:,}"
     if isinstance(value, datetime):
         return value.strftime("%m-%d %H:%M:%S")
-    return escape(str(value))
+    return escape(str(value).translate(_CONTROLS))
 
 
 def top_features_text(top: list[dict[str, Any]] | None, *, most: int = 3) -> str:
