@@ -182,6 +182,14 @@ def test_the_command_says_what_the_policy_is_and_refuses_others(
     assert said() == (0, "Promotion of payments: manual.\n")
     assert said("if_better") == (0, "Promotion of payments: if_better (set now).\n")
     assert json.loads(said("--json")[1]) == {"source": "payments", "promotion": "if_better", "changed": False}
+    shown = subprocess.run(
+        [sys.executable, "-m", "worker.cli", "models", "show", "payments", "1"],
+        env={**os.environ, **environment, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "By its training it was promoted (promotion manual): first version." in shown.stdout
     code, text = said("sometimes")
     assert code == 2
     assert "'sometimes' is no promotion policy; there are manual, if_better, always." in text

@@ -90,13 +90,16 @@ def train_with_progress(
 def print_trained(made: TrainedVersion, console: Console = console) -> None:
     """What came of a training."""
     left_out = ", ".join(f"{n:,} {reason}" for reason, n in made.left_out.items()) or "none"
+    held_out = f"; held out: {made.n_held_out:,}" if made.n_held_out else ""
     console.print(
-        f"Version {made.version} of {made.source}: {made.n_rows:,} rows (left out: {left_out}),"
+        f"Version {made.version} of {made.source}: {made.n_rows:,} rows (left out: {left_out}{held_out}),"
         f" threshold {made.threshold:.4g}, {made.metrics.get('seconds', 0):.1f} s.",
         highlight=False,
     )
     if made.promoted:
         console.print("It is the champion: the next batch is scored with it.")
+        if made.n_held_out:
+            console.print(f"Why: {made.reason}.", highlight=False)
     else:
         console.print(f"It does not score: {made.reason}.", highlight=False)
         console.print(
@@ -190,9 +193,37 @@ def models_show(source: SourceName, version: Version, as_json: AsJson = False) -
     print_table("metrics", ["metric", "value"], sorted(metrics.items()))
     print_table("recipe", ["field", "value"], [(k, v) for k, v in recipe.items() if v not in (None, [], {})])
     if judged:
-        print_table("gate", ["what", "value"], [(k, v) for k, v in judged.items() if v not in (None, [], {})])
+        _print_gate(judged)
     if history:
         print_history("champion and challenger", history)
+
+
+def _print_gate(judged: dict[str, Any]) -> None:
+    """What became of the version when it had been trained, and the figures on held-out rows if there were any."""
+    did = "promoted" if judged["promoted"] else "not promoted"
+    console.print(
+        f"By its training it was {did} (promotion {judged['promotion']}): {judged['reason']}.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if "n_held_out" not in judged:
+        return
+    sides = ("new", "champion", "baseline")
+    names = sorted({name for side in sides for name in judged[side] or {}})
+    print_table(
+        f"gate: {judged['n_held_out']:,} held-out rows, {judged['n_fraud']:,} known to be fraud; top rows: "
+        f"{judged['budget']:,}",
+        ["figure", *sides],
+        [(name.replace("_", " "), *((judged[side] or {}).get(name) for side in sides)) for name in names],
+    )
+    if judged["note"]:
+        console.print(f"Note: {judged['note']}.", highlight=False, soft_wrap=True)
+    if judged["champion_not_measured"]:
+        console.print(
+            f"The champion was not measured: {judged['champion_not_measured']}.",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def print_history(title: str, events: list[dict[str, Any]]) -> None:
