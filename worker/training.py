@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,10 +13,9 @@ import structlog
 from sqlalchemy import Connection
 
 import detector
-from db import catalog, schedules, sources, training_rows, verdicts
 from db import models as model_sql
-from db.definition import SourceDefinition
-from db.errors import ModelError, SourceError, TrainingBusy
+from db import schedules, sources, training_rows
+from db.errors import ModelError, TrainingBusy
 from db.sources import Source
 from db.training_rows import TrainingRows
 from detector import DetectorError, FitResult, Progress, Recipe
@@ -25,6 +23,7 @@ from models_store import registry
 from models_store.registry import TrainingWindow
 from worker import gate
 from worker.gate import Decision
+from worker.recipes import check_columns, recipe_of, with_threshold
 from worker.report.build import drift_reference
 from worker.runtime import Runtime
 from worker.sequences import require_order
@@ -89,7 +88,7 @@ def plan(
     """The source, and the recipe that `train` would fit. Raises SourceError or ModelError as it does."""
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
-        recipe = _with_threshold(_recipe(source, recipe_name), threshold)
+        recipe = with_threshold(recipe_of(source, recipe_name), threshold)
         require_order(recipe, source.definition)
         check_columns(connection, recipe, source.definition)
     return source, recipe
@@ -263,58 +262,6 @@ def _training_lock(runtime: Runtime, source: Source) -> Iterator[Connection]:
         finally:
             # The session must not go back to the pool with the lock.
             connection.invalidate()
-
-
-def chosen_recipe(name: str, *, threshold: str | None = None) -> Recipe:
-    """A built-in recipe, with this threshold policy in place of its own.
-
-    Raises ModelError if there is no such recipe or policy.
-    """
-    try:
-        return _with_threshold(detector.recipe_named(name), threshold)
-    except DetectorError as error:
-        raise ModelError(str(error)) from None
-
-
-def check_columns(connection: Connection, recipe: Recipe, definition: SourceDefinition) -> None:
-    """Raises SourceError if the source lacks a column that the recipe's threshold policy is drawn from."""
-    policy = recipe.threshold.policy
-    if (
-        recipe.needs_labels
-        and definition.label_column is None
-        and not verdicts.any_fraud(connection, definition.name)
-    ):
-        raise SourceError(
-            f"The threshold policy {policy} needs labels and source {definition.name} has none; attach it with"
-            f" --label COLUMN, or give verdicts first (pgoutlier label {definition.name} KEY fraud), or use a policy"
-            " without labels, such as quantile:0.002."
-        )
-    if policy == "alert_budget" and not catalog.is_time(
-        connection, definition.relation, definition.time_column
-    ):
-        raise SourceError(
-            f"The threshold policy {policy} needs to know how many rows a day brings and source {definition.name}"
-            " has no column of times; attach it with --time COLUMN, of a timestamp or date, or use a policy"
-            " without a budget, such as quantile:0.002."
-        )
-
-
-def _with_threshold(recipe: Recipe, text: str | None) -> Recipe:
-    """Raises ModelError if the text is no threshold policy."""
-    if text is None:
-        return recipe
-    try:
-        policy = detector.parse_threshold(text).model_dump()
-        return Recipe.from_json(json.dumps({**recipe.model_dump(mode="json"), "threshold": policy}))
-    except DetectorError as error:
-        raise ModelError(str(error)) from None
-
-
-def _recipe(source: Source, name: str | None) -> Recipe:
-    try:
-        return Recipe.from_json(json.dumps(source.recipe)) if name is None else detector.recipe_named(name)
-    except DetectorError as error:
-        raise ModelError(str(error)) from None
 
 
 def _versions() -> dict[str, str]:

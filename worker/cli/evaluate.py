@@ -11,7 +11,7 @@ import typer
 import detector
 from worker.cli.output import console, epoch_bar, new_table, print_json
 from worker.cli.report import write_evaluation
-from worker.training import chosen_recipe
+from worker.recipes import chosen_recipe
 
 
 def evaluate(

@@ -12,7 +12,7 @@ from db import quarantine as quarantine_store
 from db import source_ddl
 from db import sources as source_store
 from db.attach import AttachRequest
-from worker import maintenance, training
+from worker import maintenance, recipes
 from worker.cli.context import open_runtime
 from worker.cli.output import console, print_json, print_table
 from worker.sequences import index_advice, require_order
@@ -66,7 +66,7 @@ def attach(
 
     Example: pgoutlier attach public.transactions --key id --features 'amount,hour(occurred_at)' --time occurred_at
     """
-    chosen = training.chosen_recipe(recipe, threshold=threshold)
+    chosen = recipes.chosen_recipe(recipe, threshold=threshold)
     runtime = open_runtime()
     request = AttachRequest(
         relation=relation,
@@ -82,7 +82,7 @@ def attach(
     with runtime.engine.begin() as connection:
         definition, columns = attaching.resolve(connection, request)
         require_order(chosen, definition)
-        training.check_columns(connection, chosen, definition)
+        recipes.check_columns(connection, chosen, definition)
         if dry_run:
             console.file.write(source_ddl.script(source_store.plan(connection, definition, columns)))
             return

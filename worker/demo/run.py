@@ -21,7 +21,7 @@ from db import sources as source_store
 from db.identifiers import display
 from db.settings import PREFIX, Settings
 from db.sources import Source
-from worker import maintenance, training
+from worker import maintenance, recipes
 from worker.cli.models import print_trained, train_with_progress
 from worker.cli.output import errors, seconds_text
 from worker.demo.dataset import Dataset, DatasetError, as_csv
@@ -156,7 +156,7 @@ def _prepare(console: Console, runtime: Runtime, dataset: Dataset, history: list
     )
     with runtime.engine.begin() as connection:
         definition, table_columns = attach.resolve(connection, request)
-        recipe = training.chosen_recipe("default", threshold=dataset.threshold).model_dump(mode="json")
+        recipe = recipes.chosen_recipe("default", threshold=dataset.threshold).model_dump(mode="json")
         source_store.attach(connection, definition, table_columns, recipe, backfill=True)
         source = source_store.find(connection, SOURCE)
     _say(console, f"Attached {definition.describe()}.")
