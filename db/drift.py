@@ -13,7 +13,6 @@ from sqlalchemy import Connection
 
 from db import report
 from db.definition import SourceDefinition
-from db.identifiers import ours
 from db.statements import compose, one, run, run_dicts
 from db.training_rows import newest_rows
 
@@ -36,16 +35,7 @@ def scored_blocks(
 
     Their keys, scores and flags are read at once, their features by block.
     """
-    rows = run(
-        connection,
-        compose(
-            "SELECT w.key, s.reconstruction_error, s.flagged FROM ({window}) w"
-            " JOIN {scores} s ON s.key = w.key WHERE s.model_version = %(version)s",
-            window=newest_rows(source, newest),
-            scores=ours("scores", source.name),
-        ),
-        {"version": version},
-    ).fetchall()
+    rows = report.scored_rows(connection, source, version=version, newest=newest)
     for first in range(0, len(rows), _ROWS_PER_BLOCK):
         block = rows[first : first + _ROWS_PER_BLOCK]
         batch = report.features_of(connection, source, [row[0] for row in block])
@@ -54,7 +44,7 @@ def scored_blocks(
         yield ScoredBlock(
             matrix=batch.matrix[sound],
             errors=np.array([row[1] for row in block], dtype=np.float64)[places],
-            flagged=np.array([row[2] for row in block], dtype=np.bool_)[places],
+            flagged=np.array([row[4] for row in block], dtype=np.bool_)[places],
         )
 
 
@@ -117,15 +107,3 @@ def first_flag_rate(connection: Connection, source_id: int, version: int) -> tup
         (source_id, version),
     ).fetchone()
     return None if row is None else (int(row[0]), int(row[1]))
-
-
-def trained_lately(connection: Connection, source_id: int, *, seconds: float) -> bool:
-    """Whether a training of the source was started within that time."""
-    return bool(
-        one(
-            connection,
-            "SELECT EXISTS (SELECT FROM outlier.training_runs WHERE source_id = %s"
-            " AND started_at > now() - make_interval(secs => %s))",
-            (source_id, seconds),
-        )
-    )

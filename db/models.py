@@ -288,6 +288,18 @@ def runs(connection: Connection, source_id: int, *, limit: int) -> list[dict[str
     )
 
 
+def trained_lately(connection: Connection, source_id: int, *, seconds: float) -> bool:
+    """Whether a training of the source was started within that time."""
+    return bool(
+        one(
+            connection,
+            "SELECT EXISTS (SELECT FROM outlier.training_runs WHERE source_id = %s"
+            " AND started_at > now() - make_interval(secs => %s))",
+            (source_id, seconds),
+        )
+    )
+
+
 def sources_to_retrain(connection: Connection, *, older_than_seconds: float, after_rows: int) -> list[str]:
     """Names of sources with a version and no training run that was started within that time.
 

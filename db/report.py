@@ -44,17 +44,7 @@ def scored_sample(
 
     imputes: the recipe fills gaps, so a row with some is not incomplete.
     """
-    rows = run(
-        connection,
-        compose(
-            "SELECT w.key, s.reconstruction_error, coalesce(w.fraud, false), w.moment::text"
-            " FROM ({window}) w JOIN {scores} s ON s.key = w.key WHERE s.model_version = %(version)s"
-            " ORDER BY w.moment, w.key",
-            window=newest_rows(source, newest),
-            scores=ours("scores", source.name),
-        ),
-        {"version": version},
-    ).fetchall()
+    rows = scored_rows(connection, source, version=version, newest=newest)
     batch = features_of(connection, source, [row[0] for row in rows])
     complete = batch.sound(imputes=imputes)
     places = batch.change_ids[complete]
@@ -68,6 +58,27 @@ def scored_sample(
         first=moments[0],
         last=moments[1],
     )
+
+
+def scored_rows(
+    connection: Connection, source: SourceDefinition, *, version: int, newest: int
+) -> list[tuple[Any, ...]]:
+    """Those of the `newest` rows of the table that have a score of this version, the oldest first.
+
+    Of each its key, reconstruction error, whether it is known to be fraud, moment as text, and whether it is flagged.
+    """
+    rows: list[tuple[Any, ...]] = run(
+        connection,
+        compose(
+            "SELECT w.key, s.reconstruction_error, coalesce(w.fraud, false), w.moment::text, s.flagged"
+            " FROM ({window}) w JOIN {scores} s ON s.key = w.key WHERE s.model_version = %(version)s"
+            " ORDER BY w.moment, w.key",
+            window=newest_rows(source, newest),
+            scores=ours("scores", source.name),
+        ),
+        {"version": version},
+    ).fetchall()
+    return rows
 
 
 def features_of(connection: Connection, source: SourceDefinition, keys: list[Any]) -> FeatureBatch:

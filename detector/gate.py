@@ -92,7 +92,7 @@ def judge(
         "baseline": _figures(_baseline_errors(rows), None, rows, budget, by_labels),
     }
     found["note"] = _note(found, by_labels)
-    flag_rate = n_flagged / rows.n_held_out
+    flag_rate = found["new"]["flag_rate"]
     found["refused"] = (
         [f"it flags {flag_rate:.2%} of the hold-out, above {most_flagged:.2%}"]
         if flag_rate > most_flagged
@@ -101,7 +101,7 @@ def judge(
     found["worse"] = (
         _worse_by_labels(found)
         if by_labels
-        else _worse_by_proxies(new, rows, errors, shares, calibration_errors)
+        else _worse_by_proxies(new, rows, errors, shares, calibration_errors, flag_rate)
     )
     return found
 
@@ -198,10 +198,10 @@ def _worse_by_proxies(
     errors: Float64Vector,
     shares: Float64Vector,
     calibration_errors: Float64Vector,
+    flag_rate: float,
 ) -> list[str]:
     worse = []
     expected = _n_flagged(calibration_errors, new.threshold) / len(calibration_errors)
-    flag_rate = _n_flagged(errors, new.threshold) / len(errors)
     if flag_rate > FLAG_RATE_FACTOR * max(expected, 1 / len(errors)):
         worse.append(f"it flags {flag_rate:.2%} of the hold-out, and {expected:.2%} of the calibration rows")
     spread = drift.binned(calibration_errors)

@@ -111,7 +111,7 @@ def measure_all(runtime: Runtime, *, train: Callable[[str], None]) -> dict[str, 
             continue
         if drifted[source.name] and settings.retrain_on_drift:
             with runtime.engine.begin() as connection:
-                lately = drift_sql.trained_lately(
+                lately = model_sql.trained_lately(
                     connection, source.id, seconds=settings.retrain_every_seconds
                 )
             if not lately:

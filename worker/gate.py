@@ -61,14 +61,33 @@ def n_held_out(source: Source, rows: TrainingRows, promote: bool | None) -> int:
     return n_rows if n_rows >= rules.MIN_HELD_OUT else 0
 
 
+def measure(
+    runtime: Runtime, source: Source, fitted: FitResult, rows: TrainingRows, *, n_held_out: int
+) -> dict[str, Any] | None:
+    """The gate's figures on the newest rows of the window, None where none are held out.
+
+    No transaction is open while they are computed.
+    """
+    if not n_held_out:
+        return None
+    with runtime.engine.begin() as connection:
+        champion = registry.champion(connection, source, runtime.cache)
+    return rules.judge(
+        fitted.detector,
+        champion.detector if champion else None,
+        rules.Rows(rows.matrix, rows.normal, rows.fraud, n_held_out, rows.runs),
+        calibration_errors=fitted.calibration_errors,
+        most_flagged=runtime.settings.gate_most_flagged,
+    )
+
+
 def decide(
     connection: Connection,
     runtime: Runtime,
     source: Source,
-    fitted: FitResult,
     rows: TrainingRows,
+    figures: dict[str, Any] | None,
     *,
-    n_held_out: int,
     promote: bool | None,
 ) -> Decision:
     """rows: the whole window; promote: what an administrator asked for, which is done."""
@@ -77,20 +96,10 @@ def decide(
         return Decision(
             promote, "promoted by its training" if promote else "it was trained not to be promoted"
         )
-    settings = runtime.settings
-    refused, figures = [], None
-    if rows.n_normal < settings.gate_min_rows:
-        refused.append(f"it was trained on {rows.n_normal:,} rows, fewer than {settings.gate_min_rows:,}")
-    if n_held_out:
-        champion = None if first else registry.champion(connection, source, runtime.cache)
-        figures = rules.judge(
-            fitted.detector,
-            champion.detector if champion else None,
-            rules.Rows(rows.matrix, rows.normal, rows.fraud, n_held_out, rows.runs),
-            calibration_errors=fitted.calibration_errors,
-            most_flagged=settings.gate_most_flagged,
-        )
-        refused += figures["refused"]
+    least = runtime.settings.gate_min_rows
+    refused = [] if figures is None else list(figures["refused"])
+    if rows.n_normal < least:
+        refused.insert(0, f"it was trained on {rows.n_normal:,} rows, fewer than {least:,}")
     if refused:
         return Decision(False, "; ".join(refused), figures)
     if first:

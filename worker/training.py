@@ -133,10 +133,9 @@ def _train(
         seed=seed,
         on_progress=report,
     )
+    figures = gate.measure(runtime, source, fitted, window, n_held_out=n_held_out)
     with runtime.engine.begin() as connection:
-        decision = gate.decide(
-            connection, runtime, source, fitted, window, n_held_out=n_held_out, promote=promote
-        )
+        decision = gate.decide(connection, runtime, source, window, figures, promote=promote)
         number = _register(connection, runtime, source, fitted, rows, decision)
         model_sql.finish_run(
             connection,
