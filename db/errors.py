@@ -45,6 +45,10 @@ class ScheduleError(PgoutlierError):
     """A schedule that cannot be kept: its task, arguments, crontab, interval or time zone; or no such schedule."""
 
 
+class JobError(PgoutlierError):
+    """No such job, or one that cannot be started, cancelled or resumed as things are."""
+
+
 class TrainingBusy(PgoutlierError):
     """Another training of the same source is under way."""
 

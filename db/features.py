@@ -77,20 +77,31 @@ class FeatureBatch:
         return self.take(order[np.append(keys[:-1] != keys[1:], True)])
 
 
-def read_claimed(connection: Connection, source: SourceDefinition, queue_ids: list[int]) -> FeatureBatch:
-    """The features of every row whose key stands in the queue rows `queue_ids`. Rows that are gone are absent."""
+def read_claimed(
+    connection: Connection, source: SourceDefinition, queue_ids: list[int], *, as_scored: bool = False
+) -> FeatureBatch:
+    """The features of every row whose key stands in the queue rows `queue_ids`. Rows that are gone are absent.
+
+    as_scored: only rows that have a score, each under the change id of that, which is read in the same instant.
+    """
+    scored = compose(
+        " JOIN {scores} s ON s.key = t.{key}",
+        scores=ours("scores", source.name),
+        key=identifier(source.key_column),
+    )
     origin = compose(
-        "FROM {queue} q JOIN {features} t ON t.{key} = ANY (q.keys) WHERE q.id = ANY (%(ids)s)",
+        "FROM {queue} q JOIN {features} t ON t.{key} = ANY (q.keys){scored} WHERE q.id = ANY (%(ids)s)",
         queue=ours("queue", source.name),
         features=source.feature_relation.sql(),
         key=identifier(source.key_column),
+        scored=scored if as_scored else sql.SQL(""),
     )
     return read(
         connection,
         source,
         origin=origin,
         params={"ids": queue_ids},
-        order=sql.SQL("coalesce(q.change_id, q.id)"),
+        order=sql.SQL("s.change_id" if as_scored else "coalesce(q.change_id, q.id)"),
         longest_key_bytes=longest_claimed_key(connection, source, queue_ids),
     )
 

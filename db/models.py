@@ -50,6 +50,43 @@ class Aliases:
     challenger: Challenger | None
 
 
+def with_threshold(connection: Connection, source_id: int, version: int, threshold: float) -> int | None:
+    """The version with this threshold whose errors are those of `version`, itself first, or None."""
+    found: int | None = one(
+        connection,
+        "SELECT k.version FROM outlier.model_versions k JOIN outlier.model_versions v ON v.source_id = k.source_id"
+        " AND coalesce(v.errors_of, v.version) = coalesce(k.errors_of, k.version)"
+        " WHERE v.source_id = %s AND v.version = %s AND k.threshold = %s"
+        " ORDER BY k.version <> v.version, k.version DESC LIMIT 1",
+        (source_id, version, threshold),
+    )
+    return found
+
+
+def copy_version(connection: Connection, source_id: int, version: int, values: dict[str, Any]) -> int:
+    """Add a version like this one, with the same errors, but for `values` (recipe, artifact, sha256, signature,
+    threshold). Returns its number."""
+    run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.versions'), %s)", (source_id,))
+    return int(
+        one(
+            connection,
+            """
+            INSERT INTO outlier.model_versions
+                (source_id, version, recipe_name, recipe, feature_names, artifact, sha256, signature, threshold,
+                 metrics, n_training_rows, training_from, training_to, parent_version, drift_reference,
+                 imported_from, errors_of)
+            SELECT source_id, (SELECT max(version) + 1 FROM outlier.model_versions WHERE source_id = %(source_id)s),
+                   recipe_name, %(recipe)s, feature_names, %(artifact)s, %(sha256)s, %(signature)s, %(threshold)s,
+                   metrics, n_training_rows, training_from, training_to, version, drift_reference,
+                   imported_from, coalesce(errors_of, version)
+            FROM outlier.model_versions WHERE source_id = %(source_id)s AND version = %(version)s
+            RETURNING version
+            """,
+            {**values, "recipe": Jsonb(values["recipe"]), "source_id": source_id, "version": version},
+        )
+    )
+
+
 def insert_version(connection: Connection, source_id: int, row: dict[str, Any]) -> int:
     """Add an immutable version, numbered one past the source's highest. Returns its number."""
     run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.versions'), %s)", (source_id,))
@@ -220,7 +257,8 @@ def versions(connection: Connection, source_id: int) -> list[dict[str, Any]]:
         connection,
         """
         SELECT v.version, v.recipe_name, v.threshold, v.n_training_rows, v.training_from, v.training_to,
-               v.parent_version, v.metrics, v.created_at, v.created_by, v.sha256, v.signature IS NOT NULL AS signed,
+               v.parent_version, v.errors_of, v.metrics, v.created_at, v.created_by, v.sha256,
+               v.signature IS NOT NULL AS signed,
                octet_length(v.artifact) AS n_bytes, v.feature_names, v.recipe, v.imported_from,
                (SELECT array_agg(t.tag ORDER BY t.tag) FROM outlier.model_tags t
                 WHERE t.source_id = v.source_id AND t.version = v.version) AS tags,

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from sqlalchemy import Connection
 
-from db import quarantine, shadow, sources
+from db import quarantine, score_history, shadow, sources
 from db.identifiers import identifier, ours
 from db.sources import Source
 from db.statements import compose, run
 
 
-def prune(connection: Connection, source: Source, *, keep_training_runs: int, keep_drift_reports: int) -> int:
-    """Delete scores and quarantine entries without a row, shadow scores that say nothing any more, and all but the
-    newest training runs and drift reports."""
+def prune(
+    connection: Connection,
+    source: Source,
+    *,
+    keep_training_runs: int,
+    keep_drift_reports: int,
+    keep_history_days: int,
+) -> int:
+    """Delete scores and quarantine entries without a row, shadow scores that say nothing any more, earlier scores that
+    are older than that, and all but the newest training runs and drift reports."""
     orphans = run(
         connection,
         compose(
@@ -41,6 +48,6 @@ def prune(connection: Connection, source: Source, *, keep_training_runs: int, ke
         " (SELECT id FROM outlier.drift_reports WHERE source_id = %(source_id)s ORDER BY id DESC LIMIT %(keep)s)",
         {"source_id": source.id, "keep": keep_drift_reports},
     ).rowcount
-    return (
-        orphans + shadows + old_runs + old_drift + quarantine.prune(connection, source.definition, source.id)
-    )
+    earlier = score_history.prune(connection, source.definition, days=keep_history_days)
+    entries = quarantine.prune(connection, source.definition, source.id)
+    return orphans + shadows + old_runs + old_drift + earlier + entries

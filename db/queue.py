@@ -77,7 +77,7 @@ def claim(
         FROM (SELECT id, n_keys, attempts, rescore FROM head UNION ALL SELECT * FROM others) claimed
         """,
         queue=ours("queue", source.name),
-        change_id=_next_id(source) if source.time_column else sql.SQL("NULL::bigint"),
+        change_id=next_id(source) if source.time_column else sql.SQL("NULL::bigint"),
     )
     row = run(
         connection,
@@ -91,7 +91,8 @@ def claim(
     )
 
 
-def _next_id(source: SourceDefinition) -> sql.Composable:
+def next_id(source: SourceDefinition) -> sql.Composable:
+    """SQL that draws an id for a change."""
     queue = as_text(ours("queue", source.name))
     return compose("nextval(pg_get_serial_sequence({queue}, 'id'))", queue=sql.Literal(queue))
 

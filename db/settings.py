@@ -41,6 +41,12 @@ class Settings(BaseSettings):
     batch_rows: int = Field(
         20_000, ge=1, le=100_000, description="rows claimed and scored in one transaction"
     )
+    job_range_rows: int = Field(
+        10_000,
+        ge=1,
+        le=100_000,
+        description="rows that a job does in one transaction, between looks at new ones",
+    )
     drain_budget_seconds: Seconds = Field(
         30, description="how long one drain task goes on before it hands over"
     )
@@ -67,6 +73,12 @@ class Settings(BaseSettings):
         False, description="train a new version when drift is found, at most one in retrain_every_seconds"
     )
     keep_drift_reports: int = Field(1_000, ge=1, description="drift_reports kept per source by prune")
+    keep_history_days: int = Field(
+        365,
+        ge=1,
+        le=36_525,
+        description="days that earlier scores are kept by prune, where there is a history",
+    )
     keep_training_runs: int = Field(1_000, ge=1, description="training_runs kept per source by prune")
 
     keep_versions: int = Field(

@@ -112,7 +112,7 @@ def attach(
     the table has another source.
     """
     run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.attach'))")
-    _limit_lock_waits(connection)
+    limit_lock_waits(connection)
     for source in every(connection):
         if source.name == definition.name:
             _check_same(source, definition, recipe)
@@ -125,24 +125,33 @@ def attach(
                 f"{definition.relation} is attached already, as source {source.name};"
                 f" detach that first: pgoutlier detach {source.name}"
             )
-    _run_ddl(connection, definition, plan(connection, definition, columns))
+    run_ddl(connection, definition, plan(connection, definition, columns))
     run(
         connection,
         "INSERT INTO outlier.sources (name, definition, recipe, attached_xid) VALUES (%s, %s, %s,"
         " CASE WHEN %s THEN NULL ELSE pg_current_xact_id()::text::bigint END)",
         (definition.name, Jsonb(definition.model_dump(mode="json")), Jsonb(recipe), backfill),
     )
+    record(connection, definition.name, "attach", definition.describe())
     return True
 
 
-def _limit_lock_waits(connection: Connection) -> None:
+def record(connection: Connection, source_name: str, action: str, detail: str | None = None) -> None:
+    """Note who did what with a source, and when; it stays known when the source is gone."""
+    run(
+        connection,
+        "INSERT INTO outlier.source_events (source, action, detail) VALUES (%s, %s, %s)",
+        (source_name, action, detail),
+    )
+
+
+def limit_lock_waits(connection: Connection) -> None:
     """Whoever waits for the lock on a table makes every later writer of it wait, too."""
     run(connection, sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(LOCK_TIMEOUT)))
 
 
-def _run_ddl(
-    connection: Connection, definition: SourceDefinition, statements: Sequence[sql.Composed]
-) -> None:
+def run_ddl(connection: Connection, definition: SourceDefinition, statements: Sequence[sql.Composed]) -> None:
+    """Run statements on a source's objects. Raises SourceError if a lock on them is not to be had in time."""
     try:
         for statement in statements:
             run(connection, statement)
@@ -175,7 +184,7 @@ def repair(connection: Connection, definition: SourceDefinition, columns: tuple[
     kinds = ("CREATE OR REPLACE FUNCTION", "REVOKE ALL ON FUNCTION", "CREATE OR REPLACE TRIGGER")
     planned = plan(connection, definition, columns)
     statements = [s for s in planned if source_ddl.script([s]).lstrip().startswith(kinds)]
-    _run_ddl(connection, definition, [*statements, *_views_to_mend(connection, definition, columns)])
+    run_ddl(connection, definition, [*statements, *_views_to_mend(connection, definition, columns)])
     add_shadow(connection, definition, columns)
 
 
@@ -216,7 +225,7 @@ def add_shadow(connection: Connection, definition: SourceDefinition, columns: tu
     missing = lacks_of_shadow(connection, definition)
     made = source_ddl.shadow(definition, columns)
     try:
-        _run_ddl(connection, definition, [s for kind in missing for s in made[kind]])
+        run_ddl(connection, definition, [s for kind in missing for s in made[kind]])
     except errors.InsufficientPrivilege:
         raise MissingPrivilege(
             f"{definition.name} was attached before there were challengers, and this role may not make the table of"
@@ -237,15 +246,16 @@ def lacks_of_shadow(connection: Connection, definition: SourceDefinition) -> lis
 
 def detach(connection: Connection, source: Source) -> None:
     """Drop all our objects of a source and its rows in our tables; the user's table stays as it was."""
-    _limit_lock_waits(connection)
+    limit_lock_waits(connection)
     try:
-        _run_ddl(connection, source.definition, source_ddl.drop(source.definition))
+        run_ddl(connection, source.definition, source_ddl.drop(source.definition))
     except errors.DependentObjectsStillExist as error:
         detail = (error.diag.message_detail or "").splitlines() or ["one of them"]
         raise SourceError(
             f"{source.name} cannot be detached while other objects need it: {detail[0]}; drop those first."
         ) from None
     run(connection, "DELETE FROM outlier.sources WHERE id = %s", (source.id,))
+    record(connection, source.name, "detach", source.definition.describe())
 
 
 def include_old_rows(connection: Connection, source_id: int) -> None:

@@ -75,6 +75,19 @@ sources = Table(
     CheckConstraint("promotion in ('manual', 'if_better', 'always')", name="promotion_known"),
 )
 
+# By name, so that what was done stays known when the source is gone.
+source_events = Table(
+    "source_events",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("source", Text, nullable=False, comment="name of the source"),
+    Column("action", Text, nullable=False, comment="what was done, such as attach or keep_history"),
+    Column("detail", Text),
+    _created("created_at"),
+    _by(),
+    Index(None, "source", "id"),
+)
+
 model_versions = Table(
     "model_versions",
     metadata,
@@ -93,6 +106,11 @@ model_versions = Table(
     Column("training_from", Text, comment="first key or event time of the training rows"),
     Column("training_to", Text),
     Column("parent_version", Integer, comment="the champion when this version was trained"),
+    Column(
+        "errors_of",
+        Integer,
+        comment="the version whose detector it is, and so whose errors: they differ in the threshold only",
+    ),
     Column("drift_reference", JSONB, comment="detector.drift.Reference: how its training rows are spread"),
     Column(
         "imported_from",
@@ -185,7 +203,9 @@ version_events = Table(
     _created("created_at"),
     _by(),
     Index(None, "source_id", "id"),
-    CheckConstraint("action in ('tag', 'untag', 'prune', 'export', 'import')", name="action_known"),
+    CheckConstraint(
+        "action in ('tag', 'untag', 'prune', 'export', 'import', 'threshold')", name="action_known"
+    ),
 )
 
 training_runs = Table(
@@ -222,6 +242,55 @@ training_runs = Table(
     _by(),
     Index(None, "source_id", "id"),
     CheckConstraint("status in ('running', 'succeeded', 'failed', 'abandoned')", name="status_known"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("source_id", Integer, ForeignKey("outlier.sources.id", ondelete="CASCADE"), nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("version", Integer, comment="that scores or flags the rows; null: the champion as it is then"),
+    Column("status", Text, nullable=False, server_default=text("'running'")),
+    Column("problem", Text, comment="why it stands still or has failed"),
+    _created("created_at"),
+    _by(),
+    Column("finished_at", DateTime(timezone=True)),
+    # Two commands at once make one job.
+    Index("jobs_running_idx", "source_id", "kind", unique=True, postgresql_where=text("status = 'running'")),
+    Index(None, "source_id", "id"),
+    CheckConstraint("kind in ('backfill', 'rescore', 'reflag')", name="kind_known"),
+    CheckConstraint("status in ('running', 'succeeded', 'failed', 'cancelled')", name="status_known"),
+)
+
+job_ranges = Table(
+    "job_ranges",
+    metadata,
+    Column("job_id", BigInteger, ForeignKey("outlier.jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("first_key", Text, nullable=False, comment="the first and the last key of the range, as text"),
+    Column("last_key", Text, nullable=False),
+    Column("n_keys", BigInteger, nullable=False, comment="when the job was made"),
+    Column("n_done", BigInteger, nullable=False, server_default=text("0"), comment="rows scored or flagged"),
+    Column("n_flagged", BigInteger, nullable=False, server_default=text("0")),
+    Column("n_quarantined", BigInteger, nullable=False, server_default=text("0")),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("not_before", DateTime(timezone=True), comment="after a failure"),
+    Column("last_error", Text),
+    Column("finished_at", DateTime(timezone=True)),
+    Index("job_ranges_unfinished_idx", "job_id", "number", postgresql_where=text("finished_at IS NULL")),
+)
+
+job_events = Table(
+    "job_events",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("job_id", BigInteger, ForeignKey("outlier.jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("action", Text, nullable=False),
+    _created("created_at"),
+    _by(),
+    Index(None, "job_id", "id"),
+    CheckConstraint("action in ('start', 'cancel', 'resume')", name="action_known"),
 )
 
 drift_reports = Table(

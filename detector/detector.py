@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -85,6 +86,15 @@ class Detector:
         not finite; InvalidRecipe when the recipe drops every feature.
         """
         return cls(recipe, feature_names, arrays, threshold)
+
+    def with_threshold(self, threshold: float) -> Detector:
+        """This detector with a fixed threshold; its errors are the same.
+
+        threshold: in the unit of the reconstruction error. Raises InvalidRecipe if it cannot be one.
+        """
+        policy = {"policy": "fixed", "value": threshold}
+        recipe = Recipe.from_json(json.dumps({**self.recipe.model_dump(mode="json"), "threshold": policy}))
+        return Detector(recipe, self.feature_names, self.arrays, threshold)
 
     def score(self, features: ArrayLike, *, groups: ArrayLike | None = None) -> Scores:
         """The reconstruction error of each row, dimensionless, and what each feature adds to it.

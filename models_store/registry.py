@@ -16,7 +16,7 @@ from db import models as sql
 from db import sources
 from db.errors import ModelError
 from db.sources import Source
-from detector import Detector, Recipe
+from detector import Detector, DetectorError, Recipe
 from detector.drift import Reference
 from models_store import artifact
 from models_store.artifact import ArtifactRefused
@@ -146,6 +146,44 @@ def register(
             "parent_version": champion[1] if champion else None,
             "drift_reference": drift_reference.model_dump(mode="json") if drift_reference else None,
             "imported_from": imported_from,
+        },
+    )
+
+
+def with_threshold(
+    connection: Connection,
+    source: Source,
+    version: int,
+    threshold: float,
+    *,
+    max_bytes: int,
+    signing_key: str | None,
+) -> int:
+    """The version that is this one in all but its threshold; stored as the next one if there is none yet.
+
+    Its metrics are those of the training, which know nothing of this threshold. Raises ModelError if there is no such
+    version, its artifact cannot be used, or the number cannot be a threshold.
+    """
+    known = sql.with_threshold(connection, source.id, version, threshold)
+    if known is not None:
+        return known
+    try:
+        detector = load(connection, source, version, max_bytes=max_bytes, signing_key=signing_key)
+        packed = artifact.pack(detector.with_threshold(threshold))
+    except ArtifactRefused as refusal:
+        raise ModelError(f"No threshold was set: {refusal}.") from None
+    except DetectorError:
+        raise ModelError(f"{threshold} cannot be a threshold; write a number from 0 to 1e12.") from None
+    return sql.copy_version(
+        connection,
+        source.id,
+        version,
+        {
+            "recipe": json.loads(artifact.unpack(packed).recipe.model_dump_json()),
+            "artifact": packed,
+            "sha256": artifact.digest(packed),
+            "signature": artifact.sign(packed, signing_key) if signing_key else None,
+            "threshold": threshold,
         },
     )
 

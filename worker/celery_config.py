@@ -19,6 +19,7 @@ task_default_queue = "admin"
 task_routes = {
     "score.drain": {"queue": "score"},
     "score.drain_all": {"queue": "score"},
+    "jobs.work": {"queue": "score"},
     "models.train": {"queue": "train"},
 }
 # A message only says that there may be work, so it is taken off the broker when it is received, and a worker
@@ -49,6 +50,7 @@ beat_max_loop_interval = 1
 # Beat puts these into outlier.schedules, where they can be changed; until then they keep to the settings.
 beat_schedule = {
     "drain": {"task": "score.drain_all", "schedule": _settings.drain_every_seconds},
+    "jobs": {"task": "jobs.work_all", "schedule": _settings.drain_every_seconds},
     "sweep": {"task": "score.sweep_all", "schedule": _settings.sweep_every_seconds},
     "retrain": {
         "task": "models.train_due",

@@ -16,6 +16,7 @@ _FIELDS = (
     "training_from",
     "training_to",
     "parent_version",
+    "errors_of",
     "n_bytes",
     "created_at",
     "created_by",

@@ -36,7 +36,7 @@ _TOO_SLOW = "57014"
 def handle(runtime: Runtime, source: Source, claim: Claim, error: Exception) -> bool:
     """Record a failed batch. Returns whether the drain should go on with the next one."""
     state = sqlstate(error) or ""
-    if _lost_connection(error) or state.startswith((*_PASSING, _LOST_RACE)):
+    if is_passing(error):
         log.warning("batch_interrupted", source=source.name, sqlstate=state, error=sentence(error))
         if not state.startswith(_LOST_RACE):
             return False
@@ -55,6 +55,16 @@ def handle(runtime: Runtime, source: Source, claim: Claim, error: Exception) -> 
         log.warning("failure_not_recorded", source=source.name, error=sentence(second))
         return False
     return True
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether it is worth nothing more than another try: a lost connection, a lock, a lost race."""
+    return _lost_connection(error) or (sqlstate(error) or "").startswith((*_PASSING, _LOST_RACE))
+
+
+def rows_to_blame(error: Exception) -> bool:
+    """Whether it may be due to the values of rows, so that smaller batches can tell which."""
+    return not _is_setup_problem(error, sqlstate(error) or "")
 
 
 def _lost_connection(error: Exception) -> bool:

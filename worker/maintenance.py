@@ -61,6 +61,7 @@ def _prune(runtime: Runtime, source_name: str) -> int:
             source,
             keep_training_runs=runtime.settings.keep_training_runs,
             keep_drift_reports=runtime.settings.keep_drift_reports,
+            keep_history_days=runtime.settings.keep_history_days,
         )
     n_removed += len(versions.prune(runtime, source_name))
     if n_removed:

@@ -32,6 +32,9 @@ class Runtime:
         default_factory=lambda: ThreadPoolExecutor(_MOST_READERS, "read-ahead")
     )
 
+    # How many ranges of jobs this process works on at a time: with two threads or more one is left for new rows.
+    job_places: threading.Semaphore = field(default_factory=threading.Semaphore)
+
     @property
     def signing_key(self) -> str | None:
         key = self.settings.signing_key
@@ -60,6 +63,7 @@ def make_runtime(settings: Settings, *, application_name: str = "pgoutlier") -> 
             database_url, pool_size=2 * settings.score_threads + 2, application_name=application_name
         ),
         cache=DetectorCache(max_bytes=settings.artifact_max_bytes, signing_key=signing_key),
+        job_places=threading.Semaphore(max(1, settings.score_threads - 1)),
     )
 
 

@@ -46,6 +46,17 @@ def read(
     return _read(connection, source, claim, 1 if champion is None else champion.detector.recipe.window)
 
 
+def read_window(
+    connection: Connection, source: Source, claim: Claim, recipe: Recipe
+) -> FeatureBatch | SequenceRows:
+    """The claimed rows of a source with a time column, with the rows before them that the recipe wants.
+
+    Raises ModelError as `require_order` does.
+    """
+    require_order(recipe, source.definition)
+    return _read(connection, source, claim, recipe.window)
+
+
 def fitting(
     connection: Connection,
     source: Source,

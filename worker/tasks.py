@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import structlog
 
-from worker import drift, gate, maintenance, scoring, training, verdicts, versions
+from worker import drift, gate, jobs, maintenance, score_history, scoring, training, verdicts, versions
 from worker.app import app, ring
 from worker.runtime import runtime
 
@@ -152,6 +152,75 @@ def label(
     given = [keys] if isinstance(keys, str) else [str(key) for key in keys]
     done = verdicts.label(runtime(), source, given, verdict, note=note, by=by)
     return {"n_given": done.n_given, "n_unchanged": done.n_unchanged}
+
+
+@app.task(name="jobs.backfill")
+def backfill(source: str) -> int:
+    """Score the rows that have no score, also those from before attach. Returns the job's id."""
+    return _begun(jobs.backfill(runtime(), source))
+
+
+@app.task(name="jobs.rescore")
+def rescore(source: str, version: int | None = None) -> int:
+    """Score again what another version has scored, with this one or the champion. Returns the job's id."""
+    return _begun(jobs.rescore(runtime(), source, version))
+
+
+@app.task(name="jobs.reflag")
+def reflag(source: str, threshold: float | None = None) -> int:
+    """Flag stored scores by the champion's threshold, or by this one from now on. Returns the job's id."""
+    return _begun(jobs.reflag(runtime(), source, threshold))
+
+
+def _begun(job: jobs.Started) -> int:
+    ask_for_work(job.id)
+    return job.id
+
+
+@app.task(name="jobs.work")
+def work(job: int) -> bool:
+    """Work ranges of a job, for at most PGOUTLIER_DRAIN_BUDGET_SECONDS; returns whether there is more to do."""
+    more = jobs.work(runtime(), job, call_for_help=lambda: ask_for_work(job))
+    if more:
+        ask_for_work(job)
+    return more
+
+
+def ask_for_work(job: int) -> None:
+    """Send jobs.work, for whoever is free."""
+    ring(work, job, expires_seconds=HELP_EXPIRES_SECONDS)
+
+
+@app.task(name="jobs.work_all")
+def work_all() -> list[int]:
+    """Ring the bell for every running job."""
+    return jobs.work_all(runtime(), ask_for_work)
+
+
+@app.task(name="jobs.cancel")
+def cancel_job(job: int) -> bool:
+    """Stop a job after the ranges at hand; False if it is not running."""
+    return jobs.cancel(runtime(), job)
+
+
+@app.task(name="jobs.resume")
+def resume_job(job: int) -> bool:
+    """Let a cancelled or failed job go on where it stopped; False if it is running."""
+    resumed = jobs.resume(runtime(), job)
+    ask_for_work(job)
+    return resumed
+
+
+@app.task(name="history.keep")
+def keep_history(source: str) -> bool:
+    """Keep earlier scores from now on; False if that is so already."""
+    return score_history.keep(runtime(), source)
+
+
+@app.task(name="history.stop")
+def stop_history(source: str, drop: bool = False) -> bool:
+    """Keep earlier scores no more, and with drop remove those that were kept; False if nothing was to do."""
+    return score_history.stop(runtime(), source, drop=drop)
 
 
 @app.task(name="maintenance.prune_all")

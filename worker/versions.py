@@ -56,6 +56,27 @@ def rollback(runtime: Runtime, source_name: str, *, reason: str) -> tuple[int, i
     return moved
 
 
+def with_threshold(
+    runtime: Runtime, connection: Connection, source: Source, version: int, threshold: float
+) -> int:
+    """Promote the version that is this one with another threshold, in the caller's transaction. Returns its number.
+
+    Raises ModelError if the number cannot be a threshold.
+    """
+    most, key = runtime.settings.artifact_max_bytes, runtime.signing_key
+    models.lock_alias(connection, source.id)
+    number = registry.with_threshold(connection, source, version, threshold, max_bytes=most, signing_key=key)
+    if number == version:
+        return version
+    version_sql.record(
+        connection, source.id, number, "threshold", f"{threshold:.6g}, else as version {version}"
+    )
+    reason = f"threshold set to {threshold:.6g}"
+    registry.promote(connection, source, number, reason=reason, max_bytes=most, signing_key=key)
+    log.info("threshold_set", source=source.name, version=number, threshold=threshold)
+    return number
+
+
 def challenge(runtime: Runtime, source_name: str, version: int, *, reason: str) -> bool:
     """Make a version the challenger, whose scores are kept beside the champion's. Returns False if it is already.
 

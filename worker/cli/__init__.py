@@ -19,6 +19,8 @@ from worker.cli import (
     doctor,
     drift,
     evaluate,
+    history,
+    jobs,
     look,
     models,
     report,
@@ -75,6 +77,11 @@ app.command(
 app.command(rich_help_panel=_RUN)(run.up)
 app.command(rich_help_panel=_RUN)(run.listener)
 app.command(rich_help_panel=_RUN)(sources.sweep)
+app.command(rich_help_panel=_RUN)(jobs.backfill)
+app.command(rich_help_panel=_RUN)(jobs.rescore)
+app.command(rich_help_panel=_RUN)(jobs.reflag)
+app.add_typer(jobs.jobs, name="jobs", rich_help_panel=_RUN)
+app.add_typer(history.history, name="history", rich_help_panel=_LOOK)
 app.add_typer(schedule.schedule, name="schedule", rich_help_panel=_RUN)
 app.add_typer(run.servers, name="servers", rich_help_panel=_RUN)
 app.add_typer(run.database, name="db", rich_help_panel=_RUN)

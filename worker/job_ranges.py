@@ -1,0 +1,106 @@
+"""One range of a job in one transaction: its rows scored or flagged, and the range marked as finished."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from db import features, jobs, models, queue, sources
+from db.errors import ModelError
+from db.jobs import Job
+from db.key_ranges import KeyRange
+from db.queue import Claim
+from db.sources import Source
+from db.statements import run
+from models_store import registry
+from models_store.registry import LoadedVersion
+from worker import sequences
+from worker.batches import NO_CHAMPION, BatchResult, score_claimed
+from worker.runtime import Runtime
+
+_LONGEST_HOLD = "5min"
+
+
+class RangeFailed(Exception):
+    """A range that raised; its transaction is rolled back. cause: what it raised."""
+
+    def __init__(self, source: Source, keys: KeyRange, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.source = source
+        self.keys = keys
+        self.cause = cause
+
+
+class NothingScores(ModelError):
+    """There is no champion yet, so a backfill has to wait."""
+
+
+def work_one(runtime: Runtime, job: Job) -> bool:
+    """Work the next range of a job that is due. Returns False if there is none. Raises RangeFailed, NothingScores."""
+    with runtime.engine.begin() as connection:
+        # As in worker.batches: what is lost is lost together. Nobody is told of old rows as if they were new.
+        run(
+            connection,
+            "SELECT set_config('synchronous_commit', 'off', true), set_config('outlier.quiet', 'on', true),"
+            " set_config('idle_in_transaction_session_timeout', %s, true)",
+            (_LONGEST_HOLD,),
+        )
+        keys = jobs.claim_range(connection, job.id)
+        if keys is None:
+            return False
+        source = sources.find(connection, job.source)
+        try:
+            done = (
+                _Done(*jobs.reflag(connection, source, job, keys))
+                if job.kind == jobs.REFLAG
+                else _scored(runtime, connection, source, job, keys)
+            )
+        except NothingScores:
+            raise
+        except Exception as error:
+            raise RangeFailed(source, keys, error) from error
+        jobs.finish_range(
+            connection, keys, n_done=done.n_done, n_flagged=done.n_flagged, n_quarantined=done.n_quarantined
+        )
+    return True
+
+
+@dataclass(frozen=True)
+class _Done:
+    n_done: int
+    n_flagged: int
+    n_quarantined: int = 0
+
+
+def _scored(runtime: Runtime, connection: Connection, source: Source, job: Job, keys: KeyRange) -> _Done:
+    version = _version(runtime, connection, source, job)
+    claim = jobs.claim_rows(connection, source, job, keys)
+    if not claim:
+        return _Done(0, 0)
+    result = _score(connection, source, claim, version)
+    queue.finish(connection, source.definition, claim.queue_ids)
+    return _Done(result.n_scored, result.n_flagged, result.n_quarantined)
+
+
+def _version(runtime: Runtime, connection: Connection, source: Source, job: Job) -> LoadedVersion:
+    if job.version is None:
+        found = registry.champion(connection, source, runtime.cache)
+        if found is None:
+            raise NothingScores(NO_CHAMPION.format(name=source.name))
+        return found
+    version_id = models.version_id(connection, source.id, job.version)
+    if version_id is None:
+        raise ModelError(f"{source.name} has no model version {job.version} any more.")
+    return LoadedVersion(job.version, runtime.cache.get(connection, source, version_id, job.version))
+
+
+def _score(connection: Connection, source: Source, claim: Claim, version: LoadedVersion) -> BatchResult:
+    recipe = version.detector.recipe
+    if source.definition.time_column is None:
+        rows = features.read_claimed(connection, source.definition, claim.queue_ids, as_scored=claim.rescore)
+    else:
+        rows = sequences.prepare(
+            connection, source, claim, sequences.read_window(connection, source, claim, recipe), recipe
+        )
+    return score_claimed(connection, source, claim, rows, version)
