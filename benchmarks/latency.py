@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import psutil
@@ -17,8 +18,17 @@ from worker.processes import Supervisor, plans
 _POLL_SECONDS = 0.001
 
 
-def measure(ground: Ground, *, seconds: float, per_second: int) -> tuple[dict[str, float], float]:
-    """({p50, p95, p99} in ms, accurate to about 1 ms; resident memory of the score worker in MB)."""
+def measure(
+    ground: Ground,
+    *,
+    seconds: float,
+    per_second: int,
+    beside: AbstractContextManager[object] | None = None,
+) -> tuple[dict[str, float], float]:
+    """({p50, p95, p99} in ms, accurate to about 1 ms; resident memory of the score worker in MB).
+
+    beside: what else the workers are given to do while it is measured.
+    """
     fill_queue(ground)
     scoring.drain(ground.runtime, "transactions")
     supervisor = Supervisor(
@@ -34,7 +44,10 @@ def measure(ground: Ground, *, seconds: float, per_second: int) -> tuple[dict[st
     try:
         with psycopg.connect(ground.servers.database_url, autocommit=True) as watcher:
             _insert_and_time(ground, watcher, n_rows=per_second * 3, per_second=per_second)  # warms up
-            times = _insert_and_time(ground, watcher, n_rows=int(seconds * per_second), per_second=per_second)
+            with beside or nullcontext():
+                times = _insert_and_time(
+                    ground, watcher, n_rows=int(seconds * per_second), per_second=per_second
+                )
         if dead := supervisor.dead():
             raise RuntimeError(f"processes died: {dead}")
         rss = psutil.Process(supervisor.pids()["score"]).memory_info().rss / 2**20

@@ -58,7 +58,7 @@ def drain_seconds(base: Ground, version: int) -> float:
         source = source_store.find(connection, "readings")
         registry.promote(connection, source, version, reason="bench", max_bytes=2**26, signing_key=None)
     base.connection.execute("TRUNCATE outlier.scores_readings, outlier.queue_readings")
-    maintenance.sweep(base.runtime, "readings", backfill=True)
+    maintenance.sweep(base.runtime, "readings")
     base.connection.execute("VACUUM ANALYZE outlier.queue_readings")
     base.connection.execute("CHECKPOINT")
     return seconds_of(lambda: scoring.drain(base.runtime, "readings"))

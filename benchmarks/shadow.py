@@ -18,7 +18,7 @@ from worker import versions
 from worker.logs import configure_logs
 
 
-def prepare(base: Ground) -> int:
+def second_version(base: Ground) -> int:
     """A second version, fitted on other rows than the champion. Returns its number."""
     fitted = detector.fit(detector.recipe_named("default"), base.rows[30_000:60_000], FEATURES)
     with base.runtime.engine.begin() as connection:
@@ -48,7 +48,7 @@ def drain_seconds(base: Ground, version: int, *, shadow: bool, n_threads: int = 
 
 def measure(base: Ground, *, n_rounds: int) -> dict[str, float]:
     """Medians; the ratios are of pairs measured one after the other, in turns which of them is first."""
-    version = prepare(base)
+    version = second_version(base)
     figures: dict[str, float] = {}
     for n_threads, name in ((1, "one_thread"), (2, "two_threads")):
         seconds: dict[bool, list[float]] = {False: [], True: []}

@@ -29,7 +29,7 @@ def fill_queue(ground: Ground) -> None:
     """Every row queued and none scored."""
     ground.connection.execute("TRUNCATE outlier.scores_transactions")
     ground.connection.execute("TRUNCATE outlier.queue_transactions")
-    maintenance.sweep(ground.runtime, "transactions", backfill=True)
+    maintenance.sweep(ground.runtime, "transactions")
     ground.connection.execute("VACUUM ANALYZE outlier.queue_transactions")
     ground.connection.execute("CHECKPOINT")
 

@@ -16,23 +16,21 @@ from worker.runtime import Runtime
 log = structlog.get_logger()
 
 
-def sweep(runtime: Runtime, source_name: str, *, backfill: bool = False) -> int:
+def sweep(runtime: Runtime, source_name: str) -> int:
     """Queue the rows that have neither score nor queue entry. Returns how many.
 
-    backfill: from now on rows from before attach count as well. Raises SourceError if there is no such source.
+    Rows from before attach count once a backfill has been through them. Raises SourceError if there is no such source.
     """
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
-        if backfill:
-            sources.include_old_rows(connection, source.id)
         n_found = queue.sweep(
             connection,
             source.definition,
             source_id=source.id,
-            attached_xid=None if backfill else source.attached_xid,
+            attached_xid=source.attached_xid,
         )
     if n_found:
-        log.info("rows_swept_up", source=source_name, n_rows=n_found, backfill=backfill)
+        log.info("rows_swept_up", source=source_name, n_rows=n_found)
     return n_found
 
 

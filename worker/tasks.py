@@ -43,9 +43,9 @@ def drain_all() -> list[str]:
 
 
 @app.task(name="score.sweep")
-def sweep(source: str, backfill: bool = False) -> int:
-    """Queue rows that got past the triggers; with backfill also rows from before attach."""
-    return maintenance.sweep(runtime(), source, backfill=backfill)
+def sweep(source: str) -> int:
+    """Queue rows that got past the triggers."""
+    return maintenance.sweep(runtime(), source)
 
 
 @app.task(name="score.sweep_all")

@@ -75,8 +75,8 @@ def finish(connection: Connection, table: Table, claim: Claim) -> None:
     connection.commit()
 
 
-def sweep(table: Table, *, backfill: bool = False) -> int:
-    return maintenance.sweep(table.runtime, table.source_name, backfill=backfill)
+def sweep(table: Table) -> int:
+    return maintenance.sweep(table.runtime, table.source_name)
 
 
 def past_the_triggers(table: Table, statement: str) -> None:
@@ -472,7 +472,7 @@ def test_the_sweep_leaves_what_a_worker_holds(
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_rows_from_before_attach_are_swept_up_only_when_asked(
+def test_rows_from_before_attach_are_swept_up_only_when_a_backfill_has_been_through_them(
     user: User, runtime: Runtime, frozen: bool
 ) -> None:
     table = make_table(user, runtime)
@@ -486,9 +486,11 @@ def test_rows_from_before_attach_are_swept_up_only_when_asked(
     assert sweep(table) == 0
     past_the_triggers(table, "INSERT INTO transactions (id) VALUES (0)")
     assert sweep(table) == 1
-    assert sweep(table, backfill=True) == 12_000
+    with runtime.engine.begin() as connection:
+        sources.include_old_rows(connection, table.source.id)
+    assert sweep(table) == 12_000
     assert table.keys("SELECT n_keys FROM outlier.queue_transactions ORDER BY id") == [1, 10_000, 2_000]
-    assert sweep(table, backfill=True) == 0
+    assert sweep(table) == 0
 
 
 def test_a_transaction_that_was_open_when_the_table_was_attached_holds_it_up(

@@ -72,7 +72,7 @@ def add_rows(user: User, first: int, last: int) -> None:
 
 
 def score(table: Table) -> None:
-    maintenance.sweep(table.runtime, table.source_name, backfill=True)
+    maintenance.sweep(table.runtime, table.source_name)
     table.drain_all()
 
 

@@ -13,7 +13,7 @@ from psycopg.rows import dict_row
 from db import overview
 from db.statements import run
 from tests.support import Table, attach_table, make_detector, register
-from worker import versions
+from worker import jobs, versions
 from worker.runtime import Runtime
 
 PAGE = (Path(__file__).parents[2] / "docs" / "sql.md").read_text()
@@ -80,6 +80,7 @@ def payments(user: psycopg.Connection[Any], runtime: Runtime) -> Table:
         "INSERT INTO shop.payments (id, customer, amount, items, online) VALUES (20005, 9, 15, 1, false)"
     )
     user.execute(VERDICTS)
+    jobs.backfill(runtime, "payments")
     return table
 
 

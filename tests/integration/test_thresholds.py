@@ -258,7 +258,7 @@ def test_the_command_shows_the_threshold_and_a_range_of_others(payments: Table, 
     assert "Rows without a label count as flags, not for precision and recall." in shown
     table = run("threshold", "payments", "--what-if").output
     assert table.count(" now") == 1
-    assert "pgoutlier train payments --threshold fixed:X" in table
+    assert "pgoutlier reflag payments --threshold X" in table
     made = json.loads(run("threshold", "payments", "--what-if", "--json", "--window", "2d").output)
     assert made["version"] == 1
     assert made["time"] == "at"

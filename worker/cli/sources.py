@@ -12,7 +12,7 @@ from db import quarantine as quarantine_store
 from db import source_ddl
 from db import sources as source_store
 from db.attach import AttachRequest
-from worker import maintenance, recipes
+from worker import jobs, maintenance, recipes, tasks
 from worker.cli.context import open_runtime
 from worker.cli.output import console, print_json, print_table
 from worker.sequences import index_advice, require_order
@@ -55,7 +55,10 @@ def attach(
         str | None, typer.Option(help="Name of the source; by default made of the table's.")
     ] = None,
     backfill: Annotated[
-        bool, typer.Option("--backfill", help="Score the rows that are there already, too.")
+        bool,
+        typer.Option(
+            "--backfill", help="Score the rows that are there already, too: see pgoutlier backfill."
+        ),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the SQL and change nothing.")] = False,
     as_json: AsJson = False,
@@ -87,17 +90,19 @@ def attach(
             console.file.write(source_ddl.script(source_store.plan(connection, definition, columns)))
             return
         made = source_store.attach(
-            connection, definition, columns, chosen.model_dump(mode="json"), backfill=backfill
+            connection, definition, columns, chosen.model_dump(mode="json"), backfill=False
         )
         advice = index_advice(connection, definition, [chosen])
-    n_old = maintenance.sweep(runtime, definition.name, backfill=True) if backfill else 0
+    job = jobs.backfill(runtime, definition.name) if backfill else None
+    if job is not None:
+        tasks.ask_for_work(job.id)
     if as_json:
         print_json(
             {
                 "source": definition.name,
                 "attached": made,
                 "features": definition.feature_names,
-                "n_backfill": n_old,
+                "backfill_job": job.id if job else None,
                 "index_advice": advice,
             }
         )
@@ -106,8 +111,14 @@ def attach(
     console.print(
         f"{word} {definition.describe()}, as source [bold]{definition.name}[/bold].", highlight=False
     )
-    if n_old:
-        console.print(f"{n_old:,} rows that were there already are queued.", highlight=False)
+    if job is not None:
+        n_old = jobs.described(runtime, job.id)["n_rows"]
+        console.print(
+            f"Job {job.id} scores the {n_old:,} rows that were there already, once there is a champion: pgoutlier jobs"
+            f" watch {job.id}",
+            highlight=False,
+            soft_wrap=True,
+        )
     if advice:
         console.print(f"To find the rows before each quickly, first run: {advice}", highlight=False)
     if made:
@@ -163,11 +174,13 @@ def sources(as_json: AsJson = False) -> None:
 
 def sweep(
     source: SourceName,
-    backfill: Annotated[bool, typer.Option("--backfill", help="Rows from before attach, too.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Queue the rows that got past the triggers (disabled triggers, logical replication, COPY into a partition)."""
-    n_found = maintenance.sweep(open_runtime(), source, backfill=backfill)
+    """Queue the rows that got past the triggers (disabled triggers, logical replication, COPY into a partition).
+
+    Rows from before attach are left alone until a backfill has been through them: pgoutlier backfill SOURCE
+    """
+    n_found = maintenance.sweep(open_runtime(), source)
     if as_json:
         print_json({"source": source, "n_found": n_found})
     else:

@@ -110,8 +110,8 @@ def _print_table(found: dict[str, Any]) -> None:
         )
     console.print(table)
     _say(
-        f"To use one of them: pgoutlier train {found['source']} --threshold fixed:X --promote. That fits a new"
-        " version, whose errors can differ from these; look again when it has scored."
+        f"To use one of them: pgoutlier reflag {found['source']} --threshold X. From then on rows above it are"
+        " flagged, and those scored before are flagged anew."
     )
 
 

@@ -111,7 +111,7 @@ def run(
     with _progress(console) as show, _running(supervisor):
         _wait_for_workers(show, supervisor)
         started = time.perf_counter()
-        maintenance.sweep(runtime, SOURCE, backfill=True)
+        maintenance.sweep(runtime, SOURCE)
         _wait_until_scored(show, runtime, source, supervisor, n_history, inserted=n_history)
         rows_per_second = n_history / (time.perf_counter() - started)
         stopwatch = _live(show, runtime, source, supervisor, dataset, lines[n_history:], n_history, plan)
