@@ -31,13 +31,17 @@ Kind = Literal["backfill", "rescore", "reflag"]
 
 @dataclass(frozen=True)
 class Job:
-    """A row of outlier.jobs. version: that scores or flags; None: the champion as it is when a range is worked."""
+    """A row of outlier.jobs. version: that scores or flags; None: the champion as it is when a range is worked.
+
+    as_champion: it does so for as long as it is the champion.
+    """
 
     id: int
     source: str
     source_id: int
     kind: str
     version: int | None
+    as_champion: bool
     status: str
     problem: str | None
 
@@ -64,7 +68,8 @@ def _jobs(connection: Connection, condition: Any, params: dict[str, Any]) -> lis
     rows = run_dicts(
         connection,
         compose(
-            "SELECT j.id, s.name AS source, j.source_id, j.kind, j.version, j.status, j.problem"
+            "SELECT j.id, s.name AS source, j.source_id, j.kind, j.version, j.as_champion, j.status,"
+            " j.problem"
             " FROM outlier.jobs j JOIN outlier.sources s ON s.id = j.source_id WHERE {condition} ORDER BY j.id",
             condition=sql.SQL(condition),
         ),
@@ -78,13 +83,21 @@ def lock(connection: Connection, source_id: int) -> None:
     run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.jobs'), %s)", (source_id,))
 
 
-def start(connection: Connection, source: Source, kind: Kind, version: int | None, *, range_rows: int) -> int:
+def start(
+    connection: Connection,
+    source: Source,
+    kind: Kind,
+    version: int | None,
+    *,
+    as_champion: bool,
+    range_rows: int,
+) -> int:
     """Make a job and its ranges of the rows that there are to do now. Returns its id. The caller holds `lock`."""
     job_id = int(
         one(
             connection,
-            "INSERT INTO outlier.jobs (source_id, kind, version) VALUES (%s, %s, %s) RETURNING id",
-            (source.id, kind, version),
+            "INSERT INTO outlier.jobs (source_id, kind, version, as_champion) VALUES (%s, %s, %s, %s) RETURNING id",
+            (source.id, kind, version, as_champion),
         )
     )
     run(

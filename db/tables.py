@@ -251,6 +251,13 @@ jobs = Table(
     Column("source_id", Integer, ForeignKey("outlier.sources.id", ondelete="CASCADE"), nullable=False),
     Column("kind", Text, nullable=False),
     Column("version", Integer, comment="that scores or flags the rows; null: the champion as it is then"),
+    Column(
+        "as_champion",
+        Boolean,
+        nullable=False,
+        server_default=text("false"),
+        comment="it is to do so as the champion, so the job fails when that is another one",
+    ),
     Column("status", Text, nullable=False, server_default=text("'running'")),
     Column("problem", Text, comment="why it stands still or has failed"),
     _created("created_at"),

@@ -36,8 +36,15 @@ class NothingScores(ModelError):
     """There is no champion yet, so a backfill has to wait."""
 
 
+class Overtaken(ModelError):
+    """Another version is the champion by now, so this one is not to score or flag as that."""
+
+
 def work_one(runtime: Runtime, job: Job) -> bool:
-    """Work the next range of a job that is due. Returns False if there is none. Raises RangeFailed, NothingScores."""
+    """Work the next range of a job that is due. Returns False if there is none.
+
+    Raises RangeFailed, NothingScores, Overtaken.
+    """
     with runtime.engine.begin() as connection:
         # As in worker.batches: what is lost is lost together. Nobody is told of old rows as if they were new.
         run(
@@ -51,12 +58,12 @@ def work_one(runtime: Runtime, job: Job) -> bool:
             return False
         source = sources.find(connection, job.source)
         try:
-            done = (
-                _Done(*jobs.reflag(connection, source, job, keys))
-                if job.kind == jobs.REFLAG
-                else _scored(runtime, connection, source, job, keys)
-            )
-        except NothingScores:
+            _check_still_champion(connection, source, job)
+            if job.kind == jobs.REFLAG:
+                done = _Done(*jobs.reflag(connection, source, job, keys))
+            else:
+                done = _scored(runtime, connection, source, job, keys)
+        except (NothingScores, Overtaken):
             raise
         except Exception as error:
             raise RangeFailed(source, keys, error) from error
@@ -71,6 +78,15 @@ class _Done:
     n_done: int
     n_flagged: int
     n_quarantined: int = 0
+
+
+def _check_still_champion(connection: Connection, source: Source, job: Job) -> None:
+    champion = models.alias(connection, source.id)
+    if job.as_champion and (champion is None or champion[1] != job.version):
+        raise Overtaken(
+            f"version {champion[1] if champion else None} is the champion by now; start again: pgoutlier {job.kind}"
+            f" {source.name}"
+        )
 
 
 def _scored(runtime: Runtime, connection: Connection, source: Source, job: Job, keys: KeyRange) -> _Done:

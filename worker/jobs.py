@@ -20,7 +20,7 @@ from db.jobs import Job, Kind
 from db.sources import Source
 from models_store import registry
 from worker import failures, scoring, versions
-from worker.job_ranges import NothingScores, RangeFailed, work_one
+from worker.job_ranges import NothingScores, Overtaken, RangeFailed, work_one
 from worker.runtime import Runtime
 
 log = structlog.get_logger()
@@ -49,13 +49,16 @@ def backfill(runtime: Runtime, source_name: str) -> Started:
 
 
 def rescore(runtime: Runtime, source_name: str, version: int | None = None) -> Started:
-    """Score again, with a version (the champion), the rows that another version has scored.
+    """Score again, with a version, the rows that another version has scored.
+
+    version: None for the champion; when that becomes another one meanwhile, the job fails.
 
     Raises SourceError or ModelError if there is no such source or version, or it cannot be used, and JobError if the
     rows are being scored by another version.
     """
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
+        as_champion = version is None
         version = _champion(connection, source) if version is None else version
         registry.load(
             connection,
@@ -64,7 +67,7 @@ def rescore(runtime: Runtime, source_name: str, version: int | None = None) -> S
             max_bytes=runtime.settings.artifact_max_bytes,
             signing_key=runtime.signing_key,
         )
-        return _start(runtime, connection, source, jobs.RESCORE, version)
+        return _start(runtime, connection, source, jobs.RESCORE, version, as_champion=as_champion)
 
 
 def reflag(runtime: Runtime, source_name: str, threshold: float | None = None) -> Started:
@@ -80,7 +83,7 @@ def reflag(runtime: Runtime, source_name: str, threshold: float | None = None) -
         jobs.lock(connection, source.id)
         if threshold is not None:
             champion = versions.with_threshold(runtime, connection, source, champion, threshold)
-        return _start(runtime, connection, source, jobs.REFLAG, champion)
+        return _start(runtime, connection, source, jobs.REFLAG, champion, as_champion=True)
 
 
 def _champion(connection: Connection, source: Source) -> int:
@@ -93,13 +96,21 @@ def _champion(connection: Connection, source: Source) -> int:
 
 
 def _start(
-    runtime: Runtime, connection: Connection, source: Source, kind: Kind, version: int | None
+    runtime: Runtime,
+    connection: Connection,
+    source: Source,
+    kind: Kind,
+    version: int | None,
+    *,
+    as_champion: bool = False,
 ) -> Started:
     jobs.lock(connection, source.id)
     present = jobs.running(connection, source.id, kind)
     if present is None:
-        job_id = jobs.start(connection, source, kind, version, range_rows=runtime.settings.job_range_rows)
+        range_rows = runtime.settings.job_range_rows
+        job_id = jobs.start(connection, source, kind, version, as_champion=as_champion, range_rows=range_rows)
         log.info("job_started", job=job_id, source=source.name, kind=kind, version=version)
+        _close_if_done(connection, jobs.find(connection, job_id))
         return Started(job_id, True, version)
     if present.version != version:
         raise JobError(
@@ -141,6 +152,9 @@ def _work(runtime: Runtime, job_id: int, seconds: float, call_for_help: Callable
         except NothingScores as waiting:
             _note(runtime, job_id, waiting.sentence)
             return False
+        except Overtaken as overtaken:
+            _fail(runtime, job, overtaken.sentence)
+            return False
         except RangeFailed as failed:
             if not _handle(runtime, job, failed):
                 return False
@@ -157,11 +171,15 @@ def _work(runtime: Runtime, job_id: int, seconds: float, call_for_help: Callable
 def _end(runtime: Runtime, job: Job) -> bool:
     """No range is due: if all are finished, so is the job. A transaction of its own sees those of all workers."""
     with runtime.engine.begin() as connection:
-        if jobs.close_if_done(connection, job.id):
-            if job.kind == jobs.BACKFILL:
-                sources.include_old_rows(connection, job.source_id)
-            log.info("job_succeeded", job=job.id, source=job.source, kind=job.kind)
+        _close_if_done(connection, job)
     return False
+
+
+def _close_if_done(connection: Connection, job: Job) -> None:
+    if jobs.close_if_done(connection, job.id):
+        if job.kind == jobs.BACKFILL:
+            sources.include_old_rows(connection, job.source_id)
+        log.info("job_succeeded", job=job.id, source=job.source, kind=job.kind)
 
 
 def _note(runtime: Runtime, job_id: int, problem: str) -> None:
@@ -186,9 +204,14 @@ def _handle(runtime: Runtime, job: Job, failed: RangeFailed) -> bool:
             _leave_to_queue(connection, failed.source, job, failed)
             return True
         jobs.postpone_range(connection, keys, error=text, delay_seconds=0)
-        jobs.fail(connection, job.id, text)
-    log.error("job_failed", job=job.id, source=job.source, error=text)
+    _fail(runtime, job, text)
     return False
+
+
+def _fail(runtime: Runtime, job: Job, problem: str) -> None:
+    with runtime.engine.begin() as connection:
+        jobs.fail(connection, job.id, problem)
+    log.error("job_failed", job=job.id, source=job.source, error=problem)
 
 
 def _leave_to_queue(connection: Connection, source: Source, job: Job, failed: RangeFailed) -> None:

@@ -66,6 +66,13 @@ def _jobs() -> None:
             nullable=True,
             comment="that scores or flags the rows; null: the champion as it is then",
         ),
+        sa.Column(
+            "as_champion",
+            sa.Boolean(),
+            server_default=sa.text("false"),
+            nullable=False,
+            comment="it is to do so as the champion, so the job fails when that is another one",
+        ),
         sa.Column("status", sa.Text(), server_default=sa.text("'running'"), nullable=False),
         sa.Column("problem", sa.Text(), nullable=True, comment="why it stands still or has failed"),
         _created(),

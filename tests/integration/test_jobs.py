@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -411,6 +412,21 @@ def test_what_cannot_be_a_threshold_changes_nothing(scored: Table, threshold: fl
     with pytest.raises(ModelError, match="cannot be a threshold"):
         jobs.reflag(scored.runtime, scored.source_name, threshold)
     assert scored.keys("SELECT version FROM outlier.model_versions") == [1]
+
+
+@pytest.mark.parametrize("start", [jobs.rescore, jobs.reflag])
+def test_when_another_version_becomes_the_champion_the_job_of_the_old_one_ends(
+    scored: Table, start: Callable[[Runtime, str], Started]
+) -> None:
+    """Else it would go on over the scores of the new one."""
+    work(scored, jobs.reflag(scored.runtime, scored.source_name, middle(scored)))
+    versions.promote(scored.runtime, scored.source_name, 1, reason="test")
+    job = start(scored.runtime, scored.source_name)
+    jobs.work(scored.runtime, job.id, budget_seconds=1e-9)
+    versions.promote(scored.runtime, scored.source_name, 2, reason="test")
+    assert work(scored, job) == "failed"
+    assert by_version(scored) == {1: 10, 2: 15}
+    assert "version 2 is the champion by now" in described(scored, job)["problem"]
 
 
 # -- cancelled, resumed, worked by several

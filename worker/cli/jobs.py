@@ -127,8 +127,7 @@ def _row(job: dict[str, Any]) -> list[object]:
     return [
         job["id"],
         job["source"],
-        job["kind"],
-        job["version"],
+        job["kind"] + (f" by {job['version']}" if job["version"] else ""),
         job["status"],
         f"{_share(job):.0%}",
         job["n_done"],
