@@ -106,24 +106,15 @@ def jobs_list(
     elif not found:
         console.print("There is no job yet. Start one with: pgoutlier backfill, rescore or reflag")
     else:
-        columns = [
-            "job",
-            "source",
-            "what",
-            "version",
-            "status",
-            "done",
-            "rows",
-            "flagged",
-            "rows/s",
-            "ETA",
-            "note",
-        ]
-        print_table("", columns, [_row(job) for job in found])
+        at_work = any(job["status"] == "running" for job in found)
+        columns = ["job", "source", "what", "status", "done", "rows", "flagged"]
+        columns += [*(["rows/s", "ETA"] if at_work else []), "note"]
+        print_table("", columns, [_row(job, rate=at_work) for job in found])
 
 
-def _row(job: dict[str, Any]) -> list[object]:
-    at_work = job["status"] == "running"
+def _row(job: dict[str, Any], *, rate: bool) -> list[object]:
+    running = job["status"] == "running"
+    rates = [f"{job['rows_per_second']:,.0f}", seconds_text(job["eta_seconds"])] if running else [None, None]
     return [
         job["id"],
         job["source"],
@@ -132,9 +123,8 @@ def _row(job: dict[str, Any]) -> list[object]:
         f"{_share(job):.0%}",
         job["n_done"],
         job["n_flagged"],
-        f"{job['rows_per_second']:,.0f}" if at_work else None,
-        seconds_text(job["eta_seconds"]) if at_work else None,
-        job["problem"] or (job["last_error"] if at_work else None) or "",
+        *(rates if rate else []),
+        job["problem"] or (job["last_error"] if running else None) or "",
     ]
 
 
