@@ -45,6 +45,16 @@ class ScheduleError(PgoutlierError):
     """A schedule that cannot be kept: its task, arguments, crontab, interval or time zone; or no such schedule."""
 
 
+class WebhookError(PgoutlierError):
+    """A webhook that cannot be used: its URL, its limit, no secret to sign with; or no such webhook."""
+
+
+class DeliveryFailed(PgoutlierError):
+    """The receiver of a webhook did not take what was sent."""
+
+    exit_code = 1
+
+
 class TrainingBusy(PgoutlierError):
     """Another training of the same source is under way."""
 

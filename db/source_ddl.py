@@ -10,7 +10,7 @@ from typing import LiteralString
 from psycopg import sql
 
 from db import keys as key_codec
-from db import shadow_ddl, source_views
+from db import notice_ddl, shadow_ddl, source_views
 from db.definition import SourceDefinition
 from db.identifiers import CHANNEL, identifier, ours
 from db.queue import KEYS_PER_QUEUE_ROW
@@ -56,7 +56,7 @@ def drop(source: SourceDefinition) -> list[sql.Composed]:
         compose("DROP TABLE IF EXISTS {table}", table=ours(table, source.name))
         for table in ("scores", "queue")
     ]
-    return [*shadow_ddl.drop(source), *views, *functions, *tables]
+    return [*shadow_ddl.drop(source), *views, *functions, *notice_ddl.drop(source.name), *tables]
 
 
 def trigger_name(source_name: str, event: str) -> sql.Composable:

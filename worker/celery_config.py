@@ -20,6 +20,8 @@ task_routes = {
     "score.drain": {"queue": "score"},
     "score.drain_all": {"queue": "score"},
     "models.train": {"queue": "train"},
+    "webhook.deliver": {"queue": "score"},
+    "webhook.deliver_all": {"queue": "score"},
 }
 # A message only says that there may be work, so it is taken off the broker when it is received, and a worker
 # holds no more of them than it has threads.
@@ -49,6 +51,7 @@ beat_max_loop_interval = 1
 # Beat puts these into outlier.schedules, where they can be changed; until then they keep to the settings.
 beat_schedule = {
     "drain": {"task": "score.drain_all", "schedule": _settings.drain_every_seconds},
+    "deliver": {"task": "webhook.deliver_all", "schedule": _settings.deliver_every_seconds},
     "sweep": {"task": "score.sweep_all", "schedule": _settings.sweep_every_seconds},
     "retrain": {
         "task": "models.train_due",

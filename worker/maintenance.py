@@ -8,7 +8,7 @@ import psycopg
 import structlog
 from sqlalchemy.exc import DBAPIError
 
-from db import pruning, quarantine, queue, sources
+from db import notices, pruning, quarantine, queue, sources
 from db.errors import PgoutlierError, first_line
 from worker import versions
 from worker.runtime import Runtime
@@ -61,6 +61,12 @@ def _prune(runtime: Runtime, source_name: str) -> int:
             source,
             keep_training_runs=runtime.settings.keep_training_runs,
             keep_drift_reports=runtime.settings.keep_drift_reports,
+        )
+        n_removed += notices.prune(
+            connection,
+            source_name,
+            keep_seconds=runtime.settings.keep_notices_seconds,
+            keep_undelivered_seconds=runtime.settings.keep_undelivered_seconds,
         )
     n_removed += len(versions.prune(runtime, source_name))
     if n_removed:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import structlog
 
-from worker import drift, gate, maintenance, scoring, training, verdicts, versions
+from worker import delivering, drift, gate, maintenance, scoring, training, verdicts, versions, webhooks
 from worker.app import app, ring
 from worker.runtime import runtime
 
@@ -152,6 +152,64 @@ def label(
     given = [keys] if isinstance(keys, str) else [str(key) for key in keys]
     done = verdicts.label(runtime(), source, given, verdict, note=note, by=by)
     return {"n_given": done.n_given, "n_unchanged": done.n_unchanged}
+
+
+@app.task(name="webhook.deliver")
+def deliver(source: str) -> bool:
+    """Wake a deliverer of this worker, which is no thread that scores; False if one is at it already."""
+    return delivering.ring(runtime(), source)
+
+
+def ask_for_delivery(source: str) -> None:
+    """Send webhook.deliver, for whoever is free."""
+    ring(deliver, source, expires_seconds=HELP_EXPIRES_SECONDS)
+
+
+@app.task(name="webhook.deliver_all")
+def deliver_all() -> list[str]:
+    """Ring the bell for every source whose webhook something can be sent to."""
+    names = delivering.sources_due(runtime())
+    for name in names:
+        ask_for_delivery(name)
+    return names
+
+
+@app.task(name="webhook.set")
+def set_webhook(
+    source: str, url: str | None = None, per_minute: int | None = None, insecure_http: bool = False
+) -> bool:
+    """Turn notices on and have them sent to the URL, or only written without one; False if it is so already."""
+    return webhooks.set_webhook(runtime(), source, url, per_minute=per_minute, insecure_http=insecure_http)
+
+
+@app.task(name="webhook.pause")
+def pause_webhook(source: str) -> bool:
+    """Send nothing until it is resumed; False if it is paused already."""
+    return webhooks.set_enabled(runtime(), source, False)
+
+
+@app.task(name="webhook.resume")
+def resume_webhook(source: str) -> bool:
+    """Send again, and what waited; False if it is not paused."""
+    return webhooks.set_enabled(runtime(), source, True)
+
+
+@app.task(name="webhook.test")
+def test_webhook(source: str) -> int:
+    """Send a signed sample; returns the status of the answer."""
+    return int(webhooks.test(runtime(), source)["status"])
+
+
+@app.task(name="webhook.retry")
+def retry_webhook(source: str) -> dict[str, int]:
+    """Have all dead letters sent again."""
+    return webhooks.retry(runtime(), source)
+
+
+@app.task(name="webhook.remove")
+def remove_webhook(source: str) -> bool:
+    """Turn notices off; False if they are off already."""
+    return webhooks.remove(runtime(), source)
 
 
 @app.task(name="maintenance.prune_all")

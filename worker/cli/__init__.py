@@ -28,6 +28,7 @@ from worker.cli import (
     threshold,
     verdicts,
     versions,
+    webhook,
 )
 from worker.cli.output import errors
 
@@ -76,6 +77,7 @@ app.command(rich_help_panel=_RUN)(run.up)
 app.command(rich_help_panel=_RUN)(run.listener)
 app.command(rich_help_panel=_RUN)(sources.sweep)
 app.add_typer(schedule.schedule, name="schedule", rich_help_panel=_RUN)
+app.add_typer(webhook.webhook, name="webhook", rich_help_panel=_RUN)
 app.add_typer(run.servers, name="servers", rich_help_panel=_RUN)
 app.add_typer(run.database, name="db", rich_help_panel=_RUN)
 
