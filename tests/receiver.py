@@ -81,6 +81,7 @@ class Receiver:
     port: int
     answers: list[Answerer] = field(default_factory=list)
     received: list[Received] = field(default_factory=list)
+    released: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -95,6 +96,11 @@ class Receiver:
         """Answers nothing until the test is over."""
         self.ended.wait()
         handler.close_connection = True
+
+    def hold(self, handler: BaseHTTPRequestHandler) -> None:
+        """Answers once it is released."""
+        self.released.wait()
+        status(204)(handler)
 
     def trickle(self, handler: BaseHTTPRequestHandler) -> None:
         """A byte of a header every so often: none of them late, and no end of it."""
@@ -126,6 +132,7 @@ def receiving() -> Iterator[Receiver]:
         try:
             yield receiver
         finally:
+            receiver.released.set()
             receiver.ended.set()
             server.shutdown()
             thread.join()

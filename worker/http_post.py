@@ -51,6 +51,7 @@ def post(endpoint: Endpoint, body: bytes, headers: Mapping[str, str], *, timeout
             )
             answer = connection.getresponse()
             text = answer.read(_MOST_ANSWER_BYTES).decode("utf-8", "replace")
+            _left(deadline)  # where it was cut off, the end of the stream looks like the end of the answer
             return Answer(answer.status, answer.reason, text, answer.getheader("Retry-After"))
     except (OSError, http.client.HTTPException, ValueError) as error:
         if isinstance(error, TimeoutError) or time.monotonic() >= deadline:

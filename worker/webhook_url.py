@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from ipaddress import ip_address
 from urllib.parse import SplitResult, urlsplit
@@ -10,6 +11,7 @@ from db.errors import WebhookError
 
 _LONGEST = 2_000
 _LONGEST_HOST = 253
+_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _FORM = "write https://host/path"
 
 
@@ -61,13 +63,11 @@ def check(url: str, *, insecure_http: bool = False) -> Endpoint:
 
 
 def _check_host(parts: SplitResult, host: str) -> None:
-    """Raises ValueError unless it is a name of letters, digits, hyphens and dots, or an address."""
+    """Raises ValueError unless it is a name or an address."""
     if "[" in parts.netloc or ":" in host:
         ip_address(host)
         return
-    labels = host.split(".")
-    plain = all(label and len(label) <= 63 and label.replace("-", "a").isalnum() for label in labels)
-    if host and (not plain or len(host) > _LONGEST_HOST):
+    if host and (len(host) > _LONGEST_HOST or not all(map(_LABEL.fullmatch, host.split(".")))):
         raise ValueError("no host")
 
 

@@ -190,7 +190,9 @@ def test_the_documented_query_misses_none_that_is_committed_late_and_gives_none_
 
 def test_prune_removes_old_ones_and_keeps_what_is_to_be_delivered(told: Table) -> None:
     old = "UPDATE outlier.notices SET created_at = now() - interval '8 days' WHERE key = '1'"
-    older = "UPDATE outlier.notices SET waits = true, created_at = now() - interval '%s days' WHERE key = '%s'"
+    older = (
+        "UPDATE outlier.notices SET waits = true, created_at = now() - interval '%s days' WHERE key = '%s'"
+    )
     for key in (1, 2, 3, 4):
         write_by_hand(told, key, True)
     told.user.execute(old)
