@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import base64
+import re
+import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,11 +18,12 @@ from hypothesis import strategies as st
 from db.errors import WebhookError
 from db.settings import Settings
 from db.webhook_secret import keys_of
-from tests.receiver import Received
+from tests.receiver import KEY, SECRET, Received
 from worker import webhook_messages, webhook_url
 from worker.http_post import Answer
 from worker.webhook_signature import headers
 
+OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 NAMES = st.lists(
     st.text("abz0-_9", min_size=1, max_size=9).map(lambda t: f"a{t}9"), min_size=1, max_size=3
 ).map(".".join)
@@ -108,6 +113,30 @@ def test_the_signature_is_that_of_the_specification() -> None:
     (key,) = keys_of("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
     sent = headers("msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}', [key])
     assert sent["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+def documented() -> Any:
+    """The function of docs/operations.md that receivers may copy."""
+    block = re.search(r"^```python\n(import base64.*?)^```", OPERATIONS.read_text(), re.M | re.S)
+    assert block is not None
+    found: dict[str, Any] = {}
+    exec(block[1], found)
+    return found["verified"]
+
+
+def test_the_documented_check_takes_what_is_sent_and_nothing_else() -> None:
+    verified, body = documented(), b'{"a": 1}'
+    other = "whsec_" + base64.b64encode(KEY[::-1]).decode()
+    now = int(time.time())
+    sent = headers("id", now, body, [KEY])
+    assert verified(sent, body, SECRET)
+    assert verified(headers("id", now, body, [KEY[::-1], KEY]), body, SECRET)
+    assert not verified(sent, body + b" ", SECRET)
+    assert not verified(sent, body, other)
+    assert not verified(headers("id", now - 400, body, [KEY]), body, SECRET)
+    assert not verified(headers("id", now + 400, body, [KEY]), body, SECRET)
+    assert not verified({**sent, "webhook-timestamp": "soon"}, body, SECRET)
+    assert not verified({**sent, "webhook-signature": "v1,é v2,x "}, body, SECRET)
 
 
 @given(st.lists(KEYS, min_size=1, max_size=3))
