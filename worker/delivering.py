@@ -131,8 +131,13 @@ def _deliver_one(runtime: Runtime, connection: Connection, source_name: str, res
         delivery = deliveries.begin(
             connection, source_name, most_notices=runtime.settings.webhook_batch_notices
         )
-    if delivery is None:
-        return False
+        if delivery is None:
+            return False
+        if delivery.attempts > runtime.settings.webhook_max_attempts:
+            # No failure was noted of the last attempts: each ended its worker.
+            deliveries.give_up(connection, delivery, error="the worker ended while it was sent")
+            result.n_dead += len(delivery.notices)
+            return True
     answer, failure = _answer(send, delivery)
     with connection.begin():
         if failure is None:

@@ -12,10 +12,17 @@ import pytest
 
 from db import notices, sources
 from tests.conftest import Connect
+from tests.servers import Postgres
 from tests.support import FEATURES, Table, detach_table, make_detector
 from worker import maintenance, webhooks
 
 OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+
+
+@pytest.fixture(scope="session")
+def postgres(postgres18: Postgres) -> Postgres:
+    """On the oldest one, test_sql_cookbook has notices written."""
+    return postgres18
 
 
 @pytest.fixture

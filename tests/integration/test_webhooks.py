@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -144,6 +146,16 @@ def test_after_the_last_attempt_it_is_a_dead_letter_until_it_is_retried(
     assert webhook(hooked)["n_dead"] == 0
 
 
+def test_what_ends_its_worker_each_time_is_given_up_too(hooked: Table, receiver: Receiver) -> None:
+    flag(hooked, 1)
+    receiver.answers += [status(500)]
+    deliver(hooked)
+    hooked.user.execute("UPDATE outlier.deliveries SET attempts = 3")
+    make_due(hooked)
+    assert deliver(hooked).n_dead == 1
+    assert len(receiver.received) == 1
+
+
 def test_what_the_receiver_refuses_does_not_hold_up_the_others(hooked: Table, receiver: Receiver) -> None:
     receiver.answers += [status(422)]
     flag(hooked, 1, 2, 3, 4)
@@ -206,9 +218,7 @@ def test_nobody_there_is_a_failure_like_others(hooked: Table, receiver: Receiver
     assert webhook(hooked)["problem"] == "http://localhost:1/...: Connection refused"
 
 
-def test_what_is_not_http_and_tls_that_cannot_be_trusted_are_failures(
-    hooked: Table, receiver: Receiver
-) -> None:
+def test_what_is_not_http_and_what_is_not_tls_are_failures(hooked: Table, receiver: Receiver) -> None:
     receiver.answers += [lambda handler: handler.wfile.write(b"\x00\xff" * 40_000)]
     flag(hooked, 1)
     assert deliver(hooked).n_failed == 1
@@ -216,6 +226,50 @@ def test_what_is_not_http_and_tls_that_cannot_be_trusted_are_failures(
     make_due(hooked)
     assert deliver(hooked).n_failed == 1
     assert len(receiver.received) == 1
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Key and certificate of localhost, which nobody trusts yet."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("there is no openssl to make a certificate with")
+    path = tmp_path_factory.mktemp("tls") / "localhost.pem"
+    subprocess.run(
+        [
+            *(openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2"),
+            *("-keyout", str(path), "-out", f"{path}.crt"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
+    return path
+
+
+def test_https_is_used_where_the_certificate_is_trusted_and_names_the_host(
+    hooked: Table, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flag(hooked, 1)
+    with receiving(certificate) as receiver:
+        url = receiver.url.replace("http://127.0.0.1", "https://localhost")
+        webhooks.set_webhook(hooked.runtime, "transactions", url)
+        assert deliver(hooked).n_failed == 1
+        assert "certificate cannot be trusted: self" in webhook(hooked)["problem"]
+        monkeypatch.setenv("SSL_CERT_FILE", f"{certificate}.crt")
+        webhooks.set_webhook(hooked.runtime, "transactions", url.replace("localhost", "127.0.0.1"))
+        make_due(hooked)
+        assert deliver(hooked).n_failed == 1
+        assert "certificate cannot be trusted: IP" in webhook(hooked)["problem"]
+        assert receiver.received == []
+        webhooks.set_webhook(hooked.runtime, "transactions", url)
+        make_due(hooked)
+        assert deliver(hooked).n_delivered == 1
+        receiver.answers += [receiver.trickle]
+        flag(hooked, 2)
+        assert deliver(hooked.with_settings(webhook_timeout_seconds=0.3)).n_failed == 1
+        assert "no answer within 0.3 s" in webhook(hooked)["problem"]
 
 
 def test_the_receiver_may_ask_for_more_time(hooked: Table, receiver: Receiver) -> None:
