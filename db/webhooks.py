@@ -63,7 +63,7 @@ def put(
         "INSERT INTO outlier.webhooks AS w (source, url, insecure_http, per_minute)"
         " VALUES (%(source)s, %(url)s, %(insecure_http)s, coalesce(%(per_minute)s::integer, %(usual)s))"
         " ON CONFLICT (source) DO UPDATE SET url = excluded.url, insecure_http = excluded.insecure_http,"
-        " per_minute = coalesce(%(per_minute)s::integer, w.per_minute), not_before = NULL, problem = NULL,"
+        " per_minute = coalesce(%(per_minute)s::integer, w.per_minute), problem = NULL,"
         " enabled = w.enabled OR (w.problem IS NOT NULL AND w.url IS DISTINCT FROM excluded.url)"
         " WHERE (w.url, w.insecure_http, w.per_minute) IS DISTINCT FROM"
         " (excluded.url, excluded.insecure_http, coalesce(%(per_minute)s::integer, w.per_minute)) RETURNING true",
@@ -77,7 +77,15 @@ def put(
     ).fetchone()
     if url is None:
         _forget_undelivered(connection, source_name)
+    elif changed:
+        make_due(connection, source_name)
     return changed is not None
+
+
+def make_due(connection: Connection, source_name: str) -> None:
+    """Have what was put off sent now."""
+    run(connection, "UPDATE outlier.webhooks SET not_before = NULL WHERE source = %s", (source_name,))
+    run(connection, "UPDATE outlier.deliveries SET not_before = NULL WHERE source = %s", (source_name,))
 
 
 def _forget_undelivered(connection: Connection, source_name: str) -> None:
@@ -92,12 +100,12 @@ def set_enabled(connection: Connection, source_name: str, enabled: bool, *, prob
     """
     changed = run(
         connection,
-        "UPDATE outlier.webhooks SET enabled = %(enabled)s, problem = %(problem)s, not_before = NULL"
+        "UPDATE outlier.webhooks SET enabled = %(enabled)s, problem = %(problem)s"
         " WHERE source = %(source)s AND enabled <> %(enabled)s",
         {"source": source_name, "enabled": enabled, "problem": problem},
     ).rowcount
     if changed and enabled:
-        run(connection, "UPDATE outlier.deliveries SET not_before = NULL WHERE source = %s", (source_name,))
+        make_due(connection, source_name)
     return bool(changed)
 
 

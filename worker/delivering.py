@@ -21,7 +21,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from db import deliveries, sources, webhooks
 from db.deliveries import Delivery
-from db.errors import PgoutlierError, WebhookError, first_line
+from db.errors import MissingPrivilege, PgoutlierError, WebhookError, first_line
 from db.webhook_secret import keys_of
 from db.webhooks import Webhook
 from worker import http_post, webhook_messages, webhook_signature, webhook_url
@@ -32,8 +32,9 @@ log = structlog.get_logger()
 
 Send = Callable[[str, bytes], Answer]
 
-# A deliverer waits so long for the next request to be allowed; what comes later is left to beat.
-_LONGEST_WAIT_SECONDS = 5.0
+# A deliverer waits so long for the next request to be allowed; what comes later is left to beat, and its thread to
+# another webhook.
+_LONGEST_WAIT_SECONDS = 2.0
 # The request is at fault, not the receiver: others are sent meanwhile.
 _REFUSED = (400, 413, 422)
 _GONE = 410
@@ -50,9 +51,18 @@ class DeliveryResult:
 
 
 def sources_due(runtime: Runtime) -> list[str]:
-    """Names of the sources whose webhook something can be sent to now."""
-    with runtime.engine.begin() as connection:
-        return deliveries.due(connection)
+    """Names of the sources whose webhook something can be sent to now.
+
+    Raises MissingPrivilege where the role was given its rights before there were notices.
+    """
+    try:
+        with runtime.engine.begin() as connection:
+            return deliveries.due(connection)
+    except psycopg.errors.InsufficientPrivilege:
+        role = runtime.engine.url.username or "ROLE"
+        raise MissingPrivilege(
+            f"This role may not read the notices; run once more: pgoutlier db grant {role} --as worker"
+        ) from None
 
 
 def ring(runtime: Runtime, source_name: str) -> bool:

@@ -202,7 +202,7 @@ def test_webhook(source: str) -> int:
 
 @app.task(name="webhook.retry")
 def retry_webhook(source: str) -> dict[str, int]:
-    """Have all dead letters sent again."""
+    """Have all dead letters sent again, and what was put off now."""
     return webhooks.retry(runtime(), source)
 
 

@@ -106,11 +106,13 @@ def dead_letters(runtime: Runtime, source_name: str, *, limit: int) -> list[dict
 
 
 def retry(runtime: Runtime, source_name: str) -> dict[str, int]:
-    """Have all dead letters sent again, under their old ids."""
+    """Have all dead letters sent again, under their old ids, and what was put off with them. Returns n_deliveries and
+    n_notices of the dead letters."""
     with runtime.engine.begin() as connection:
         sources.find(connection, source_name)
         webhooks.find(connection, source_name)
         n_deliveries, n_notices = deliveries.retry(connection, source_name)
+        webhooks.make_due(connection, source_name)
         if n_deliveries:
             webhooks.note(connection, source_name, "retry", f"{n_notices} notices")
     return {"n_deliveries": n_deliveries, "n_notices": n_notices}

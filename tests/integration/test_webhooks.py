@@ -216,6 +216,8 @@ def test_nobody_there_is_a_failure_like_others(hooked: Table, receiver: Receiver
     flag(hooked, 1)
     assert deliver(hooked).n_failed == 1
     assert webhook(hooked)["problem"] == "http://localhost:1/...: Connection refused"
+    webhooks.set_webhook(hooked.runtime, "transactions", receiver.url)
+    assert deliver(hooked).n_delivered == 1, "what was put off need not wait for the new URL"
 
 
 def test_what_is_not_http_and_what_is_not_tls_are_failures(hooked: Table, receiver: Receiver) -> None:
@@ -280,6 +282,8 @@ def test_the_receiver_may_ask_for_more_time(hooked: Table, receiver: Receiver) -
     make_due(hooked)
     deliver(hooked)
     assert 3_500 < pause_seconds(hooked) <= 3_600, "within bounds"
+    webhooks.retry(hooked.runtime, "transactions")
+    assert deliver(hooked).n_delivered == 1, "an operator need not wait"
 
 
 def test_the_limit_is_kept_by_all_workers_together(hooked: Table, receiver: Receiver) -> None:
@@ -558,6 +562,12 @@ def test_a_workers_role_delivers_and_may_change_all_but_the_triggers(
     assert webhooks.set_enabled(as_worker.runtime, "transactions", False)
     with pytest.raises(MissingPrivilege, match="the role that attached it"):
         webhooks.remove(as_worker.runtime, "transactions")
+
+
+def test_a_role_that_got_its_rights_before_there_were_notices_is_told_what_to_run(as_worker: Table) -> None:
+    as_worker.user.execute("REVOKE ALL ON outlier.webhooks FROM writer")
+    with pytest.raises(MissingPrivilege, match="pgoutlier db grant writer --as worker"):
+        delivering.sources_due(as_worker.runtime)
 
 
 def test_an_analyst_reads_notices_and_no_url(hooked: Table, role: str) -> None:

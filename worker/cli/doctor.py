@@ -235,7 +235,10 @@ def _webhook(connection: Connection, runtime: Runtime, source: source_store.Sour
     elif found["n_dead"]:
         detail = f"{found['n_dead']:,} in dead letters"
         yield Finding(
-            what, False, detail, f"pgoutlier webhook dead {source.name}, then pgoutlier webhook retry"
+            what,
+            False,
+            detail,
+            f"pgoutlier webhook dead {source.name}; pgoutlier webhook retry {source.name}",
         )
     else:
         yield Finding(what, True, f"{found['n_pending']:,} wait" if found["sends"] else "written, not sent")

@@ -125,7 +125,9 @@ def _schedules_text(figures: dict[str, Any]) -> str:
     if not figures["beats"]:
         return "No beat runs: no sweep, no retraining. Start one: pgoutlier up, or celery -A worker beat"
     coming = [
-        s for s in figures["schedules"] if s["next_run_in_seconds"] is not None and s["name"] != "drain"
+        s
+        for s in figures["schedules"]
+        if s["next_run_in_seconds"] is not None and s["name"] not in {"drain", "deliver"}
     ]
     coming.sort(key=lambda s: s["next_run_in_seconds"])
     words = [f"{s['name']} in {seconds_text(max(0.0, s['next_run_in_seconds']))}" for s in coming[:4]]

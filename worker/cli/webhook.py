@@ -141,7 +141,7 @@ def webhook_dead(
 
 @webhook.command("retry")
 def webhook_retry(source: SourceName, as_json: AsJson = False) -> None:
-    """Send dead letters again, all of a source, each under its old webhook-id."""
+    """Send dead letters again, all of a source, each under its old webhook-id, and now what was put off."""
     done = webhooks.retry(open_runtime(), source)
     if as_json:
         print_json({"source": source, **done})
