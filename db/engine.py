@@ -48,7 +48,8 @@ def make_engine(database_url: str, *, pool_size: int = 5, application_name: str 
 
 def driver_connection(connection: Connection) -> psycopg.Connection[Any]:
     """The psycopg connection beneath, for COPY and for composed identifiers; same transaction."""
-    driver = connection.connection.driver_connection
+    # Of a connection that was taken out of the pool, SQLAlchemy still knows this one, and no driver_connection.
+    driver: object = connection.connection.dbapi_connection
     if not isinstance(driver, psycopg.Connection):
         raise TypeError("the engine must use the psycopg driver")
     return driver

@@ -49,6 +49,16 @@ class JobError(PgoutlierError):
     """No such job, or one that cannot be started, cancelled or resumed as things are."""
 
 
+class WebhookError(PgoutlierError):
+    """A webhook that cannot be used: its URL, its limit, no secret to sign with; or no such webhook."""
+
+
+class DeliveryFailed(PgoutlierError):
+    """The receiver of a webhook did not take what was sent."""
+
+    exit_code = 1
+
+
 class TrainingBusy(PgoutlierError):
     """Another training of the same source is under way."""
 

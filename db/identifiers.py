@@ -11,6 +11,7 @@ from db.errors import SourceError
 
 SCHEMA = "outlier"
 CHANNEL = "outlier_queue"
+FLAGGED_CHANNEL = "outlier_flagged"
 # Longest of our suffixes and prefixes ("shadow_scores_", "_flagged_at") must still fit in PostgreSQL's 63 bytes.
 SOURCE_NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
 MAX_IDENTIFIER_BYTES = 63

@@ -8,7 +8,7 @@ from typing import Any
 from psycopg import sql
 from sqlalchemy import Connection
 
-from db import catalog, drift, models, queue, source_views
+from db import catalog, drift, models, notices, queue, source_views
 from db import sources as source_store
 from db.definition import SourceDefinition
 from db.errors import SourceError
@@ -55,6 +55,7 @@ def describe(connection: Connection, source: Source) -> dict[str, Any]:
         ),
         "training": _training(training[0]) if training else None,
         "drift": _drift(drift.reports(connection, source.id, limit=1)),
+        "notices": notices.figures(connection, source.name),
         "problem": source.last_problem,
     }
 
@@ -131,8 +132,9 @@ def grants(connection: Connection, role: str, *, analyst: bool) -> list[sql.Comp
         books = compose("GRANT SELECT ON outlier.alembic_version, outlier.sources TO {role}", role=to)
         # Who gave a verdict and when is left to PostgreSQL, and what was said cannot be unsaid.
         read = compose("GRANT SELECT ON outlier.verdicts, outlier.current_verdicts TO {role}", role=to)
+        told = compose("GRANT SELECT ON outlier.flagged_notices TO {role}", role=to)
         say = compose("GRANT INSERT (source, key, verdict, note) ON outlier.verdicts TO {role}", role=to)
-        return [*statements, books, read, say] + [
+        return [*statements, books, read, say, told] + [
             compose("GRANT SELECT ON {view} TO {role}", view=ours(view, source.name), role=to)
             for source in found
             for view in (*source_views.VIEWS, *_VIEWS_OF_SHADOW)

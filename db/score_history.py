@@ -39,9 +39,8 @@ def keep(connection: Connection, source: Source) -> bool:
     run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.attach'))")
     if is_kept(connection, source.definition):
         return False
-    sources.limit_lock_waits(connection)
     table = [] if exists(connection, source.definition) else history_ddl.table(source.definition)
-    sources.run_ddl(connection, source.definition, [*table, *history_ddl.trigger(source.definition)])
+    sources.run_our_ddl(connection, source.definition, [*table, *history_ddl.trigger(source.definition)])
     sources.record(connection, source.name, "keep_history")
     return True
 
@@ -52,9 +51,8 @@ def stop(connection: Connection, source: Source, *, drop: bool) -> bool:
     kept = is_kept(connection, source.definition)
     if not kept and not (drop and exists(connection, source.definition)):
         return False
-    sources.limit_lock_waits(connection)
     statements = history_ddl.drop if drop else history_ddl.drop_trigger
-    sources.run_ddl(connection, source.definition, statements(source.definition))
+    sources.run_our_ddl(connection, source.definition, statements(source.definition))
     sources.record(connection, source.name, "drop_history" if drop else "stop_history")
     return True
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from db import webhook_secret
 from db.embedded import default_data_dir
 from db.errors import SettingsError
 
@@ -34,6 +35,11 @@ class Settings(BaseSettings):
     signing_key: SecretStr | None = Field(
         None, description="when set, model artifacts are signed with it, and unsigned ones are refused"
     )
+    webhook_secret: SecretStr | None = Field(
+        None,
+        description="webhooks are signed with it: whsec_ and the base64 of 24 to 64 bytes; several, apart by"
+        " spaces, while one is replaced",
+    )
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="auto: readable on a terminal, JSON elsewhere"
     )
@@ -55,6 +61,7 @@ class Settings(BaseSettings):
     score_threads: int = Field(2, ge=1, le=64, description="threads of the score worker that `up` starts")
 
     drain_every_seconds: Seconds = Field(5, description="beat: safety net in case a wake-up was lost")
+    deliver_every_seconds: Seconds = Field(5, description="beat: deliver notices that are due")
     sweep_every_seconds: Seconds = Field(300, description="beat: look for rows that got past the triggers")
     retrain_every_seconds: Seconds = Field(86_400, description="beat: train a new version of every source")
     prune_every_seconds: Seconds = Field(3_600, description="beat: remove scores of rows that are gone")
@@ -88,6 +95,25 @@ class Settings(BaseSettings):
         " challenger, or are tagged",
     )
 
+    webhook_batch_notices: int = Field(
+        100, ge=1, le=1_000, description="notices sent to a webhook in one request, at most"
+    )
+    webhook_timeout_seconds: float = Field(
+        10, gt=0, le=60, description="a request to a webhook is given up after this time"
+    )
+    webhook_max_attempts: int = Field(
+        10, ge=1, le=100, description="requests before notices become a dead letter"
+    )
+    webhook_retry_base_seconds: Seconds = Field(
+        5, description="delay after the first failed request; doubles each time, to an hour at most"
+    )
+    keep_notices_seconds: Seconds = Field(
+        7 * 86_400, description="age at which prune removes notices that are delivered or were not to be"
+    )
+    keep_undelivered_seconds: Seconds = Field(
+        90 * 86_400, description="the same of notices that could not be delivered, and of dead letters"
+    )
+
     training_rows: int = Field(200_000, ge=200, description="newest rows that a training looks at")
     training_sample_rows: int = Field(
         500_000,
@@ -108,7 +134,7 @@ class Settings(BaseSettings):
     )
     artifact_max_bytes: int = Field(64 * 2**20, ge=2**10, description="a larger model artifact is refused")
 
-    @field_validator("database_url", "broker_url", "signing_key", mode="before")
+    @field_validator("database_url", "broker_url", "signing_key", "webhook_secret", mode="before")
     @classmethod
     def _empty_means_unset(cls, value: object) -> object:
         return None if value == "" else value
@@ -130,6 +156,13 @@ class Settings(BaseSettings):
         schemes = {"redis", "rediss", "redis+socket", "valkey", "valkeys"}
         if value and value.get_secret_value().split("://")[0] not in schemes:
             raise ValueError("must start with redis://, rediss:// or redis+socket://")
+        return value
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _usable_webhook_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value:
+            webhook_secret.keys_of(value.get_secret_value())
         return value
 
 

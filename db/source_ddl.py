@@ -9,7 +9,7 @@ from typing import LiteralString
 
 from psycopg import sql
 
-from db import history_ddl, shadow_ddl, source_views
+from db import history_ddl, notice_ddl, shadow_ddl, source_views
 from db import keys as key_codec
 from db.definition import SourceDefinition
 from db.identifiers import CHANNEL, identifier, ours
@@ -56,7 +56,8 @@ def drop(source: SourceDefinition) -> list[sql.Composed]:
         compose("DROP TABLE IF EXISTS {table}", table=ours(table, source.name))
         for table in ("scores", "queue")
     ]
-    return [*shadow_ddl.drop(source), *views, *functions, *history_ddl.drop(source), *tables]
+    followers = [*history_ddl.drop(source), *notice_ddl.drop(source.name)]
+    return [*shadow_ddl.drop(source), *views, *functions, *followers, *tables]
 
 
 def trigger_name(source_name: str, event: str) -> sql.Composable:

@@ -10,7 +10,7 @@ from psycopg import errors, sql
 from psycopg.types.json import Jsonb
 from sqlalchemy import Connection
 
-from db import catalog, shadow_ddl, source_ddl, source_views
+from db import catalog, notice_ddl, shadow_ddl, source_ddl, source_views
 from db.definition import SourceDefinition
 from db.errors import MissingPrivilege, SourceError
 from db.identifiers import SCHEMA, Relation, display, ours
@@ -145,6 +145,18 @@ def record(connection: Connection, source_name: str, action: str, detail: str | 
     )
 
 
+def run_our_ddl(
+    connection: Connection, definition: SourceDefinition, statements: Sequence[sql.Composed]
+) -> None:
+    """Statements on a source's objects that wait for their locks no longer than LOCK_TIMEOUT, and not beside an attach.
+
+    Raises SourceError if the locks are not to be had.
+    """
+    run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.attach'))")
+    limit_lock_waits(connection)
+    run_ddl(connection, definition, statements)
+
+
 def limit_lock_waits(connection: Connection) -> None:
     """Whoever waits for the lock on a table makes every later writer of it wait, too."""
     run(connection, sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(LOCK_TIMEOUT)))
@@ -186,6 +198,8 @@ def repair(connection: Connection, definition: SourceDefinition, columns: tuple[
     statements = [s for s in planned if source_ddl.script([s]).lstrip().startswith(kinds)]
     run_ddl(connection, definition, [*statements, *_views_to_mend(connection, definition, columns)])
     add_shadow(connection, definition, columns)
+    if one(connection, "SELECT EXISTS (SELECT FROM outlier.webhooks WHERE source = %s)", (definition.name,)):
+        run_ddl(connection, definition, notice_ddl.create(definition.name))
 
 
 def _views_to_mend(

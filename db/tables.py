@@ -19,6 +19,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    Uuid,
     func,
     text,
 )
@@ -464,4 +465,90 @@ beats = Table(
         server_default=func.now(),
         comment="when it last looked at the schedules and could send what was due",
     ),
+)
+
+# One for each row that became flagged, of sources for which notices are on. Triggers of db.notice_ddl write them.
+notices = Table(
+    "notices",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column(
+        "source",
+        Text,
+        ForeignKey("outlier.sources.name", ondelete="CASCADE"),
+        nullable=False,
+        comment="name of the source",
+    ),
+    Column("key", Text, nullable=False, comment="the row's key, as text"),
+    Column("reconstruction_error", Double, nullable=False),
+    Column("threshold", Double, comment="that of the model version"),
+    Column("model_version", Integer, nullable=False),
+    Column("scored_at", DateTime(timezone=True), nullable=False),
+    Column("top_features", JSONB),
+    Column(
+        "xact_id",
+        BigInteger,
+        nullable=False,
+        server_default=text("((pg_current_xact_id())::text)::bigint"),
+        comment="the transaction that flagged the row",
+    ),
+    _created("created_at"),
+    Column("waits", Boolean, nullable=False, comment="for a delivery to put it into"),
+    Column("delivery_id", Uuid, comment="the delivery that it was put into: the webhook-id"),
+    Column("delivered_at", DateTime(timezone=True)),
+    Index(None, "source", "id", postgresql_where=text("waits")),
+    Index(None, "source", "xact_id"),
+    Index(None, "delivery_id", postgresql_where=text("delivery_id IS NOT NULL")),
+)
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column(
+        "source",
+        Text,
+        ForeignKey("outlier.sources.name", ondelete="CASCADE"),
+        primary_key=True,
+        comment="name of the source, for which notices are on",
+    ),
+    Column("url", Text, comment="null: notices are written and nothing is sent"),
+    Column("insecure_http", Boolean, nullable=False, server_default=text("false")),
+    Column("per_minute", Integer, nullable=False, server_default=text("60")),
+    Column("enabled", Boolean, nullable=False, server_default=text("true")),
+    Column(
+        "not_before",
+        DateTime(timezone=True),
+        comment="the next request is not sent earlier: by the limit, or because the last one failed",
+    ),
+    Column("problem", Text, comment="why nothing is delivered, if so"),
+    _created("created_at"),
+    _by(),
+    CheckConstraint("url ~ '^https?://[^/?#@[:space:]]+([/?][^[:space:]]*)?$'", name="url_form"),
+    CheckConstraint("per_minute BETWEEN 1 AND 6000", name="per_minute_in_range"),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", Uuid, primary_key=True, server_default=text("gen_random_uuid()"), comment="the webhook-id"),
+    Column("source", Text, ForeignKey("outlier.webhooks.source", ondelete="CASCADE"), nullable=False),
+    Column("n_notices", Integer, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default=text("0"), comment="requests begun"),
+    Column("not_before", DateTime(timezone=True)),
+    Column("last_error", Text),
+    _created("created_at"),
+    Index(None, "source", "created_at"),
+)
+
+dead_letters = Table(
+    "dead_letters",
+    metadata,
+    Column("id", Uuid, primary_key=True, comment="that of the delivery"),
+    Column("source", Text, ForeignKey("outlier.webhooks.source", ondelete="CASCADE"), nullable=False),
+    Column("n_notices", Integer, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("last_error", Text, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, comment="when the delivery was made"),
+    _created("died_at"),
+    Index(None, "source", "died_at"),
 )

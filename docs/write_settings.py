@@ -17,7 +17,7 @@ Every process reads them once, when it starts: from the environment, and from a 
 started in, where the environment says nothing. An empty value counts as unset. What cannot be used is named in one
 sentence, without its value, and the exit code is 2. Durations are seconds.
 
-The four intervals of beat are where its schedules begin; a [schedule](operations.md#schedules) that was edited keeps to
+The intervals of beat are where its schedules begin; a [schedule](operations.md#schedules) that was edited keeps to
 what it was given.
 
 This page is written from the code by `make docs`.

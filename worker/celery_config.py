@@ -21,6 +21,8 @@ task_routes = {
     "score.drain_all": {"queue": "score"},
     "jobs.work": {"queue": "score"},
     "models.train": {"queue": "train"},
+    "webhook.deliver": {"queue": "score"},
+    "webhook.deliver_all": {"queue": "score"},
 }
 # A message only says that there may be work, so it is taken off the broker when it is received, and a worker
 # holds no more of them than it has threads.
@@ -51,6 +53,7 @@ beat_max_loop_interval = 1
 beat_schedule = {
     "drain": {"task": "score.drain_all", "schedule": _settings.drain_every_seconds},
     "jobs": {"task": "jobs.work_all", "schedule": _settings.drain_every_seconds},
+    "deliver": {"task": "webhook.deliver_all", "schedule": _settings.deliver_every_seconds},
     "sweep": {"task": "score.sweep_all", "schedule": _settings.sweep_every_seconds},
     "retrain": {
         "task": "models.train_due",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import psycopg
 import structlog
@@ -13,7 +14,7 @@ from psycopg.conninfo import make_conninfo
 
 from db.engine import KEEPALIVES
 from db.errors import first_line
-from db.identifiers import CHANNEL
+from db.identifiers import CHANNEL, FLAGGED_CHANNEL
 
 log = structlog.get_logger()
 
@@ -23,40 +24,62 @@ _RECONNECT_SECONDS = 1.0
 _LISTEN_SECONDS = 1.0
 
 
+# Called with the name of a source.
+Ring = Callable[[str], object]
+
+
 def listen(
-    conninfo: str, ring: Callable[[str], object], stop: threading.Event, *, on_ready: Callable[[], object]
+    conninfo: str,
+    ring: Ring,
+    stop: threading.Event,
+    *,
+    ring_flagged: Ring,
+    on_ready: Callable[[], object],
 ) -> None:
     """Ring for each source with new queue rows until `stop` is set; reconnects for as long as it takes.
 
-    on_ready is called each time the connection stands, to catch up with what was missed. Neither of the two
-    may raise because the broker is away, see worker.app.ring.
+    ring_flagged is called for each source with new notices. on_ready is called each time the connection stands, to
+    catch up with what was missed. None of the three may raise because the broker is away, see worker.app.ring.
     """
+    rings = {CHANNEL: ring, FLAGGED_CHANNEL: ring_flagged}
     conninfo = make_conninfo(conninfo, **KEEPALIVES)
     while not stop.is_set():
         try:
             with psycopg.connect(
                 conninfo, autocommit=True, application_name="pgoutlier listener"
             ) as connection:
-                connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(CHANNEL)))
-                log.info("listening", channel=CHANNEL)
+                for channel in rings:
+                    connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+                log.info("listening", channels=list(rings))
                 on_ready()
-                _relay(connection, ring, stop)
+                _relay(connection, rings, stop)
         except psycopg.OperationalError as error:
             log.warning("listener_disconnected", error=first_line(error))
             stop.wait(_RECONNECT_SECONDS)
 
 
 def _relay(
-    connection: psycopg.Connection[tuple[object, ...]], ring: Callable[[str], object], stop: threading.Event
+    connection: psycopg.Connection[tuple[object, ...]], rings: Mapping[str, Ring], stop: threading.Event
 ) -> None:
-    last_rung: dict[str, float] = {}
-    owed: set[str] = set()
+    last_rung: dict[tuple[str, str], float] = {}
+    owed: set[tuple[str, str]] = set()
     while not stop.is_set():
         wait = _QUIET_SECONDS if owed else _LISTEN_SECONDS
         for notice in connection.notifies(timeout=wait, stop_after=1):
-            owed.add(notice.payload)
+            owed.add((notice.channel, _source_of(notice)))
         now = time.monotonic()
-        for source in [s for s in owed if now - last_rung.get(s, 0.0) >= _QUIET_SECONDS]:
-            owed.discard(source)
-            last_rung[source] = now
-            ring(source)
+        for bell in [b for b in owed if now - last_rung.get(b, 0.0) >= _QUIET_SECONDS]:
+            owed.discard(bell)
+            last_rung[bell] = now
+            channel, source = bell
+            rings[channel](source)
+
+
+def _source_of(notice: psycopg.Notify) -> str:
+    """Anybody may notify: what is no source is found out by the task."""
+    if notice.channel != FLAGGED_CHANNEL:
+        return notice.payload
+    try:
+        return str(json.loads(notice.payload)["source"])
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return notice.payload

@@ -8,7 +8,7 @@ import psycopg
 import structlog
 from sqlalchemy.exc import DBAPIError
 
-from db import pruning, quarantine, queue, sources
+from db import notices, pruning, quarantine, queue, sources
 from db.errors import PgoutlierError, first_line
 from worker import versions
 from worker.runtime import Runtime
@@ -60,6 +60,12 @@ def _prune(runtime: Runtime, source_name: str) -> int:
             keep_training_runs=runtime.settings.keep_training_runs,
             keep_drift_reports=runtime.settings.keep_drift_reports,
             keep_history_days=runtime.settings.keep_history_days,
+        )
+        n_removed += notices.prune(
+            connection,
+            source_name,
+            keep_seconds=runtime.settings.keep_notices_seconds,
+            keep_undelivered_seconds=runtime.settings.keep_undelivered_seconds,
         )
     n_removed += len(versions.prune(runtime, source_name))
     if n_removed:

@@ -16,6 +16,8 @@ from db.settings import Settings, load_settings
 from models_store.registry import DetectorCache
 
 _MOST_READERS = 64
+# Webhooks that may hang at the same time without holding up the others.
+_MOST_DELIVERERS = 8
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,12 @@ class Runtime:
     readers: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(_MOST_READERS, "read-ahead")
     )
+    # Threads that send to webhooks, and the sources for which one is at it: whether it was rung again meanwhile.
+    deliverers: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(_MOST_DELIVERERS, "deliver")
+    )
+    delivering: dict[str, bool] = field(default_factory=dict)
+    delivering_lock: threading.Lock = field(default_factory=threading.Lock)
 
     # How many ranges of jobs this process works on at a time: with two threads or more one is left for new rows.
     job_places: threading.Semaphore = field(default_factory=threading.Semaphore)

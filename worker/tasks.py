@@ -7,7 +7,19 @@ from __future__ import annotations
 
 import structlog
 
-from worker import drift, gate, jobs, maintenance, score_history, scoring, training, verdicts, versions
+from worker import (
+    delivering,
+    drift,
+    gate,
+    jobs,
+    maintenance,
+    score_history,
+    scoring,
+    training,
+    verdicts,
+    versions,
+    webhooks,
+)
 from worker.app import app, ring
 from worker.runtime import runtime
 
@@ -221,6 +233,64 @@ def keep_history(source: str) -> bool:
 def stop_history(source: str, drop: bool = False) -> bool:
     """Keep earlier scores no more, and with drop remove those that were kept; False if nothing was to do."""
     return score_history.stop(runtime(), source, drop=drop)
+
+
+@app.task(name="webhook.deliver")
+def deliver(source: str) -> bool:
+    """Wake a deliverer of this worker, which is no thread that scores; False if one is at it already."""
+    return delivering.ring(runtime(), source)
+
+
+def ask_for_delivery(source: str) -> None:
+    """Send webhook.deliver, for whoever is free."""
+    ring(deliver, source, expires_seconds=HELP_EXPIRES_SECONDS)
+
+
+@app.task(name="webhook.deliver_all")
+def deliver_all() -> list[str]:
+    """Ring the bell for every source whose webhook something can be sent to."""
+    names = delivering.sources_due(runtime())
+    for name in names:
+        ask_for_delivery(name)
+    return names
+
+
+@app.task(name="webhook.set")
+def set_webhook(
+    source: str, url: str | None = None, per_minute: int | None = None, insecure_http: bool = False
+) -> bool:
+    """Turn notices on and have them sent to the URL, or only written without one; False if it is so already."""
+    return webhooks.set_webhook(runtime(), source, url, per_minute=per_minute, insecure_http=insecure_http)
+
+
+@app.task(name="webhook.pause")
+def pause_webhook(source: str) -> bool:
+    """Send nothing until it is resumed; False if it is paused already."""
+    return webhooks.set_enabled(runtime(), source, False)
+
+
+@app.task(name="webhook.resume")
+def resume_webhook(source: str) -> bool:
+    """Send again, and what waited; False if it is not paused."""
+    return webhooks.set_enabled(runtime(), source, True)
+
+
+@app.task(name="webhook.test")
+def test_webhook(source: str) -> int:
+    """Send a signed sample; returns the status of the answer."""
+    return int(webhooks.test(runtime(), source)["status"])
+
+
+@app.task(name="webhook.retry")
+def retry_webhook(source: str) -> dict[str, int]:
+    """Have all dead letters sent again, and what was put off now."""
+    return webhooks.retry(runtime(), source)
+
+
+@app.task(name="webhook.remove")
+def remove_webhook(source: str) -> bool:
+    """Turn notices off; False if they are off already."""
+    return webhooks.remove(runtime(), source)
 
 
 @app.task(name="maintenance.prune_all")

@@ -13,7 +13,7 @@ from psycopg.rows import dict_row
 from db import overview
 from db.statements import run
 from tests.support import Table, attach_table, make_detector, register
-from worker import jobs, versions
+from worker import jobs, versions, webhooks
 from worker.runtime import Runtime
 
 PAGE = (Path(__file__).parents[2] / "docs" / "sql.md").read_text()
@@ -74,6 +74,7 @@ def payments(user: psycopg.Connection[Any], runtime: Runtime) -> Table:
     challenger = register(runtime, table.source, make_detector(names, threshold=-1.0))
     versions.challenge(runtime, "payments", challenger, reason="test")
     versions.tag(runtime, "payments", challenger, "eager")
+    webhooks.set_webhook(runtime, "payments", "https://alerts.example.com/flagged")
     user.execute(ROWS)
     table.drain()
     user.execute(
@@ -128,6 +129,8 @@ def test_operators_may_run_it(title: str, as_worker: psycopg.Connection[Any]) ->
         "Is this row queued",
         "Trainings",
         "Drift, the last report of each source",
+        "Deliveries that failed, and those that were given up",
+        "When was which notice delivered",
         "What runs when",
         "Who changed a schedule",
         "Does beat tick",
@@ -148,6 +151,12 @@ def test_the_challenger_is_held_against_the_champion(as_analyst: psycopg.Connect
     figures = ("champion_version", "challenger_version", "rows", "flagged_by_both", "only_challenger")
     assert [row[name] for name in figures] == [1, 2, 5, 3, 2]
     assert row["agreement"] == 0.6
+
+
+def test_notices_are_of_the_flagged_rows(as_analyst: psycopg.Connection[Any]) -> None:
+    rows = answer(as_analyst, ANALYSTS["Who was told, and of what"])
+    assert {row["key"] for row in rows} == {"20002", "20004", "20007"}
+    assert all(row["threshold"] == 5_000 and row["top_features"] for row in rows)
 
 
 def test_contributions_say_why(as_analyst: psycopg.Connection[Any]) -> None:

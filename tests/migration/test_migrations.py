@@ -16,7 +16,7 @@ from db.errors import MissingPrivilege, SchemaNotReady
 from tests.conftest import Connect
 from tests.servers import Postgres
 from tests.support import Table, detach_table, register
-from worker import versions
+from worker import versions, webhooks
 
 UPGRADE = "import sys; from db import engine, migrate; migrate.upgrade(engine.make_engine(sys.argv[1]))"
 
@@ -140,6 +140,17 @@ def test_shadows_go_with_the_migration_down_and_come_back_with_a_challenger(tran
     assert transactions.keys("SELECT key FROM outlier.shadow_scores_{source}") == [1]
     detach_table(transactions)
     migrate.downgrade(engine, "base")
+
+
+def test_scores_are_written_on_when_notices_go_with_the_migration_down(transactions: Table) -> None:
+    transactions.promote()
+    webhooks.set_webhook(transactions.runtime, "transactions", None)
+    migrate.downgrade(transactions.runtime.engine, "0007")
+    transactions.user.execute(
+        "INSERT INTO outlier.scores_transactions (key, change_id, reconstruction_error, model_version, flagged)"
+        " VALUES (1, 1, 1, 1, true)"
+    )
+    assert transactions.scored() == [1]
 
 
 def test_a_database_that_was_never_migrated_says_what_to_run(empty: Engine) -> None:

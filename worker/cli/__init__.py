@@ -30,6 +30,7 @@ from worker.cli import (
     threshold,
     verdicts,
     versions,
+    webhook,
 )
 from worker.cli.output import errors
 
@@ -83,6 +84,7 @@ app.command(rich_help_panel=_RUN)(jobs.reflag)
 app.add_typer(jobs.jobs, name="jobs", rich_help_panel=_RUN)
 app.add_typer(history.history, name="history", rich_help_panel=_LOOK)
 app.add_typer(schedule.schedule, name="schedule", rich_help_panel=_RUN)
+app.add_typer(webhook.webhook, name="webhook", rich_help_panel=_RUN)
 app.add_typer(run.servers, name="servers", rich_help_panel=_RUN)
 app.add_typer(run.database, name="db", rich_help_panel=_RUN)
 

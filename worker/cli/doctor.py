@@ -17,7 +17,7 @@ from rich.markup import escape
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from db import catalog, migrate, models, overview
+from db import catalog, migrate, models, notices, overview
 from db import schedules as schedule_store
 from db import sources as source_store
 from db.errors import PgoutlierError, first_line
@@ -82,6 +82,7 @@ def _examine() -> Iterator[Finding]:
                 for check in (_relation, _triggers, _views, _champion, _order, _problem):
                     yield check(connection, runtime, source)
                 yield from _challenger(connection, runtime, source)
+                yield from _webhook(connection, runtime, source)
             yield _listeners(connection)
             yield _beat(connection)
             yield from _schedules(connection)
@@ -209,6 +210,38 @@ def _challenger(connection: Connection, runtime: Runtime, source: source_store.S
         yield Finding(what, False, challenger.problem, f"mend that, or: {clear}")
         return
     yield Finding(what, True, f"version {challenger.version}")
+
+
+def _webhook(connection: Connection, runtime: Runtime, source: source_store.Source) -> Iterator[Finding]:
+    """Nothing where notices are off."""
+    found = notices.figures(connection, source.name)
+    if found is None:
+        return
+    what = f"{source.name} notices"
+    if not all(notices.triggers_enabled(connection, source.name).values()):
+        yield Finding(
+            what, False, "a trigger is missing or disabled", "run the same `pgoutlier webhook set` again"
+        )
+    if found["sends"] and runtime.settings.webhook_secret is None:
+        secret = "PGOUTLIER_WEBHOOK_SECRET"  # noqa: S105 - its name
+        yield Finding(what, False, "there is no secret to sign with", f"set {secret}, also for the workers")
+    elif found["problem"] or not found["enabled"]:
+        yield Finding(
+            what,
+            False,
+            found["problem"] or "the webhook is paused",
+            f"pgoutlier webhook test {source.name}; if it is paused: pgoutlier webhook resume {source.name}",
+        )
+    elif found["n_dead"]:
+        detail = f"{found['n_dead']:,} in dead letters"
+        yield Finding(
+            what,
+            False,
+            detail,
+            f"pgoutlier webhook dead {source.name}; pgoutlier webhook retry {source.name}",
+        )
+    else:
+        yield Finding(what, True, f"{found['n_pending']:,} wait" if found["sends"] else "written, not sent")
 
 
 def _order(connection: Connection, runtime: Runtime, source: source_store.Source) -> Finding:

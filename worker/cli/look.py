@@ -81,10 +81,23 @@ def _drift_text(found: dict[str, Any] | None) -> str:
     return f"drift: {found['reasons'][0]}" + (f" and {more} more; see pgoutlier drift" if more else "")
 
 
+def _notices_text(found: dict[str, Any] | None) -> str:
+    """Of a webhook: what waits and what was given up, and why nothing is delivered."""
+    if found is None or not found["sends"]:
+        return ""
+    words = [f"{found['n_pending']:,} notices wait"] if found["n_pending"] else []
+    words += [f"{found['n_dead']:,} in dead letters"] if found["n_dead"] else []
+    words += [] if found["enabled"] else ["paused"]
+    words += [str(found["problem"])] if found["problem"] else []
+    return f"webhook: {', '.join(words)}" if words else ""
+
+
 def _note(row: dict[str, Any]) -> str:
-    """Why scoring stands still, why the challenger does not score, and what has drifted."""
+    """Why scoring stands still, why the challenger does not score, what has drifted, and what is not delivered."""
     shadow = f"challenger: {row['challenger_problem']}" if row["challenger_problem"] else None
-    return "; ".join(filter(None, (row["problem"], shadow, _drift_text(row["drift"]))))
+    return "; ".join(
+        filter(None, (row["problem"], shadow, _drift_text(row["drift"]), _notices_text(row["notices"])))
+    )
 
 
 def _training_text(training: dict[str, Any] | None) -> str:
@@ -112,7 +125,9 @@ def _schedules_text(figures: dict[str, Any]) -> str:
     if not figures["beats"]:
         return "No beat runs: no sweep, no retraining. Start one: pgoutlier up, or celery -A worker beat"
     coming = [
-        s for s in figures["schedules"] if s["next_run_in_seconds"] is not None and s["name"] != "drain"
+        s
+        for s in figures["schedules"]
+        if s["next_run_in_seconds"] is not None and s["name"] not in {"drain", "deliver"}
     ]
     coming.sort(key=lambda s: s["next_run_in_seconds"])
     words = [f"{s['name']} in {seconds_text(max(0.0, s['next_run_in_seconds']))}" for s in coming[:4]]

@@ -77,7 +77,11 @@ def listener() -> None:
     database_url, _ = server_urls(settings)
     conninfo = make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
     from worker.app import ring
-    from worker.tasks import ask_for_drain, drain_all
+    from worker.tasks import ask_for_delivery, ask_for_drain, deliver_all, drain_all
+
+    def catch_up() -> None:
+        ring(drain_all)
+        ring(deliver_all)
 
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -86,7 +90,8 @@ def listener() -> None:
         conninfo,
         ask_for_drain,
         stop,
-        on_ready=lambda: ring(drain_all),
+        ring_flagged=ask_for_delivery,
+        on_ready=catch_up,
     )
 
 
