@@ -19,6 +19,7 @@ from db.definition import SourceDefinition
 from db.errors import JobError
 from db.identifiers import identifier, ours
 from db.key_ranges import KeyRange
+from db.notice_ddl import QUIET_SETTING
 from db.queue import NEIGHBOUR, Claim, next_id
 from db.sources import Source
 from db.statements import compose, one, run, run_dicts
@@ -26,6 +27,7 @@ from db.statements import compose, one, run, run_dicts
 BACKFILL: Final = "backfill"
 RESCORE: Final = "rescore"
 REFLAG: Final = "reflag"
+_LONGEST_HOLD = "5min"
 Kind = Literal["backfill", "rescore", "reflag"]
 
 
@@ -107,6 +109,17 @@ def start(
     )
     _record(connection, job_id, "start")
     return job_id
+
+
+def prepare(connection: Connection) -> None:
+    """Set this transaction up for one range."""
+    run(
+        connection,
+        # What is lost is lost together. Nobody is told of old rows as if they were new.
+        "SELECT set_config('synchronous_commit', 'off', true), set_config(%s, 'on', true),"
+        " set_config('idle_in_transaction_session_timeout', %s, true)",
+        (QUIET_SETTING, _LONGEST_HOLD),
+    )
 
 
 def claim_range(connection: Connection, job_id: int) -> KeyRange | None:

@@ -12,14 +12,11 @@ from db.jobs import Job
 from db.key_ranges import KeyRange
 from db.queue import Claim
 from db.sources import Source
-from db.statements import run
 from models_store import registry
 from models_store.registry import LoadedVersion
 from worker import sequences
 from worker.batches import NO_CHAMPION, BatchResult, score_claimed
 from worker.runtime import Runtime
-
-_LONGEST_HOLD = "5min"
 
 
 class RangeFailed(Exception):
@@ -46,13 +43,7 @@ def work_one(runtime: Runtime, job: Job) -> bool:
     Raises RangeFailed, NothingScores, Overtaken.
     """
     with runtime.engine.begin() as connection:
-        # As in worker.batches: what is lost is lost together. Nobody is told of old rows as if they were new.
-        run(
-            connection,
-            "SELECT set_config('synchronous_commit', 'off', true), set_config('outlier.quiet', 'on', true),"
-            " set_config('idle_in_transaction_session_timeout', %s, true)",
-            (_LONGEST_HOLD,),
-        )
+        jobs.prepare(connection)
         keys = jobs.claim_range(connection, job.id)
         if keys is None:
             return False

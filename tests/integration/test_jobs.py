@@ -35,7 +35,7 @@ from tests.support import (
     until,
     waits,
 )
-from worker import jobs, maintenance, versions
+from worker import jobs, maintenance, versions, webhooks
 from worker.jobs import Started
 from worker.runtime import Runtime
 
@@ -427,6 +427,16 @@ def test_when_another_version_becomes_the_champion_the_job_of_the_old_one_ends(
     assert work(scored, job) == "failed"
     assert by_version(scored) == {1: 10, 2: 15}
     assert "version 2 is the champion by now" in described(scored, job)["problem"]
+
+
+def test_nobody_is_told_of_rows_that_a_job_flags(scored: Table) -> None:
+    webhooks.set_webhook(scored.runtime, scored.source_name, None)
+    assert work(scored, jobs.reflag(scored.runtime, scored.source_name, 1e-9)) == "succeeded"
+    assert len(flags(scored)) == 25
+    assert scored.rows("SELECT FROM outlier.notices") == []
+    scored.insert(26)
+    scored.drain()
+    assert scored.keys("SELECT key FROM outlier.notices") == ["26"]
 
 
 # -- cancelled, resumed, worked by several
