@@ -131,14 +131,14 @@ BEGIN
     INTO mine, mine_errors, mine_flags
     FROM (
         SELECT g.key, g.error, g.flag
-        FROM pg_catalog.unnest(keys, errors, flags) AS g (key, error, flag)
+        FROM unnest(keys, errors, flags) AS g (key, error, flag)
         JOIN {relation} t ON t.{key} OPERATOR(pg_catalog.=) g.key
         WHERE {differs} FOR NO KEY UPDATE OF t SKIP LOCKED
     ) l;
     IF mine IS NOT NULL THEN
         BEGIN
             UPDATE {relation} t SET {error} = g.error, {flag} = g.flag
-            FROM pg_catalog.unnest(mine, mine_errors, mine_flags) AS g (key, error, flag)
+            FROM unnest(mine, mine_errors, mine_flags) AS g (key, error, flag)
             WHERE t.{key} OPERATOR(pg_catalog.=) g.key;
         EXCEPTION WHEN {by_a_row} THEN
             FOR i IN 1 .. pg_catalog.cardinality(mine) LOOP
@@ -175,10 +175,7 @@ END
             source,
             compose("g.key OPERATOR(pg_catalog.=) ANY (refused)"),
             seconds=_REFUSED_SECONDS,
-            problem=compose(
-                "pg_catalog.concat({t}, complaint)",
-                t=sql.Literal(f"columns of {source.relation} not written: "),
-            ),
+            problem=sql.SQL("pg_catalog.concat('columns not written: ', complaint)"),
         ),
         queue_locked=_queue_again(
             source,
@@ -219,7 +216,7 @@ def _queue_again(
         FROM (
             SELECT {change} AS change_id, g.key, pg_catalog.row_number() OVER (PARTITION BY {change})
                    OPERATOR(pg_catalog./) {chunk} AS chunk
-            FROM pg_catalog.unnest(keys, change_ids, errors, flags) AS g (key, change_id, error, flag)
+            FROM unnest(keys, change_ids, errors, flags) AS g (key, change_id, error, flag)
             JOIN {relation} t ON t.{key} OPERATOR(pg_catalog.=) g.key WHERE {condition}
         ) r GROUP BY r.change_id, r.chunk;""",
         queue=ours("queue", source.name),
