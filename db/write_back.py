@@ -115,7 +115,11 @@ END
 
 
 def _write(source: SourceDefinition) -> sql.Composed:
-    """Locks the rows that differ and nobody else has locked, updates them, and queues the others of those again."""
+    """Locks the rows that differ and nobody else has locked, updates them, and queues the others of those again.
+
+    An array out of a subquery has no known length, so rows are looked up by key; else the planner reads the whole table
+    for every batch, up to a million rows.
+    """
     error, flag = (identifier(name) for name in WRITTEN_COLUMNS)
     return compose(
         """
@@ -131,14 +135,14 @@ BEGIN
     INTO mine, mine_errors, mine_flags
     FROM (
         SELECT g.key, g.error, g.flag
-        FROM unnest(keys, errors, flags) AS g (key, error, flag)
+        FROM unnest((SELECT keys), (SELECT errors), (SELECT flags)) AS g (key, error, flag)
         JOIN {relation} t ON t.{key} OPERATOR(pg_catalog.=) g.key
         WHERE {differs} FOR NO KEY UPDATE OF t SKIP LOCKED
     ) l;
     IF mine IS NOT NULL THEN
         BEGIN
             UPDATE {relation} t SET {error} = g.error, {flag} = g.flag
-            FROM unnest(mine, mine_errors, mine_flags) AS g (key, error, flag)
+            FROM unnest((SELECT mine), (SELECT mine_errors), (SELECT mine_flags)) AS g (key, error, flag)
             WHERE t.{key} OPERATOR(pg_catalog.=) g.key;
         EXCEPTION WHEN {by_a_row} THEN
             FOR i IN 1 .. pg_catalog.cardinality(mine) LOOP
@@ -216,7 +220,8 @@ def _queue_again(
         FROM (
             SELECT {change} AS change_id, g.key, pg_catalog.row_number() OVER (PARTITION BY {change})
                    OPERATOR(pg_catalog./) {chunk} AS chunk
-            FROM unnest(keys, change_ids, errors, flags) AS g (key, change_id, error, flag)
+            FROM unnest((SELECT keys), (SELECT change_ids), (SELECT errors), (SELECT flags))
+                 AS g (key, change_id, error, flag)
             JOIN {relation} t ON t.{key} OPERATOR(pg_catalog.=) g.key WHERE {condition}
         ) r GROUP BY r.change_id, r.chunk;""",
         queue=ours("queue", source.name),

@@ -332,7 +332,7 @@ def test_whatever_commits_when_the_columns_end_as_the_scores(written: Table, con
     with ThreadPoolExecutor(3) as pool:
         transactions = pool.submit(write)
         try:
-            for _ in range(25):
+            for _ in range(12):
                 done = [pool.submit(small.drain) for _ in range(2)]
                 assert [drain.result(timeout=30).n_failed_batches for drain in done] == [0, 0]
                 written.make_due()
