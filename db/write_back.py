@@ -117,8 +117,8 @@ END
 def _write(source: SourceDefinition) -> sql.Composed:
     """Locks the rows that differ and nobody else has locked, updates them, and queues the others of those again.
 
-    An array out of a subquery has no known length, so rows are looked up by key; else the planner reads the whole table
-    for every batch, up to a million rows.
+    An array out of a subquery has no known length, so rows are looked up by key; else the planner read a table of
+    100,000 rows as a whole for every batch.
     """
     error, flag = (identifier(name) for name in WRITTEN_COLUMNS)
     return compose(
