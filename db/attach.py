@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from db import catalog
+from db import catalog, sources, written_columns
 from db.catalog import ColumnInfo, RelationInfo
 from db.definition import MAX_FEATURES, TRANSFORMS, Feature, SourceDefinition
 from db.errors import MissingPrivilege, SourceError
 from db.identifiers import (
+    Relation,
     check_source_name,
     default_source_name,
     display,
@@ -35,7 +36,10 @@ _KIND_NAMES = {
 
 @dataclass(frozen=True)
 class AttachRequest:
-    """What was asked for, as typed. features: comma-separated; None with all_numeric_except."""
+    """What was asked for, as typed. features: comma-separated; None with all_numeric_except.
+
+    write_columns: None leaves it as it is.
+    """
 
     relation: str
     key: str
@@ -46,10 +50,14 @@ class AttachRequest:
     entity: str | None = None
     label: str | None = None
     name: str | None = None
+    write_columns: bool | None = None
 
 
 def resolve(connection: Connection, request: AttachRequest) -> tuple[SourceDefinition, tuple[str, ...]]:
-    """The definition asked for, and the table's columns. Raises SourceError with one sentence otherwise."""
+    """The definition asked for, and the columns of the table that are the user's.
+
+    Raises SourceError with one sentence otherwise.
+    """
     table = catalog.inspect(connection, parse_relation(request.relation))
     _check_kind(table)
     _check_family(connection, table)
@@ -66,8 +74,17 @@ def resolve(connection: Connection, request: AttachRequest) -> tuple[SourceDefin
     _check_privileges(connection, table, feature_table if request.feature_view else None)
     features = _features(connection, feature_table, request, kept_out={key.name, *others.values()})
     view = feature_table.relation if request.feature_view is not None else None
+    _check_not_written(
+        connection, table, view, {*others.values(), *(f.column for f in features if view is None)}
+    )
+    name = check_source_name(request.name) if request.name else default_source_name(table.relation)
+    write_columns = request.write_columns
+    if write_columns is None:
+        write_columns = sources.writes_columns(connection, name)
+    if write_columns:
+        written_columns.check(connection, table)
     definition = SourceDefinition(
-        name=check_source_name(request.name) if request.name else default_source_name(table.relation),
+        name=name,
         relation_schema=table.relation.schema,
         relation_name=table.relation.name,
         key_column=key.name,
@@ -78,8 +95,9 @@ def resolve(connection: Connection, request: AttachRequest) -> tuple[SourceDefin
         time_column=others.get("time"),
         entity_column=others.get("entity"),
         label_column=others.get("label"),
+        write_columns=write_columns,
     )
-    return definition, tuple(table.columns)
+    return definition, table.own_columns
 
 
 def _check_kind(table: RelationInfo) -> None:
@@ -173,6 +191,7 @@ def _features(
             _plain(connection, table, column)
             for column in table.columns.values()
             if column.feature_kind in {"double", "number", "boolean"}
+            and not column.is_written
             and column.name not in left_out | kept_out
         ]
     names = [name for feature in features for name in feature.names]
@@ -245,6 +264,24 @@ def _transformed(table: RelationInfo, transform: str, column: ColumnInfo) -> Fea
             f"{display(column.name)} is a date and has no hour; use weekday, monthday or epoch."
         )
     return Feature(column=column.name, kind=column.feature_kind, transform=transform)
+
+
+def _check_not_written(
+    connection: Connection, table: RelationInfo, view: Relation | None, named: set[str]
+) -> None:
+    """What pgoutlier writes must say nothing about a row to itself."""
+    written = [column for column in table.columns.values() if column.is_written]
+    for column in written:
+        if column.name in named:
+            raise SourceError(
+                f"{display(column.name)} of {table.relation} is written by pgoutlier, so it can be no feature, time,"
+                " entity or label; leave it out."
+            )
+        if view is not None and catalog.view_reads(connection, view, table.relation, column.name):
+            raise SourceError(
+                f"The feature view {view} reads {display(column.name)} of {table.relation}, which pgoutlier writes, so"
+                " each score would change the next; leave it out of the view."
+            )
 
 
 def _check_privileges(connection: Connection, table: RelationInfo, view: RelationInfo | None) -> None:

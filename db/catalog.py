@@ -7,9 +7,10 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from db.definition import WRITTEN_COLUMNS, WRITTEN_MARK
 from db.errors import SourceError
 from db.identifiers import SCHEMA, Relation, display, identifier
-from db.statements import compose, one, run, run_dicts
+from db.statements import as_text, compose, one, run, run_dicts
 
 _NUMBERS = {"smallint", "integer", "bigint", "numeric", "real"}
 _KEY_TYPES = {
@@ -24,12 +25,16 @@ _KEY_TYPES = {
 
 @dataclass(frozen=True)
 class ColumnInfo:
-    """A column and its type as format_type prints it without a modifier, domains resolved to their base."""
+    """A column and its type as format_type prints it without a modifier, domains resolved to their base.
+
+    is_written: pgoutlier made it, and writes it (db.write_back).
+    """
 
     name: str
     type_name: str
     not_null: bool
     is_virtual: bool = False
+    is_written: bool = False
 
     @property
     def feature_kind(self) -> str | None:
@@ -64,6 +69,11 @@ class RelationInfo:
     columns: dict[str, ColumnInfo]
     unique_columns: list[tuple[str, ...]]
 
+    @property
+    def own_columns(self) -> tuple[str, ...]:
+        """Names of the columns that are the user's."""
+        return tuple(name for name, column in self.columns.items() if not column.is_written)
+
     def column(self, name: str) -> ColumnInfo:
         """Raises SourceError, naming close matches, if there is no such column."""
         if name in self.columns:
@@ -93,10 +103,11 @@ def inspect(connection: Connection, relation: Relation) -> RelationInfo:
         connection,
         # A domain is read as the type beneath it.
         "SELECT a.attname AS name, a.attnotnull AS not_null, a.attgenerated = 'v' AS is_virtual,"
+        " coalesce(starts_with(col_description(a.attrelid, a.attnum), %s), false) AS is_written,"
         " format_type(CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.oid END, NULL) AS type_name"
         " FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid"
         " WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
-        (oid,),
+        (WRITTEN_MARK, oid),
     )
     unique = run_dicts(
         connection,
@@ -113,7 +124,14 @@ def inspect(connection: Connection, relation: Relation) -> RelationInfo:
         kind=found[0]["kind"],
         persistence=found[0]["persistence"],
         columns={
-            c["name"]: ColumnInfo(c["name"], c["type_name"], c["not_null"], c["is_virtual"]) for c in columns
+            c["name"]: ColumnInfo(
+                c["name"],
+                c["type_name"],
+                c["not_null"],
+                c["is_virtual"],
+                is_written=c["is_written"] and c["name"] in WRITTEN_COLUMNS,
+            )
+            for c in columns
         },
         unique_columns=[tuple(u["names"]) for u in unique],
     )
@@ -189,6 +207,20 @@ def view_columns(connection: Connection, relation: Relation) -> list[str] | None
         (relation.schema, relation.name),
     )
     return found
+
+
+def view_reads(connection: Connection, view: Relation, relation: Relation, column: str) -> bool:
+    """Whether a view's own query has this column of the relation in it."""
+    return bool(
+        one(
+            connection,
+            "SELECT EXISTS (SELECT FROM pg_rewrite r JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass"
+            " AND d.objid = r.oid AND d.refclassid = 'pg_class'::regclass"
+            " JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid"
+            " WHERE r.ev_class = to_regclass(%s) AND d.refobjid = to_regclass(%s) AND a.attname = %s)",
+            (as_text(view.sql()), as_text(relation.sql()), column),
+        )
+    )
 
 
 def missing_grants(connection: Connection, relations: list[tuple[Relation, str]]) -> list[str]:

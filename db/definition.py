@@ -13,6 +13,10 @@ from db.statements import compose
 
 MAX_FEATURES = 1_500  # PostgreSQL returns at most 1,664 columns from one query
 
+# What attach --write-columns adds to the user's table, and how the comment on each begins, which says that it is ours.
+WRITTEN_COLUMNS = {"reconstruction_error": "double precision", "flagged": "boolean"}
+WRITTEN_MARK = "Written by pgoutlier"
+
 # A declared transform turns a timestamp into a number; time zones are taken as UTC so that a session setting
 # cannot change a score.
 _HOUR = "(extract(hour from {x}) + extract(minute from {x}) / 60.0 + extract(second from {x}) / 3600.0)"
@@ -78,6 +82,8 @@ class SourceDefinition(Frozen):
     time_column: str | None = None
     entity_column: str | None = None
     label_column: str | None = None
+    # Whether the score is kept in columns of the table as well, see db.write_back.
+    write_columns: bool = False
 
     @property
     def relation(self) -> Relation:

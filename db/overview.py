@@ -8,7 +8,7 @@ from typing import Any
 from psycopg import sql
 from sqlalchemy import Connection
 
-from db import catalog, drift, models, notices, queue, source_views
+from db import catalog, drift, models, notices, queue, source_views, written_columns
 from db import sources as source_store
 from db.definition import SourceDefinition
 from db.errors import SourceError
@@ -154,6 +154,7 @@ def grants(connection: Connection, role: str, *, analyst: bool) -> list[sql.Comp
                 compose("GRANT SELECT ON {r} TO {role}", r=relation.sql(), role=to),
             )
         ),
+        *(written_columns.grant(s.definition.relation, to) for s in found if s.definition.write_columns),
     ]
 
 

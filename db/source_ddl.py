@@ -5,16 +5,17 @@ Those of its shadow are in db.shadow_ddl.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import LiteralString
 
 from psycopg import sql
 
-from db import history_ddl, notice_ddl, shadow_ddl, source_views
+from db import history_ddl, notice_ddl, shadow_ddl, source_views, write_back
 from db import keys as key_codec
-from db.definition import SourceDefinition
+from db.definition import WRITTEN_COLUMNS, SourceDefinition
 from db.identifiers import CHANNEL, identifier, ours
 from db.queue import KEYS_PER_QUEUE_ROW
-from db.statements import as_text, compose
+from db.statements import as_text, compose, dollar_quote
 
 TRIGGERS = ("insert", "update")
 
@@ -22,11 +23,16 @@ TRIGGERS = ("insert", "update")
 def create(
     source: SourceDefinition, source_columns: tuple[str, ...], *, by_event_time: bool
 ) -> list[sql.Composed]:
-    """Statements that make a source's objects, in order. Arguments as for `source_views.views`."""
+    """Statements that make a source's objects, in order; the columns of write_columns have to be there.
+
+    Arguments as for `source_views.views`.
+    """
     return [
         *_queue(source),
         *_scores(source),
-        *(_trigger_function(source, event) for event in TRIGGERS),
+        # Before those on the user's table: workers lock the scores, and then write that.
+        *(write_back.create(source) if source.write_columns else []),
+        *(_trigger_function(source, source_columns, event) for event in TRIGGERS),
         *(_close_function(source, event) for event in TRIGGERS),
         *(_trigger(source, event) for event in TRIGGERS),
         *source_views.views(source, source_columns, by_event_time=by_event_time).values(),
@@ -56,7 +62,7 @@ def drop(source: SourceDefinition) -> list[sql.Composed]:
         compose("DROP TABLE IF EXISTS {table}", table=ours(table, source.name))
         for table in ("scores", "queue")
     ]
-    followers = [*history_ddl.drop(source), *notice_ddl.drop(source.name)]
+    followers = [*history_ddl.drop(source), *notice_ddl.drop(source.name), *write_back.drop(source)]
     return [*shadow_ddl.drop(source), *views, *functions, *followers, *tables]
 
 
@@ -118,7 +124,7 @@ CREATE TABLE {scores} (
     ]
 
 
-def _trigger_function(source: SourceDefinition, event: str) -> sql.Composed:
+def _trigger_function(source: SourceDefinition, columns: tuple[str, ...], event: str) -> sql.Composed:
     """Collects the statement's keys. SECURITY DEFINER: the writer needs no right on our schema.
 
     An UPDATE counts where a feature changed, compared as stored bytes: that needs no operator of the column's
@@ -145,7 +151,7 @@ BEGIN
 END
 """,
         keys=key_codec.array_type(source.key_type),
-        collect=_collect(source, event),
+        collect=_collect(source, columns, event),
         chunk=sql.Literal(KEYS_PER_QUEUE_ROW),
         queue=ours("queue", source.name),
         rescore=sql.Literal(event == "update"),
@@ -158,24 +164,16 @@ END
 CREATE OR REPLACE FUNCTION {function}() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS {quote}{body}{quote}""",
         function=_function(source.name, event),
-        quote=_dollar_quote(as_text(body)),
+        quote=dollar_quote(as_text(body)),
         body=body,
     )
 
 
-def _dollar_quote(body: str) -> sql.SQL:
-    """A quote that the body, which holds the user's column names, does not end."""
-    tag = "outlier"
-    while f"${tag}$" in body:
-        tag += "_"
-    return sql.SQL(f"${tag}$")
-
-
-def _collect(source: SourceDefinition, event: str) -> sql.Composed:
+def _collect(source: SourceDefinition, columns: tuple[str, ...], event: str) -> sql.Composed:
     """Sets `changed`. Where a feature column was dropped or renamed, the writer's UPDATE still works."""
     template: LiteralString = "SELECT array_agg(r.{key}) INTO changed FROM {rows};"
     key = identifier(source.key_column)
-    exact = compose(template, key=key, rows=_changed_rows(source, event))
+    exact = compose(template, key=key, rows=_changed_rows(source, columns, event))
     if event == "insert":
         return exact
     return compose(
@@ -189,32 +187,45 @@ def _collect(source: SourceDefinition, event: str) -> sql.Composed:
     )
 
 
-def _changed_rows(source: SourceDefinition, event: str) -> sql.Composable:
+def _changed_rows(source: SourceDefinition, columns: tuple[str, ...], event: str) -> sql.Composable:
     key = identifier(source.key_column)
     if event == "insert":
         return sql.SQL("new_rows r")
     if source.feature_view is not None:  # any column may feed the view
         changed: sql.Composable = sql.SQL("r OPERATOR(pg_catalog.*<>) o")
+        if source.write_columns:
+            # Where we have written, the columns that were there at attach are looked at, all but ours.
+            changed = compose(
+                "{changed} AND ({same} OR {others})",
+                changed=changed,
+                same=_compared(WRITTEN_COLUMNS, sql.SQL("*=")),
+                others=_compared(columns, sql.SQL("*<>")),
+            )
     else:
-        columns = dict.fromkeys(feature.column for feature in source.features)
+        looked_at = dict.fromkeys(feature.column for feature in source.features)
         # A row that moves to another place in time, or to another entity, has other rows before it.
         if source.time_column is not None:
-            columns |= dict.fromkeys(filter(None, (source.time_column, source.entity_column)))
-        both = [
-            # Without the cast, two ROW() are compared column by column, each by an operator of its type.
-            sql.SQL("ROW({})::record").format(
-                sql.SQL(", ").join(
-                    compose("{t}.{c}", t=sql.SQL(side), c=identifier(column)) for column in columns
-                )
-            )
-            for side in ("r", "o")
-        ]
-        changed = compose("{new} OPERATOR(pg_catalog.*<>) {old}", new=both[0], old=both[1])
+            looked_at |= dict.fromkeys(filter(None, (source.time_column, source.entity_column)))
+        changed = _compared(looked_at, sql.SQL("*<>"))
     return compose(
-        "new_rows r LEFT JOIN old_rows o ON o.{key} = r.{key} WHERE o.{key} IS NULL OR {changed}",
+        "new_rows r LEFT JOIN old_rows o ON o.{key} = r.{key} WHERE o.{key} IS NULL OR ({changed})",
         key=key,
         changed=changed,
     )
+
+
+def _compared(columns: Iterable[str], operator: sql.SQL) -> sql.Composed:
+    """These columns of r and o, as stored bytes."""
+    both = [
+        # Without the cast, two ROW() are compared column by column, each by an operator of its type.
+        sql.SQL("ROW({})::record").format(
+            sql.SQL(", ").join(
+                compose("{t}.{c}", t=sql.SQL(side), c=identifier(column)) for column in columns
+            )
+        )
+        for side in ("r", "o")
+    ]
+    return compose("{new} OPERATOR(pg_catalog.{operator}) {old}", new=both[0], operator=operator, old=both[1])
 
 
 def _chunks(source: SourceDefinition, event: str) -> sql.Composable:

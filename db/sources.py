@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import Any, LiteralString
 
 from psycopg import errors, sql
 from psycopg.types.json import Jsonb
 from sqlalchemy import Connection
 
-from db import catalog, notice_ddl, shadow_ddl, source_ddl, source_views
+from db import catalog, notice_ddl, shadow_ddl, source_ddl, source_views, write_back, written_columns
 from db.definition import SourceDefinition
 from db.errors import MissingPrivilege, SourceError
 from db.identifiers import SCHEMA, Relation, display, ours
@@ -20,6 +21,10 @@ LOCK_TIMEOUT = "10s"
 
 
 PROMOTIONS = ("manual", "if_better", "always")
+_SELECT: LiteralString = (
+    "SELECT id, definition, recipe, attached_xid, last_problem, promotion, columns_filled_at"
+    " FROM outlier.sources"
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,8 @@ class Source:
     last_problem: str | None
     # What happens to a version that was trained: one of PROMOTIONS.
     promotion: str = "manual"
+    # When the scores that were there before were all in the columns of its table, see db.write_back.
+    columns_filled_at: datetime | None = None
 
     @property
     def name(self) -> str:
@@ -43,8 +50,7 @@ def find(connection: Connection, name: str) -> Source:
     """Raises SourceError, naming the sources there are."""
     rows = run_dicts(
         connection,
-        "SELECT id, definition, recipe, attached_xid, last_problem, promotion FROM outlier.sources"
-        " WHERE name = %s",
+        _SELECT + " WHERE name = %s",
         (name,),
     )
     if not rows:
@@ -56,10 +62,7 @@ def find(connection: Connection, name: str) -> Source:
 
 def every(connection: Connection) -> list[Source]:
     """All sources by name."""
-    rows = run_dicts(
-        connection,
-        "SELECT id, definition, recipe, attached_xid, last_problem, promotion FROM outlier.sources ORDER BY name",
-    )
+    rows = run_dicts(connection, _SELECT + " ORDER BY name")
     return [_source(row) for row in rows]
 
 
@@ -71,7 +74,13 @@ def _source(row: dict[str, Any]) -> Source:
         attached_xid=row["attached_xid"],
         last_problem=row["last_problem"],
         promotion=row["promotion"],
+        columns_filled_at=row["columns_filled_at"],
     )
+
+
+def writes_columns(connection: Connection, name: str) -> bool:
+    """Whether there is a source of this name and its scores are kept in columns of its table as well."""
+    return any(source.name == name and source.definition.write_columns for source in every(connection))
 
 
 def set_promotion(connection: Connection, source_id: int, promotion: str) -> bool:
@@ -90,7 +99,14 @@ def plan(
     connection: Connection, definition: SourceDefinition, columns: tuple[str, ...]
 ) -> list[sql.Composed]:
     """The statements that `attach` runs."""
-    return source_ddl.create(definition, columns, by_event_time=_by_event_time(connection, definition))
+    made = source_ddl.create(definition, columns, by_event_time=_by_event_time(connection, definition))
+    return [*_columns_to_add(connection, definition), *made]
+
+
+def _columns_to_add(connection: Connection, definition: SourceDefinition) -> list[sql.Composed]:
+    if not definition.write_columns:
+        return []
+    return written_columns.add(catalog.inspect(connection, definition.relation))
 
 
 def _by_event_time(connection: Connection, definition: SourceDefinition) -> bool:
@@ -108,8 +124,8 @@ def attach(
     """Make the source's objects and its row. Returns False if it was attached like this already.
 
     backfill: rows that are there already shall be scored too. A source that is attached keeps its recipe, also where
-    this version of the program has another one of that name. Raises SourceError if another definition has the name, or
-    the table has another source.
+    this version of the program has another one of that name; its columns in the table come and go with the
+    definition's write_columns. Raises SourceError if another definition has the name, or the table has another source.
     """
     run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.attach'))")
     limit_lock_waits(connection)
@@ -118,7 +134,8 @@ def attach(
             _check_same(source, definition, recipe)
             if backfill:
                 include_old_rows(connection, source.id)
-            repair(connection, source.definition, columns)
+            _switch_columns(connection, source, definition)
+            repair(connection, definition, columns)
             return False
         if source.definition.relation == definition.relation:
             raise SourceError(
@@ -157,6 +174,29 @@ def run_our_ddl(
     run_ddl(connection, definition, statements)
 
 
+def _switch_columns(connection: Connection, source: Source, definition: SourceDefinition) -> None:
+    """Add what the table lacks of the columns, or take them away; what this needs of it is locked first.
+
+    A worker reads the table before it writes scores, so none that has written some waits for this.
+    """
+    lacking = definition.write_columns and write_back.lacks(connection, definition)
+    if definition.write_columns:
+        changes = _columns_to_add(connection, definition)
+    elif source.definition.write_columns:
+        changes = [*written_columns.removal(connection, definition.relation), *write_back.drop(definition)]
+    else:
+        changes = []
+    if lacking or definition.write_columns != source.definition.write_columns:
+        run_ddl(connection, definition, changes)
+        run(
+            connection,
+            "UPDATE outlier.sources SET definition = %s, columns_filled_at = NULL WHERE id = %s",
+            (Jsonb(definition.model_dump(mode="json")), source.id),
+        )
+    if definition.write_columns != source.definition.write_columns:
+        record(connection, source.name, "write_columns" if definition.write_columns else "no_write_columns")
+
+
 def limit_lock_waits(connection: Connection) -> None:
     """Whoever waits for the lock on a table makes every later writer of it wait, too."""
     run(connection, sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(LOCK_TIMEOUT)))
@@ -176,7 +216,7 @@ def run_ddl(connection: Connection, definition: SourceDefinition, statements: Se
 
 def _check_same(source: Source, definition: SourceDefinition, recipe: dict[str, Any]) -> None:
     old, new = source.definition.model_dump(), definition.model_dump()
-    different = [field for field in old if old[field] != new[field]]
+    different = [field for field in old if old[field] != new[field] and field != "write_columns"]
     # What was asked for of the recipe; the rest of it may be otherwise in another version of this program.
     if any(source.recipe.get(asked) != recipe.get(asked) for asked in ("name", "threshold")):
         different.append("recipe")
@@ -258,11 +298,15 @@ def lacks_of_shadow(connection: Connection, definition: SourceDefinition) -> lis
     ]
 
 
-def detach(connection: Connection, source: Source) -> None:
-    """Drop all our objects of a source and its rows in our tables; the user's table stays as it was."""
+def detach(connection: Connection, source: Source) -> str | None:
+    """Drop all our objects of a source and its rows in our tables; the user's table is left as it was.
+
+    Returns the statement that drops the columns in it, where only its owner may do that.
+    """
     limit_lock_waits(connection)
+    statements, left = written_columns.undo(connection, source.definition)
     try:
-        run_ddl(connection, source.definition, source_ddl.drop(source.definition))
+        run_ddl(connection, source.definition, [*source_ddl.drop(source.definition), *statements])
     except errors.DependentObjectsStillExist as error:
         detail = (error.diag.message_detail or "").splitlines() or ["one of them"]
         raise SourceError(
@@ -270,6 +314,12 @@ def detach(connection: Connection, source: Source) -> None:
         ) from None
     run(connection, "DELETE FROM outlier.sources WHERE id = %s", (source.id,))
     record(connection, source.name, "detach", source.definition.describe())
+    return left
+
+
+def set_filled(connection: Connection, source_id: int) -> None:
+    """From now on the columns of its table have every score."""
+    run(connection, "UPDATE outlier.sources SET columns_filled_at = now() WHERE id = %s", (source_id,))
 
 
 def include_old_rows(connection: Connection, source_id: int) -> None:

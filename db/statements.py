@@ -25,6 +25,14 @@ def as_text(statement: sql.Composable) -> str:
     return statement.as_string(None).replace("%%", "%")
 
 
+def dollar_quote(body: str) -> sql.SQL:
+    """A quote that the body of a function, which may hold the user's names, does not end."""
+    tag = "outlier"
+    while f"${tag}$" in body:
+        tag += "_"
+    return sql.SQL(f"${tag}$")
+
+
 def run(
     connection: Connection,
     statement: sql.Composed | LiteralString,

@@ -68,6 +68,11 @@ sources = Table(
     ),
     Column("promotion_set_at", DateTime(timezone=True)),
     Column("promotion_set_by", Text),
+    Column(
+        "columns_filled_at",
+        DateTime(timezone=True),
+        comment="when the scores of before attach --write-columns were all in the columns of the table",
+    ),
     Column("last_problem", Text, comment="why scoring stands still, if it does"),
     Column("last_problem_at", DateTime(timezone=True)),
     Column("swept_at", DateTime(timezone=True)),

@@ -87,7 +87,7 @@ def challenge(runtime: Runtime, source_name: str, version: int, *, reason: str) 
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
         if sources.lacks_of_shadow(connection, source.definition):
-            columns = tuple(catalog.inspect(connection, source.definition.relation).columns)
+            columns = catalog.inspect(connection, source.definition.relation).own_columns
             sources.add_shadow(connection, source.definition, columns)
         moved = registry.challenge(
             connection,

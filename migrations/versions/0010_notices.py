@@ -1,7 +1,7 @@
 """Notices of rows that became flagged, and the webhooks that they are delivered to.
 
 Revision ID: 0010
-Revises: 0008
+Revises: 0009
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from db.identifiers import ours
 from db.statements import as_text, compose
 
 revision = "0010"
-down_revision = "0008"
+down_revision = "0009"
 branch_labels = None
 depends_on = None
 

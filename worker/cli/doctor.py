@@ -17,7 +17,7 @@ from rich.markup import escape
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from db import catalog, migrate, models, notices, overview
+from db import catalog, migrate, models, notices, overview, write_back, written_columns
 from db import schedules as schedule_store
 from db import sources as source_store
 from db.errors import PgoutlierError, first_line
@@ -83,6 +83,7 @@ def _examine() -> Iterator[Finding]:
                     yield check(connection, runtime, source)
                 yield from _challenger(connection, runtime, source)
                 yield from _webhook(connection, runtime, source)
+                yield from _columns(connection, source)
             yield _listeners(connection)
             yield _beat(connection)
             yield from _schedules(connection)
@@ -242,6 +243,31 @@ def _webhook(connection: Connection, runtime: Runtime, source: source_store.Sour
         )
     else:
         yield Finding(what, True, f"{found['n_pending']:,} wait" if found["sends"] else "written, not sent")
+
+
+def _columns(connection: Connection, source: source_store.Source) -> Iterator[Finding]:
+    """Nothing where the scores are not kept in the table itself."""
+    if not source.definition.write_columns:
+        return
+    what, relation = f"{source.name} columns", source.definition.relation
+    try:
+        lacking = write_back.lacks(connection, source.definition)
+    except PgoutlierError as error:
+        yield Finding(what, False, str(error), f"restore it, or: pgoutlier detach {source.name}")
+        return
+    if lacking:
+        yield Finding(
+            what, False, f"there is no {', '.join(lacking)}", "run the same `pgoutlier attach` again"
+        )
+    elif not written_columns.may_write(connection, relation):
+        role = catalog.server_facts(connection)["role"]
+        grant = f"pgoutlier db grant {role} --as worker"
+        yield Finding(what, False, f"{role} may not write them, so that as a worker it cannot score", grant)
+    elif source.columns_filled_at is None:
+        again = "run the same `pgoutlier attach` again, which goes on with that"
+        yield Finding(what, False, "scores of before are not all copied", again)
+    else:
+        yield Finding(what, True, f"written in {relation}")
 
 
 def _order(connection: Connection, runtime: Runtime, source: source_store.Source) -> Finding:

@@ -12,7 +12,8 @@ from db import quarantine as quarantine_store
 from db import source_ddl
 from db import sources as source_store
 from db.attach import AttachRequest
-from worker import jobs, maintenance, recipes, tasks
+from db.definition import WRITTEN_COLUMNS
+from worker import jobs, maintenance, recipes, tasks, write_back
 from worker.cli.context import open_runtime
 from worker.cli.output import console, print_json, print_table
 from worker.sequences import index_advice, require_order
@@ -60,14 +61,25 @@ def attach(
             "--backfill", help="Score the rows that are there already, too: see pgoutlier backfill."
         ),
     ] = False,
+    write_columns: Annotated[
+        bool | None,
+        typer.Option(
+            "--write-columns/--no-write-columns",
+            help="Add reconstruction_error and flagged to the table itself and keep them up to date, or take them"
+            " away again. By default as it is.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the SQL and change nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Watch a table: from now on every new row is queued and scored, and re-scored when a feature changes.
 
-    Safe to run again. The table itself gets two triggers and is otherwise left as it is.
+    Safe to run again. The table itself gets two triggers, with --write-columns two columns, and is otherwise left as
+    it is.
 
     Example: pgoutlier attach public.transactions --key id --features 'amount,hour(occurred_at)' --time occurred_at
+
+    With the scores in the table: pgoutlier attach public.transactions --key id --features amount --write-columns
     """
     chosen = recipes.chosen_recipe(recipe, threshold=threshold)
     runtime = open_runtime()
@@ -81,6 +93,7 @@ def attach(
         entity=entity,
         label=label,
         name=name,
+        write_columns=write_columns,
     )
     with runtime.engine.begin() as connection:
         definition, columns = attaching.resolve(connection, request)
@@ -96,6 +109,7 @@ def attach(
     job = jobs.backfill(runtime, definition.name) if backfill else None
     if job is not None:
         tasks.ask_for_work(job.id)
+    n_copied = write_back.fill(runtime, definition.name)
     if as_json:
         print_json(
             {
@@ -103,6 +117,8 @@ def attach(
                 "attached": made,
                 "features": definition.feature_names,
                 "backfill_job": job.id if job else None,
+                "write_columns": definition.write_columns,
+                "n_scores_copied": n_copied,
                 "index_advice": advice,
             }
         )
@@ -118,6 +134,13 @@ def attach(
             f" watch {job.id}",
             highlight=False,
             soft_wrap=True,
+        )
+    if definition.write_columns:
+        console.print(
+            f"{definition.relation} has the scores in its columns {' and '.join(WRITTEN_COLUMNS)}"
+            f" ({n_copied:,} copied now). Worker roles need: pgoutlier db grant ROLE --as worker. To take the columns"
+            " away again, attach with --no-write-columns.",
+            highlight=False,
         )
     if advice:
         console.print(f"To find the rows before each quickly, first run: {advice}", highlight=False)
@@ -139,7 +162,13 @@ def detach(
             abort=True,
         )
     with runtime.engine.begin() as connection:
-        source_store.detach(connection, found)
+        left = source_store.detach(connection, found)
+    if left:
+        console.print(
+            f"Detached {source}; its two columns are left, which an owner has to drop: {left}",
+            highlight=False,
+        )
+        return
     console.print(f"Detached {source}; {found.definition.relation} is as it was before.", highlight=False)
 
 
@@ -156,7 +185,7 @@ def sources(as_json: AsJson = False) -> None:
         return
     print_table(
         "",
-        ["source", "table", "key", "features", "time", "label", "recipe"],
+        ["source", "table", "key", "features", "time", "label", "recipe", "columns"],
         [
             (
                 s.name,
@@ -166,6 +195,7 @@ def sources(as_json: AsJson = False) -> None:
                 s.definition.time_column,
                 s.definition.label_column,
                 s.recipe["name"],
+                "written" if s.definition.write_columns else None,
             )
             for s in found
         ],
