@@ -7,7 +7,7 @@ from typing import Any
 from psycopg import errors
 from sqlalchemy import Connection
 
-from db import notice_ddl, sources
+from db import notice_ddl, source_objects
 from db.errors import MissingPrivilege
 from db.identifiers import SCHEMA, identifier
 from db.sources import Source
@@ -27,7 +27,7 @@ def turn_off(connection: Connection, source: Source) -> None:
 def _change(connection: Connection, source: Source, *, on: bool) -> None:
     statements = notice_ddl.create(source.name) if on else notice_ddl.drop(source.name)
     try:
-        sources.run_our_ddl(connection, source.definition, statements)
+        source_objects.run_our_ddl(connection, source.definition, statements)
     except errors.InsufficientPrivilege:
         raise MissingPrivilege(
             f"This role may not {'make' if on else 'drop'} the triggers on the scores of {source.name}; the role that"

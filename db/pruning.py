@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection
 
-from db import quarantine, score_history, shadow, sources
+from db import quarantine, score_history, shadow, source_objects
 from db.identifiers import identifier, ours
 from db.sources import Source
 from db.statements import compose, run
@@ -33,7 +33,7 @@ def prune(
     ).rowcount
     shadows = (
         0
-        if "shadow_scores" in sources.lacks_of_shadow(connection, source.definition)
+        if "shadow_scores" in source_objects.lacks_of_shadow(connection, source.definition)
         else shadow.prune(connection, source)
     )
     old_runs = run(

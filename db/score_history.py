@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from db import history_ddl, sources
+from db import history_ddl, source_objects, sources
 from db.definition import SourceDefinition
 from db.errors import SourceError
 from db.identifiers import identifier, ours
@@ -40,7 +40,9 @@ def keep(connection: Connection, source: Source) -> bool:
     if is_kept(connection, source.definition):
         return False
     table = [] if exists(connection, source.definition) else history_ddl.table(source.definition)
-    sources.run_our_ddl(connection, source.definition, [*table, *history_ddl.trigger(source.definition)])
+    source_objects.run_our_ddl(
+        connection, source.definition, [*table, *history_ddl.trigger(source.definition)]
+    )
     sources.record(connection, source.name, "keep_history")
     return True
 
@@ -52,7 +54,7 @@ def stop(connection: Connection, source: Source, *, drop: bool) -> bool:
     if not kept and not (drop and exists(connection, source.definition)):
         return False
     statements = history_ddl.drop if drop else history_ddl.drop_trigger
-    sources.run_our_ddl(connection, source.definition, statements(source.definition))
+    source_objects.run_our_ddl(connection, source.definition, statements(source.definition))
     sources.record(connection, source.name, "drop_history" if drop else "stop_history")
     return True
 

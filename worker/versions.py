@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection
 
-from db import catalog, models, sources
+from db import catalog, models, source_objects, sources
 from db import versions as version_sql
 from db.errors import ModelError
 from db.sources import Source
@@ -86,9 +86,9 @@ def challenge(runtime: Runtime, source_name: str, version: int, *, reason: str) 
     """
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
-        if sources.lacks_of_shadow(connection, source.definition):
+        if source_objects.lacks_of_shadow(connection, source.definition):
             columns = catalog.inspect(connection, source.definition.relation).own_columns
-            sources.add_shadow(connection, source.definition, columns)
+            source_objects.add_shadow(connection, source.definition, columns)
         moved = registry.challenge(
             connection,
             source,

@@ -13,7 +13,7 @@ import pytest
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from db import attach, queue, source_ddl, sources
+from db import attach, queue, source_ddl, source_objects, sources
 from db.attach import AttachRequest
 from db.engine import make_engine
 from db.errors import MissingPrivilege, SourceError
@@ -453,7 +453,7 @@ def test_any_name_can_be_attached_scored_and_detached(
     attached.drain()
     assert attached.quarantined() == {"2": ("null", feature)}
     with runtime.engine.begin() as connection:
-        assert sources.triggers_enabled(connection, attached.source.definition) == {
+        assert source_objects.triggers_enabled(connection, attached.source.definition) == {
             "insert": True,
             "update": True,
         }
@@ -572,7 +572,7 @@ def test_the_dry_run_prints_what_attach_does(
     request = AttachRequest(relation='"50% Sales"', key='"Key %s"', features=features, name="sales")
     with runtime.engine.begin() as connection:
         definition, columns = attach.resolve(connection, request)
-        script = source_ddl.script(sources.plan(connection, definition, columns))
+        script = source_ddl.script(source_objects.plan(connection, definition, columns))
     before = objects(user)
     postgres.run("psql", database_url, "--no-psqlrc", "--set=ON_ERROR_STOP=1", "--quiet", stdin=script)
     by_hand = objects(user)

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from db import notices, sources
+from db import notices, source_objects
 from tests.conftest import Connect
 from tests.servers import Postgres
 from tests.support import FEATURES, Table, detach_table, make_detector
@@ -145,7 +145,7 @@ def test_attaching_again_mends_the_triggers(told: Table) -> None:
     source = told.source
     with told.runtime.engine.begin() as connection:
         assert set(notices.triggers_enabled(connection, "transactions").values()) == {False}
-        sources.repair(connection, source.definition, ("id", *FEATURES, "note"))
+        source_objects.repair(connection, source.definition, ("id", *FEATURES, "note"))
         assert set(notices.triggers_enabled(connection, "transactions").values()) == {True}
 
 

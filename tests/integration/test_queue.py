@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from sqlalchemy import Connection, Engine
 
-from db import features, quarantine, queue, scores, sources
+from db import features, quarantine, queue, scores, source_objects, sources
 from db.features import read_claimed
 from db.identifiers import CHANNEL
 from db.quarantine import Entry
@@ -542,7 +542,7 @@ def test_a_swept_row_never_outranks_a_change(
 def test_triggers_that_are_off_can_be_seen(transactions: Table) -> None:
     def enabled() -> dict[str, bool]:
         with transactions.runtime.engine.begin() as connection:
-            return sources.triggers_enabled(connection, transactions.source.definition)
+            return source_objects.triggers_enabled(connection, transactions.source.definition)
 
     assert enabled() == dict.fromkeys(TRIGGERS, True)
     transactions.user.execute("ALTER TABLE transactions DISABLE TRIGGER outlier_transactions_insert")

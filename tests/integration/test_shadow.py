@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from db import models as model_sql
-from db import overview, sources
+from db import overview, source_objects
 from db.engine import driver_connection
 from db.errors import MissingPrivilege, ModelError
 from db.statements import run
@@ -610,7 +610,7 @@ def test_a_worker_s_role_that_may_not_make_tables_says_who_has_to(earlier: Table
         versions.challenge(limited, "transactions", version, reason="test")
     limited.engine.dispose()
     with earlier.runtime.engine.begin() as connection:
-        assert len(sources.lacks_of_shadow(connection, earlier.source.definition)) == 3
+        assert len(source_objects.lacks_of_shadow(connection, earlier.source.definition)) == 3
 
 
 def test_a_worker_s_role_may_do_all_of_it(transactions: Table, role: str) -> None:

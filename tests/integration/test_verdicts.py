@@ -14,7 +14,7 @@ from psycopg import sql
 from pydantic import SecretStr
 from sqlalchemy import make_url
 
-from db import features, labels, overview, report, sources, training_rows
+from db import features, labels, overview, report, source_objects, training_rows
 from db.errors import SourceError, VerdictError
 from db.identifiers import identifier
 from db.statements import run as execute
@@ -585,7 +585,7 @@ def columns(table: Table, view: str) -> list[str]:
 def test_attaching_again_gives_the_views_what_they_lack(earlier: Table, role: str) -> None:
     before = columns(earlier, "scored")
     with earlier.runtime.engine.begin() as connection:
-        assert sources.lacks(connection, earlier.source.definition) == [
+        assert source_objects.lacks(connection, earlier.source.definition) == [
             "scored_transactions.verdict",
             "flagged_transactions.verdict",
             "quality_transactions",

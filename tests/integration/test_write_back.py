@@ -15,7 +15,7 @@ from hypothesis import settings as examples
 from psycopg import sql
 from sqlalchemy import Connection
 
-from db import attach, migrate, overview, queue, source_ddl, sources, write_back
+from db import attach, migrate, overview, queue, source_ddl, source_objects, sources, write_back
 from db.attach import AttachRequest
 from db.definition import Feature, SourceDefinition
 from db.engine import make_engine
@@ -414,7 +414,7 @@ def test_the_dry_run_with_columns_prints_what_attach_does(
     }
     with runtime.engine.begin() as connection:
         definition, shown = attach.resolve(connection, AttachRequest(**asked, write_columns=True))
-        script = source_ddl.script(sources.plan(connection, definition, shown))
+        script = source_ddl.script(source_objects.plan(connection, definition, shown))
     before = objects(user)
     attach_table(user, runtime, **asked, write_columns=True)
     made = objects(user)

@@ -17,7 +17,7 @@ from rich.markup import escape
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from db import catalog, migrate, models, notices, overview, write_back, written_columns
+from db import catalog, migrate, models, notices, overview, source_objects, write_back, written_columns
 from db import schedules as schedule_store
 from db import sources as source_store
 from db.errors import PgoutlierError, first_line
@@ -157,7 +157,7 @@ def _relation(connection: Connection, _: Runtime, source: source_store.Source) -
 
 
 def _triggers(connection: Connection, _: Runtime, source: source_store.Source) -> Finding:
-    states = source_store.triggers_enabled(connection, source.definition)
+    states = source_objects.triggers_enabled(connection, source.definition)
     missing = [event for event, on in states.items() if not on]
     if not missing:
         return Finding(f"{source.name} triggers", True, "on INSERT and UPDATE")
@@ -171,7 +171,7 @@ def _triggers(connection: Connection, _: Runtime, source: source_store.Source) -
 
 
 def _views(connection: Connection, _: Runtime, source: source_store.Source) -> Finding:
-    what, lacking = f"{source.name} views", source_store.lacks(connection, source.definition)
+    what, lacking = f"{source.name} views", source_objects.lacks(connection, source.definition)
     if not lacking:
         return Finding(what, True, "all there")
     return Finding(

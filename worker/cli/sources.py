@@ -9,7 +9,7 @@ import typer
 import detector
 from db import attach as attaching
 from db import quarantine as quarantine_store
-from db import source_ddl
+from db import source_ddl, source_objects
 from db import sources as source_store
 from db.attach import AttachRequest
 from db.definition import WRITTEN_COLUMNS
@@ -100,7 +100,7 @@ def attach(
         require_order(chosen, definition)
         recipes.check_columns(connection, chosen, definition)
         if dry_run:
-            console.file.write(source_ddl.script(source_store.plan(connection, definition, columns)))
+            console.file.write(source_ddl.script(source_objects.plan(connection, definition, columns)))
             return
         made = source_store.attach(
             connection, definition, columns, chosen.model_dump(mode="json"), backfill=False
