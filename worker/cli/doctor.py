@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 import psycopg
@@ -12,39 +12,25 @@ import redis
 import typer
 from kombu import Connection as BrokerConnection
 from kombu.exceptions import OperationalError as BrokerUnavailable
-from pydantic import ValidationError
 from rich.markup import escape
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from db import catalog, migrate, models, notices, overview, source_objects, write_back, written_columns
+from db import catalog, migrate, overview
 from db import schedules as schedule_store
 from db import sources as source_store
 from db.errors import PgoutlierError, first_line
-from detector import Recipe
-from models_store import registry
-from models_store.artifact import ArtifactRefused
 from worker import schedules
 from worker.cli.context import open_runtime, settings_with_servers
+from worker.cli.doctor_source import Finding, of_source
 from worker.cli.output import console, print_json
 from worker.cli.sources import AsJson
-from worker.runtime import Runtime, server_urls
-from worker.sequences import index_advice, require_order
+from worker.runtime import server_urls
 from worker.status import alive_workers
 
 _OLDEST_POSTGRES = 150_000
 _CLOCK_SECONDS = 2.0
 _QUEUES = ("score", "admin", "train")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked at. mend is empty if all is well."""
-
-    what: str
-    ok: bool
-    detail: str
-    mend: str = ""
 
 
 def doctor(as_json: AsJson = False) -> None:
@@ -79,11 +65,7 @@ def _examine() -> Iterator[Finding]:
     if schema.ok:
         with runtime.engine.begin() as connection:
             for source in source_store.every(connection):
-                for check in (_relation, _triggers, _views, _champion, _order, _problem):
-                    yield check(connection, runtime, source)
-                yield from _challenger(connection, runtime, source)
-                yield from _webhook(connection, runtime, source)
-                yield from _columns(connection, source)
+                yield from of_source(connection, runtime, source)
             yield _listeners(connection)
             yield _beat(connection)
             yield from _schedules(connection)
@@ -135,167 +117,6 @@ def _schema(connection: Connection) -> Finding:
     except PgoutlierError as error:
         return Finding("schema", False, str(error), "pgoutlier db upgrade")
     return Finding("schema", True, f"outlier at revision {migrate.head()}")
-
-
-Check = Callable[[Connection, Runtime, source_store.Source], Finding]
-
-
-def _relation(connection: Connection, _: Runtime, source: source_store.Source) -> Finding:
-    definition = source.definition
-    try:
-        catalog.inspect(connection, definition.relation)
-        info = catalog.inspect(connection, definition.feature_relation)
-        for feature in definition.features:
-            info.column(feature.column)
-        needed = [(r, "SELECT") for r in (definition.relation, definition.feature_relation)]
-        grants = [g for g in catalog.missing_grants(connection, needed) if "CREATE" not in g]
-    except PgoutlierError as error:
-        return Finding(source.name, False, str(error), f"restore it, or: pgoutlier detach {source.name}")
-    if grants:
-        return Finding(source.name, False, "this role may not read the table", " ".join(grants))
-    return Finding(source.name, True, definition.describe())
-
-
-def _triggers(connection: Connection, _: Runtime, source: source_store.Source) -> Finding:
-    states = source_objects.triggers_enabled(connection, source.definition)
-    missing = [event for event, on in states.items() if not on]
-    if not missing:
-        return Finding(f"{source.name} triggers", True, "on INSERT and UPDATE")
-    return Finding(
-        f"{source.name} triggers",
-        False,
-        f"the {' and '.join(missing)} trigger is missing or disabled; only the sweep finds new rows",
-        f"ALTER TABLE {source.definition.relation} ENABLE TRIGGER outlier_{source.name}_{missing[0]}; if it is gone,"
-        " run the same `pgoutlier attach` again",
-    )
-
-
-def _views(connection: Connection, _: Runtime, source: source_store.Source) -> Finding:
-    what, lacking = f"{source.name} views", source_objects.lacks(connection, source.definition)
-    if not lacking:
-        return Finding(what, True, "all there")
-    return Finding(
-        what,
-        False,
-        f"there is no {', '.join(lacking)}",
-        "run the same `pgoutlier attach` again, and then `pgoutlier db grant` for each role that had it",
-    )
-
-
-def _champion(connection: Connection, runtime: Runtime, source: source_store.Source) -> Finding:
-    what = f"{source.name} champion"
-    alias = models.alias(connection, source.id)
-    if alias is None:
-        return Finding(what, False, "none yet, so rows stay queued", f"pgoutlier train {source.name}")
-    try:
-        registry.load(
-            connection,
-            source,
-            alias[1],
-            max_bytes=runtime.settings.artifact_max_bytes,
-            signing_key=runtime.signing_key,
-        )
-    except ArtifactRefused as refusal:
-        return Finding(what, False, str(refusal), f"pgoutlier models rollback {source.name}, or train anew")
-    return Finding(what, True, f"version {alias[1]}")
-
-
-def _challenger(connection: Connection, runtime: Runtime, source: source_store.Source) -> Iterator[Finding]:
-    """Nothing without a challenger."""
-    challenger = models.aliases(connection, source.id).challenger
-    if challenger is None:
-        return
-    what = f"{source.name} challenger"
-    if challenger.problem:
-        clear = f"pgoutlier models challenge {source.name} --clear"
-        yield Finding(what, False, challenger.problem, f"mend that, or: {clear}")
-        return
-    yield Finding(what, True, f"version {challenger.version}")
-
-
-def _webhook(connection: Connection, runtime: Runtime, source: source_store.Source) -> Iterator[Finding]:
-    """Nothing where notices are off."""
-    found = notices.figures(connection, source.name)
-    if found is None:
-        return
-    what = f"{source.name} notices"
-    if not all(notices.triggers_enabled(connection, source.name).values()):
-        yield Finding(
-            what, False, "a trigger is missing or disabled", "run the same `pgoutlier webhook set` again"
-        )
-    if found["sends"] and runtime.settings.webhook_secret is None:
-        secret = "PGOUTLIER_WEBHOOK_SECRET"  # noqa: S105 - its name
-        yield Finding(what, False, "there is no secret to sign with", f"set {secret}, also for the workers")
-    elif found["problem"] or not found["enabled"]:
-        yield Finding(
-            what,
-            False,
-            found["problem"] or "the webhook is paused",
-            f"pgoutlier webhook test {source.name}; if it is paused: pgoutlier webhook resume {source.name}",
-        )
-    elif found["n_dead"]:
-        detail = f"{found['n_dead']:,} in dead letters"
-        yield Finding(
-            what,
-            False,
-            detail,
-            f"pgoutlier webhook dead {source.name}; pgoutlier webhook retry {source.name}",
-        )
-    else:
-        yield Finding(what, True, f"{found['n_pending']:,} wait" if found["sends"] else "written, not sent")
-
-
-def _columns(connection: Connection, source: source_store.Source) -> Iterator[Finding]:
-    """Nothing where the scores are not kept in the table itself."""
-    if not source.definition.write_columns:
-        return
-    what, relation = f"{source.name} columns", source.definition.relation
-    try:
-        lacking = write_back.lacks(connection, source.definition)
-    except PgoutlierError as error:
-        yield Finding(what, False, str(error), f"restore it, or: pgoutlier detach {source.name}")
-        return
-    if lacking:
-        yield Finding(
-            what, False, f"there is no {', '.join(lacking)}", "run the same `pgoutlier attach` again"
-        )
-    elif not written_columns.may_write(connection, relation):
-        role = catalog.server_facts(connection)["role"]
-        grant = f"pgoutlier db grant {role} --as worker"
-        yield Finding(what, False, f"{role} may not write them, so that as a worker it cannot score", grant)
-    elif source.columns_filled_at is None:
-        again = "run the same `pgoutlier attach` again, which goes on with that"
-        yield Finding(what, False, "scores of before are not all copied", again)
-    else:
-        yield Finding(what, True, f"written in {relation}")
-
-
-def _order(connection: Connection, runtime: Runtime, source: source_store.Source) -> Finding:
-    """Whether a recipe that scores rows with those before them finds these."""
-    what = f"{source.name} order"
-    try:
-        recipes = [Recipe.model_validate(source.recipe)]
-        champion = registry.champion(connection, source, runtime.cache)
-        if champion is not None:
-            recipes.append(champion.detector.recipe)
-        for recipe in recipes:
-            require_order(recipe, source.definition)
-        advice = index_advice(connection, source.definition, recipes)
-    except (PgoutlierError, ArtifactRefused, ValidationError) as error:
-        return Finding(what, False, first_line(error), f"train {source.name} by another recipe, or detach it")
-    if advice:
-        return Finding(what, False, "no index finds the rows before a row; scoring will be slow", advice)
-    return Finding(what, True, "by the time column" if source.definition.time_column else "not needed")
-
-
-def _problem(connection: Connection, _: Runtime, source: source_store.Source) -> Finding:
-    row = overview.describe(connection, source)
-    detail = f"{row['n_queued']:,} queued, {row['n_quarantined']:,} in quarantine"
-    if row["problem"]:
-        return Finding(
-            f"{source.name} queue", False, f"{detail}; {row['problem']}", "see the sentence before"
-        )
-    return Finding(f"{source.name} queue", True, detail)
 
 
 def _listeners(connection: Connection) -> Finding:
