@@ -67,20 +67,29 @@ def train(
     seed: int | None = None,
     recipe: str | None = None,
     threshold: str | None = None,
+    after_run: int | None = None,
 ) -> int:
-    """Train a version. promote: None promotes only if there is no champion yet. Returns its number."""
+    """Train a version. promote: None leaves that to the source's policy. after_run: only if this training run is the
+    last one there was. Returns its number.
+    """
     return training.train(
-        runtime(), source, promote=promote, seed=seed, recipe_name=recipe, threshold=threshold
+        runtime(),
+        source,
+        promote=promote,
+        seed=seed,
+        recipe_name=recipe,
+        threshold=threshold,
+        after_run=after_run,
     ).version
 
 
 @app.task(name="models.train_due")
 def train_due(older_than_seconds: float | None = None) -> list[str]:
     """Send models.train for every source whose last training is older than that, or the retrain interval."""
-    names = training.sources_due(runtime(), older_than_seconds=older_than_seconds)
-    for name in names:
-        train.apply_async((name,))
-    return names
+    due = training.sources_due(runtime(), older_than_seconds=older_than_seconds)
+    for name, last_run in due.items():
+        train.apply_async((name,), {"after_run": last_run})
+    return list(due)
 
 
 @app.task(name="drift.measure")
@@ -92,7 +101,7 @@ def measure_drift(source: str) -> bool:
 @app.task(name="drift.measure_all")
 def measure_drift_all() -> dict[str, bool]:
     """Measure every source; with PGOUTLIER_RETRAIN_ON_DRIFT also send models.train for those that drifted."""
-    return drift.measure_all(runtime(), train=lambda name: ring(train, name))
+    return drift.measure_all(runtime(), train=lambda name, last_run: ring(train, name, after_run=last_run))
 
 
 @app.task(name="models.set_promotion")
