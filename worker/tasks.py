@@ -5,9 +5,11 @@ Call them from anywhere: celery -A worker call models.promote --args '["transact
 
 from __future__ import annotations
 
+from typing import Any
+
 import structlog
 
-from worker import drift, gate, maintenance, scoring, training, verdicts, versions
+from worker import drift, gate, maintenance, schedules, scoring, training, verdicts, versions
 from worker.app import app, ring
 from worker.runtime import runtime
 
@@ -161,6 +163,46 @@ def label(
     given = [keys] if isinstance(keys, str) else [str(key) for key in keys]
     done = verdicts.label(runtime(), source, given, verdict, note=note, by=by)
     return {"n_given": done.n_given, "n_unchanged": done.n_unchanged}
+
+
+@app.task(name="schedules.set")
+def set_schedule(
+    name: str,
+    task: str | None = None,
+    args: list[Any] | None = None,
+    kwargs: dict[str, Any] | None = None,
+    every_seconds: float | None = None,
+    crontab: str | None = None,
+    time_zone: str | None = None,
+    from_settings: bool = False,
+) -> bool:
+    """Make a schedule or change one; what is not said stays as it is. False if it is so already."""
+    wanted = schedules.Change(task, args, kwargs, every_seconds, crontab, time_zone, from_settings)
+    return schedules.change(runtime(), name, wanted)[1]
+
+
+@app.task(name="schedules.pause")
+def pause_schedule(name: str) -> bool:
+    """Send it no more until it is resumed; False if it is paused already."""
+    return schedules.set_enabled(runtime(), name, False)[1]
+
+
+@app.task(name="schedules.resume")
+def resume_schedule(name: str) -> bool:
+    """Send it again, without what was missed; False if it is not paused."""
+    return schedules.set_enabled(runtime(), name, True)[1]
+
+
+@app.task(name="schedules.run_now")
+def run_schedule_now(name: str) -> None:
+    """Send its task at once, paused or not; its next run stays when it was."""
+    schedules.run_now(runtime(), name)
+
+
+@app.task(name="schedules.delete")
+def delete_schedule(name: str) -> None:
+    """Forget a schedule; its history stays. A built-in one can only be paused."""
+    schedules.delete(runtime(), name)
 
 
 @app.task(name="maintenance.prune_all")
