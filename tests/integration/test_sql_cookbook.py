@@ -11,7 +11,7 @@ import pytest
 from db import overview
 from db.statements import run
 from tests import cookbook
-from tests.cookbook import ANALYSTS, OPERATORS, PAGE, SHOP, Rows
+from tests.cookbook import ANALYSTS, OPERATORS, PAGE, SHOP, SHOWN, Rows
 from tests.support import Table, attach_table, make_detector, register
 from worker import versions
 from worker.runtime import Runtime
@@ -93,6 +93,16 @@ def answer(user: psycopg.Connection[Any], query: str) -> Rows:
 
 def test_the_page_is_read_whole() -> None:
     assert len(ANALYSTS) + len(OPERATORS) == PAGE.count("```sql") == PAGE.count("\n### ")
+
+
+def test_an_answer_that_is_shown_has_the_columns_of_its_query(payments: Table) -> None:
+    assert len(SHOWN) == PAGE.count("\n```\n\n```\n") > 5
+    for title, shown in SHOWN.items():
+        found = payments.user.execute({**ANALYSTS, **OPERATORS}[title].encode())
+        assert found.description is not None
+        assert [c.name for c in found.description] == [c.strip() for c in shown.splitlines()[0].split("|")], (
+            title
+        )
 
 
 @pytest.mark.parametrize("title", ANALYSTS)
