@@ -338,18 +338,31 @@ def trained_lately(connection: Connection, source_id: int, *, seconds: float) ->
     )
 
 
-def sources_to_retrain(connection: Connection, *, older_than_seconds: float, after_rows: int) -> list[str]:
-    """Names of sources with a version and no training run that was started within that time.
+def last_run(connection: Connection, source_id: int) -> int:
+    """Id of the training run that was started last, 0 if there was none."""
+    return int(
+        one(
+            connection,
+            "SELECT coalesce(max(id), 0) FROM outlier.training_runs WHERE source_id = %s",
+            (source_id,),
+        )
+    )
+
+
+def sources_to_retrain(
+    connection: Connection, *, older_than_seconds: float, after_rows: int
+) -> dict[str, int]:
+    """Names of sources with a version and no training run that was started within that time, each with the id of its
+    last run, 0 if there was none.
 
     With after_rows also those that have had about so many rows scored since their last run began. The statistics
     that tell this are lost when PostgreSQL crashes, after which the rows count from there on.
     """
-    return [
-        row[0]
-        for row in run(
+    return dict(
+        run(
             connection,
-            "SELECT s.name FROM outlier.sources s"
-            " LEFT JOIN LATERAL (SELECT r.started_at, r.n_scored_before FROM outlier.training_runs r"
+            "SELECT s.name, coalesce(last.id, 0) FROM outlier.sources s"
+            " LEFT JOIN LATERAL (SELECT r.id, r.started_at, r.n_scored_before FROM outlier.training_runs r"
             " WHERE r.source_id = s.id ORDER BY r.id DESC LIMIT 1) last ON true"
             " WHERE EXISTS (SELECT FROM outlier.model_versions v WHERE v.source_id = s.id)"
             " AND (last.started_at IS NULL OR last.started_at <= now() - make_interval(secs => %(seconds)s)"
@@ -358,4 +371,4 @@ def sources_to_retrain(connection: Connection, *, older_than_seconds: float, aft
             " - last.n_scored_before >= %(rows)s) ORDER BY s.name",
             {"seconds": older_than_seconds, "rows": after_rows},
         ).fetchall()
-    ]
+    )

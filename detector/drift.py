@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from scipy import stats
+
+# Not scipy.stats, which takes every command a second to import.
+from scipy.special import bdtr, bdtrc, chdtri
 
 from detector.arrays import Float64Vector
 
@@ -123,7 +125,7 @@ def psi_limit(reference: Binned, n_rows: int, probability: float) -> float:
     Yurdakul, Statistical Properties of Population Stability Index, Western Michigan University 2018. Bins that
     hold none of the reference's rows count, for the values may have some there.
     """
-    quantile = stats.chi2.isf(probability, len(reference.shares) - 1)
+    quantile = chdtri(len(reference.shares) - 1, probability)
     return float(quantile * (1 / n_rows + 1 / reference.n_rows))
 
 
@@ -134,8 +136,8 @@ def rates_differ(n_hits: int, n_rows: int, expected_hits: int, expected_rows: in
     results in testing samples from Poisson series, Biometrika 31 (1940) 313-323. Both numbers of rows are positive.
     """
     share = n_rows / (n_rows + expected_rows)
-    found = stats.binom(n_hits + expected_hits, share)
-    return float(min(found.sf(n_hits - 1), found.cdf(n_hits)))
+    n_all = n_hits + expected_hits
+    return float(min(bdtrc(n_hits - 1, n_all, share), bdtr(n_hits, n_all, share)))
 
 
 def _counts(edges: NDArray[Any], column: Float64Vector) -> Float64Vector:

@@ -26,10 +26,10 @@ class OneLineFailure(Task):  # type: ignore[misc]
             log.warning("task_failed", task=self.name, args=args, error=first_line(exc))
 
 
-def ring(task: Task, *args: object, expires_seconds: float | None = None) -> None:
+def ring(task: Task, *args: object, expires_seconds: float | None = None, **kwargs: object) -> None:
     """Send a task that only rings a bell. A broker that is away is no reason to stop: beat finds the work."""
     try:
-        task.apply_async(args, expires=expires_seconds)
+        task.apply_async(args, kwargs, expires=expires_seconds)
     except (BrokerUnavailable, ConnectionError, TimeoutError) as error:
         log.warning("broker_unavailable", error=str(error))
 

@@ -90,11 +90,12 @@ def measure(runtime: Runtime, source_name: str) -> dict[str, Any]:
     return found
 
 
-def measure_all(runtime: Runtime, *, train: Callable[[str], None]) -> dict[str, bool]:
+def measure_all(runtime: Runtime, *, train: Callable[[str, int], None]) -> dict[str, bool]:
     """Measure every source that can be; whether it has drifted, by source.
 
     One that cannot be measured does not keep the others from it. One that has drifted is trained anew, by calling
-    train, if the settings say so and no training was started within the retrain interval.
+    train with the id of the last training run, if the settings say so and no training was started within the retrain
+    interval.
     """
     settings = runtime.settings
     with runtime.engine.begin() as connection:
@@ -111,11 +112,12 @@ def measure_all(runtime: Runtime, *, train: Callable[[str], None]) -> dict[str, 
             continue
         if drifted[source.name] and settings.retrain_on_drift:
             with runtime.engine.begin() as connection:
+                last_run = model_sql.last_run(connection, source.id)
                 lately = model_sql.trained_lately(
                     connection, source.id, seconds=settings.retrain_every_seconds
                 )
             if not lately:
-                train(source.name)
+                train(source.name, last_run)
     return drifted
 
 

@@ -48,6 +48,8 @@ def set_promotion(runtime: Runtime, source_name: str, promotion: str) -> bool:
         raise ModelError(f"{promotion!r} is no promotion policy; there are {', '.join(PROMOTIONS)}.")
     with runtime.engine.begin() as connection:
         changed = sources.set_promotion(connection, sources.find(connection, source_name).id, promotion)
+        if changed:
+            sources.record(connection, source_name, "set_promotion", promotion)
     if changed:
         log.info("promotion_set", source=source_name, promotion=promotion)
     return changed

@@ -43,7 +43,12 @@ def retry_quarantine(runtime: Runtime, source_name: str, keys: list[str] | None)
     """Queue quarantined rows again, all or those of these keys. Returns how many."""
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
-        return quarantine.retry(connection, source.definition, source.id, keys)
+        n_queued = quarantine.retry(connection, source.definition, source.id, keys)
+        if n_queued:
+            sources.record(connection, source_name, "retry_quarantine", f"{n_queued} rows")
+    if n_queued:
+        log.info("quarantine_retried", source=source_name, n_rows=n_queued)
+    return n_queued
 
 
 def prune_all(runtime: Runtime) -> dict[str, int]:

@@ -5,6 +5,8 @@ Call them from anywhere: celery -A worker call models.promote --args '["transact
 
 from __future__ import annotations
 
+from typing import Any
+
 import structlog
 
 from worker import (
@@ -13,6 +15,7 @@ from worker import (
     gate,
     jobs,
     maintenance,
+    schedules,
     score_history,
     scoring,
     training,
@@ -79,20 +82,29 @@ def train(
     seed: int | None = None,
     recipe: str | None = None,
     threshold: str | None = None,
+    after_run: int | None = None,
 ) -> int:
-    """Train a version. promote: None promotes only if there is no champion yet. Returns its number."""
+    """Train a version. promote: None leaves that to the source's policy. after_run: only if this training run is the
+    last one there was. Returns its number.
+    """
     return training.train(
-        runtime(), source, promote=promote, seed=seed, recipe_name=recipe, threshold=threshold
+        runtime(),
+        source,
+        promote=promote,
+        seed=seed,
+        recipe_name=recipe,
+        threshold=threshold,
+        after_run=after_run,
     ).version
 
 
 @app.task(name="models.train_due")
 def train_due(older_than_seconds: float | None = None) -> list[str]:
     """Send models.train for every source whose last training is older than that, or the retrain interval."""
-    names = training.sources_due(runtime(), older_than_seconds=older_than_seconds)
-    for name in names:
-        train.apply_async((name,))
-    return names
+    due = training.sources_due(runtime(), older_than_seconds=older_than_seconds)
+    for name, last_run in due.items():
+        train.apply_async((name,), {"after_run": last_run})
+    return list(due)
 
 
 @app.task(name="drift.measure")
@@ -104,7 +116,7 @@ def measure_drift(source: str) -> bool:
 @app.task(name="drift.measure_all")
 def measure_drift_all() -> dict[str, bool]:
     """Measure every source; with PGOUTLIER_RETRAIN_ON_DRIFT also send models.train for those that drifted."""
-    return drift.measure_all(runtime(), train=lambda name: ring(train, name))
+    return drift.measure_all(runtime(), train=lambda name, last_run: ring(train, name, after_run=last_run))
 
 
 @app.task(name="models.set_promotion")
@@ -291,6 +303,46 @@ def retry_webhook(source: str) -> dict[str, int]:
 def remove_webhook(source: str) -> bool:
     """Turn notices off; False if they are off already."""
     return webhooks.remove(runtime(), source)
+
+
+@app.task(name="schedules.set")
+def set_schedule(
+    name: str,
+    task: str | None = None,
+    args: list[Any] | None = None,
+    kwargs: dict[str, Any] | None = None,
+    every_seconds: float | None = None,
+    crontab: str | None = None,
+    time_zone: str | None = None,
+    from_settings: bool = False,
+) -> bool:
+    """Make a schedule or change one; what is not said stays as it is. False if it is so already."""
+    wanted = schedules.Change(task, args, kwargs, every_seconds, crontab, time_zone, from_settings)
+    return schedules.change(runtime(), name, wanted)[1]
+
+
+@app.task(name="schedules.pause")
+def pause_schedule(name: str) -> bool:
+    """Send it no more until it is resumed; False if it is paused already."""
+    return schedules.set_enabled(runtime(), name, False)[1]
+
+
+@app.task(name="schedules.resume")
+def resume_schedule(name: str) -> bool:
+    """Send it again, without what was missed; False if it is not paused."""
+    return schedules.set_enabled(runtime(), name, True)[1]
+
+
+@app.task(name="schedules.run_now")
+def run_schedule_now(name: str) -> None:
+    """Send its task at once, paused or not; its next run stays when it was."""
+    schedules.run_now(runtime(), name)
+
+
+@app.task(name="schedules.delete")
+def delete_schedule(name: str) -> None:
+    """Forget a schedule; its history stays. A built-in one can only be paused."""
+    schedules.delete(runtime(), name)
 
 
 @app.task(name="maintenance.prune_all")

@@ -54,18 +54,23 @@ def train(
     seed: int | None = None,
     recipe_name: str | None = None,
     threshold: str | None = None,
+    after_run: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> TrainedVersion:
     """Fit the source's recipe (or another by name) on its newest normal rows and register the version.
 
     promote: None promotes only if the source has no champion yet. threshold: a policy in place of the recipe's,
-    for this version. Raises TrainingBusy if a training of the source is under way, SourceError if there is no
-    such source or it lacks a column that the policy needs, ModelError if the rows cannot be trained on.
+    for this version. after_run: do it only if this is the last training run there was (0: none), so that triggers
+    which ask again until somebody begins bring one training. Raises TrainingBusy if there was a later one or a
+    training of the source is under way, SourceError if there is no such source or it lacks a column that the policy
+    needs, ModelError if the rows cannot be trained on.
     """
     source, recipe = plan(runtime, source_name, recipe_name=recipe_name, threshold=threshold)
     seed = recipe.seed if seed is None else seed
     with _training_lock(runtime, source) as holder:
         with runtime.engine.begin() as connection:
+            if after_run is not None and model_sql.last_run(connection, source.id) != after_run:
+                raise TrainingBusy(f"{source.name} has been trained since this training was asked for.")
             run_id = model_sql.start_run(
                 connection, source.id, recipe=recipe.model_dump(mode="json"), seed=seed
             )
@@ -274,9 +279,9 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def sources_due(runtime: Runtime, *, older_than_seconds: float | None = None) -> list[str]:
+def sources_due(runtime: Runtime, *, older_than_seconds: float | None = None) -> dict[str, int]:
     """Sources with a version whose latest training started longer ago than that, by default the retrain interval, or
-    that has scored PGOUTLIER_RETRAIN_AFTER_ROWS rows since.
+    that has scored PGOUTLIER_RETRAIN_AFTER_ROWS rows since; each with the id of that training run, 0 if there is none.
 
     The first version of a source is always an administrator's decision, and a source with a schedule of its own
     for models.train is left to that.
@@ -287,4 +292,4 @@ def sources_due(runtime: Runtime, *, older_than_seconds: float | None = None) ->
         due = model_sql.sources_to_retrain(
             connection, older_than_seconds=seconds, after_rows=runtime.settings.retrain_after_rows
         )
-    return [name for name in due if name not in own]
+    return {name: run_id for name, run_id in due.items() if name not in own}

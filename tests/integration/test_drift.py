@@ -155,13 +155,18 @@ def test_a_source_that_cannot_be_measured_is_refused_in_one_sentence(
 def test_drift_trains_a_version_once_in_the_interval_if_that_is_wanted(payments: Table) -> None:
     later(payments, x="random_normal() + 2")
     asked: list[str] = []
-    assert drift.measure_all(payments.runtime, train=asked.append) == {"payments": True}
+
+    def ask(name: str, last_run: int) -> None:
+        assert [last_run] == payments.keys("SELECT max(id) FROM outlier.training_runs")
+        asked.append(name)
+
+    assert drift.measure_all(payments.runtime, train=ask) == {"payments": True}
     assert asked == []
     wanted = payments.with_settings(retrain_on_drift=True)
-    drift.measure_all(wanted.runtime, train=asked.append)
+    drift.measure_all(wanted.runtime, train=ask)
     assert asked == []  # it was trained a moment ago
     payments.user.execute("UPDATE outlier.training_runs SET started_at = now() - interval '2 days'")
-    drift.measure_all(wanted.runtime, train=asked.append)
+    drift.measure_all(wanted.runtime, train=ask)
     assert asked == ["payments"]
 
 

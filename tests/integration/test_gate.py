@@ -153,17 +153,17 @@ def test_a_training_can_be_repeated_from_what_its_run_holds(payments: Table) -> 
 
 def test_so_many_new_rows_make_a_training_due(payments: Table) -> None:
     hourly = payments.with_settings(retrain_every_seconds=86_400, retrain_after_rows=2_000)
-    assert training.sources_due(hourly.runtime) == []
+    assert training.sources_due(hourly.runtime) == {}
     payments.user.execute("INSERT INTO payments SELECT i, 0, 0, 0 FROM generate_series(10001, 13000) i")
     payments.drain_all()
     payments.user.execute("SELECT pg_stat_clear_snapshot()")
 
     def due() -> bool:
         payments.user.execute("SELECT pg_stat_force_next_flush()")
-        return training.sources_due(hourly.runtime) == ["payments"]
+        return list(training.sources_due(hourly.runtime)) == ["payments"]
 
     until(due)
-    assert training.sources_due(payments.runtime) == []
+    assert training.sources_due(payments.runtime) == {}
 
 
 def test_the_command_says_what_the_policy_is_and_refuses_others(

@@ -19,7 +19,7 @@ from db.errors import ModelError, SourceError
 from detector.drift import Reference
 from tests.servers import Postgres
 from tests.support import Table, attach_table, plain_recipe, quote
-from worker import maintenance, training
+from worker import drift, maintenance, training
 from worker.cli.report import ReportError, write_page
 from worker.report import of_source
 from worker.runtime import Runtime
@@ -124,6 +124,30 @@ def test_the_live_page_shows_the_newest_rows_that_the_champion_scored(shop: Tabl
     assert "AUROC 1.0000" in page, "the frauds are far from the others"
     assert "<script" not in page
     assert "&lt;script&gt;" in page
+
+
+def test_the_live_page_shows_the_drift_that_was_measured_last(shop: Table) -> None:
+    training.train(shop.with_settings(training_reports=False).runtime, "shop")
+    add_rows(shop.user, 401, 1_000)
+    shop.user.execute("UPDATE shop SET amount = amount * 3")
+    score(shop)
+    _, before = of_source.live_page(shop.runtime, "shop")
+    assert "From the training rows to these." in before
+    measured = drift.measure(shop.runtime, "shop")
+    assert measured["features"][0]["feature"] == "amount"
+    [moment] = shop.keys(
+        "SELECT to_char(measured_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI') FROM outlier.drift_reports"
+    )
+    n_beyond = sum(f["psi"] > f["limit"] for f in measured["features"])
+    _, page = of_source.live_page(shop.runtime, "shop")
+    assert charts(page) == charts(before)
+    features = f"{n_beyond} feature{'s' if n_beyond != 1 else ''}"
+    assert f"Measured at {moment} UTC, of 1,000 rows. Beyond its limit: {features}." in page
+    shop.promote()
+    maintenance.sweep(shop.runtime, "shop", backfill=True)
+    shop.user.execute("UPDATE shop SET amount = amount + 1")
+    shop.drain_all()
+    assert "Measured at" not in of_source.live_page(shop.runtime, "shop")[1], "it was another version's"
 
 
 def test_what_is_not_there_is_said_in_a_sentence(shop: Table) -> None:

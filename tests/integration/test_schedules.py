@@ -448,16 +448,16 @@ def test_a_run_now_that_reaches_no_broker_is_not_noted(beats: Beats) -> None:
 
 def test_a_source_with_a_schedule_of_its_own_is_left_to_it(beats: Beats, transactions: Table) -> None:
     transactions.promote()
-    assert training.sources_due(beats.runtime) == ["transactions"]
+    assert list(training.sources_due(beats.runtime)) == ["transactions"]
     name = transactions.source_name
     wanted = Change(task="models.train", args=[name], crontab="0 3 * * *", time_zone="Europe/Berlin")
     entry, changed = schedules.change(beats.runtime, "nightly", wanted)
     assert changed
     assert entry["next_run_at"].astimezone(UTC).hour in {1, 2}
     assert schedules.change(beats.runtime, "nightly", wanted)[1] is False
-    assert training.sources_due(beats.runtime) == []
+    assert training.sources_due(beats.runtime) == {}
     schedules.set_enabled(beats.runtime, "nightly", False)
-    assert training.sources_due(beats.runtime) == ["transactions"]
+    assert list(training.sources_due(beats.runtime)) == ["transactions"]
 
 
 def test_nothing_is_written_of_a_change_that_cannot_be_kept(beats: Beats) -> None:

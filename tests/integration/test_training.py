@@ -246,11 +246,22 @@ def test_one_training_at_a_time_and_a_killed_one_makes_room(
 
 
 def test_a_source_is_retrained_when_its_last_run_is_old(payments: Table) -> None:
-    assert training.sources_due(payments.runtime) == []
+    assert training.sources_due(payments.runtime) == {}
     training.train(payments.runtime, "payments")
-    assert training.sources_due(payments.runtime) == []
+    assert training.sources_due(payments.runtime) == {}
     payments.user.execute("UPDATE outlier.training_runs SET started_at = now() - interval '2 days'")
-    assert training.sources_due(payments.runtime) == ["payments"]
+    assert list(training.sources_due(payments.runtime)) == ["payments"]
+
+
+def test_triggers_that_asked_for_the_same_training_bring_one(payments: Table) -> None:
+    training.train(payments.runtime, "payments")
+    payments.user.execute("UPDATE outlier.training_runs SET started_at = now() - interval '2 days'")
+    asked = [training.sources_due(payments.runtime)["payments"] for _ in range(3)]
+    assert training.train(payments.runtime, "payments", after_run=asked[0]).version == 2
+    for after_run in asked[1:]:
+        with pytest.raises(TrainingBusy, match="trained since this training was asked for"):
+            training.train(payments.runtime, "payments", after_run=after_run)
+    assert len(runs(payments)) == 2
 
 
 def test_of_more_rows_than_shall_be_in_memory_the_same_sample_is_trained_on_each_time(

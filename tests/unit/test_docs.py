@@ -144,6 +144,30 @@ def test_a_command_that_is_shown_exists_with_its_options(page: str, words: list[
     assert used <= options | {"--help", "-h"}, page
 
 
+def walked_commands() -> list[str]:
+    """Each `$ pgoutlier ...` of the guide, and each of its shell blocks."""
+    blocks = re.findall(r"^ *```(\w*)\n(.*?)^ *```", read("guide.md"), re.MULTILINE | re.DOTALL)
+    lines = [(shell, line.strip()) for shell, block in blocks for line in block.splitlines()]
+    return [
+        line.removeprefix("$ ")
+        for shell, line in lines
+        if line.startswith("pgoutlier " if shell == "sh" else "$ pgoutlier ")
+    ]
+
+
+@pytest.mark.parametrize("line", walked_commands())
+def test_a_command_of_the_guide_is_taken_with_all_its_arguments(line: str) -> None:
+    _, *words = shlex.split(line)
+    known = commands()
+    path = next(p for n in (2, 1) if (p := " ".join(words[:n])) in known)
+    # Reads the arguments as the command line does, and runs nothing.
+    assert known[path].make_context(path, words[len(path.split()) :]).info_name == path
+
+
+def test_the_guide_is_walked() -> None:
+    assert len(walked_commands()) > 40
+
+
 @pytest.mark.parametrize(("command", "page"), [("attach", "guide.md"), ("evaluate", "evaluate.md")])
 def test_every_option_is_explained(command: str, page: str) -> None:
     explained = read(page)

@@ -218,6 +218,20 @@ def drift_of(
     )
 
 
+def drift_as_measured(report: Mapping[str, Any]) -> Drift:
+    """Drift as a row of outlier.drift_reports has it."""
+    return Drift(
+        features=tuple(
+            FeatureDrift(name=f["feature"], psi=f["psi"], limit=f["limit"]) for f in report["features"]
+        ),
+        error=report["error_psi"],
+        error_limit=report["error_limit"],
+        by_chance=None,
+        measured=f"Measured at {report['measured_at'].astimezone(UTC):%Y-%m-%d %H:%M} UTC, of"
+        f" {report['n_rows']:,} rows.",
+    )
+
+
 def evenly(rows: Any, most: int) -> Any:
     """At most so many of the rows, evenly chosen."""
     return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]

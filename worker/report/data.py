@@ -50,19 +50,27 @@ class FlaggedFeature:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureDrift:
-    """The population stability index of a feature (or of the error), see detector.drift."""
+    """The population stability index of a feature (or of the error), see detector.drift; and what it may be, if that
+    was measured.
+    """
 
     name: str
     psi: float
+    limit: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drift:
-    """features as they come; by_chance: what the index would be about without any drift."""
+    """features as they come; by_chance: what the index would be about without any drift.
+
+    measured: when and of how many rows, in words, if it is the source's last report and not of the page's own rows.
+    """
 
     features: tuple[FeatureDrift, ...]
     error: float | None
-    by_chance: float
+    by_chance: float | None
+    error_limit: float | None = None
+    measured: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 
 from detector.drift import PSI_LARGE, PSI_MODERATE
 from worker.report import draw
-from worker.report.data import Drift, Example, ReportData
+from worker.report.data import Drift, Example, FeatureDrift, ReportData
 from worker.report.draw import ANOMALY, BAND, INK, MUTED, NORMAL, OTHER, PAPER, Chart, Names, number
 
 MOST_BARS = 10
@@ -93,23 +93,29 @@ def top_features(data: ReportData) -> Chart | None:
 
 def drift(found: Drift) -> Chart:
     """How far each feature has moved from the rows it was trained on."""
-    bars = sorted(((feature.name, feature.psi) for feature in found.features), key=lambda bar: -bar[1])[
-        :MOST_BARS
-    ]
+    bars = sorted(found.features, key=lambda bar: -bar.psi)[:MOST_BARS]
     if found.error is not None:
-        bars = [("reconstruction error", found.error), *bars]
+        bars = [FeatureDrift(name="reconstruction error", psi=found.error, limit=found.error_limit), *bars]
 
     def plot(axes: Axes, names: Names) -> None:
         places = np.arange(len(bars))
-        values = np.array([value for _, value in bars])
-        colours = np.select([values >= PSI_LARGE, values >= PSI_MODERATE], [ANOMALY, OTHER], NORMAL).tolist()
+        values = np.array([bar.psi for bar in bars])
+        large = np.array([_is_large(bar) for bar in bars])
+        colours = np.select([large, values >= PSI_MODERATE], [ANOMALY, OTHER], NORMAL).tolist()
         axes.barh(places, values, height=0.6, color=colours)
         widest = max(float(values.max()), 1.2 * PSI_LARGE)
-        for place, value in enumerate(values):
-            draw.beside(axes, float(value), place, f"{value:.3f}" if value < 1 else number(float(value)))
-        for limit, style in ((PSI_MODERATE, ":"), (PSI_LARGE, "--")):
+        for place, bar in enumerate(bars):
+            # Behind the mark of the limit too, which it would cover.
+            end = max(bar.psi, bar.limit or 0.0)
+            draw.beside(axes, end, place, f"{bar.psi:.3f}" if bar.psi < 1 else number(bar.psi))
+        lines = ((PSI_MODERATE, ":"), (PSI_LARGE, "--")) if found.measured is None else ()
+        for limit, style in lines:
             axes.axvline(limit, color=INK, ls=style, lw=1.0, zorder=0.6, label=f"{limit:g}")
-        axes.set_yticks(places, [names.stand_in(name) for name, _ in bars])
+        limits = [(bar.limit, place) for place, bar in enumerate(bars) if bar.limit is not None]
+        if limits:
+            axes.plot(*zip(*limits, strict=True), ls="", marker="|", ms=12, color=INK, label="limit")
+            widest = max(widest, *(limit for limit, _ in limits))
+        axes.set_yticks(places, [names.stand_in(bar.name) for bar in bars])
         axes.invert_yaxis()
         axes.set_xlim(0, widest * 1.2)
         axes.grid(visible=False)
@@ -117,16 +123,25 @@ def drift(found: Drift) -> Chart:
         axes.set_xlabel("population stability index")
         draw.legend(axes)
 
-    n_large = sum(feature.psi >= PSI_LARGE for feature in found.features)
-    caption = (
-        f"From the training rows to these. Below {PSI_MODERATE:g} (dotted) little has changed, above {PSI_LARGE:g}"
-        f" (dashed) much: {n_large:,} feature{'s' if n_large != 1 else ''}. Without any drift it would be about"
-        f" {number(found.by_chance)}."
-    )
+    n_large = sum(_is_large(feature) for feature in found.features)
+    n_features = f"{n_large:,} feature{'s' if n_large != 1 else ''}"
+    if found.measured is None:
+        caption = (
+            f"From the training rows to these. Below {PSI_MODERATE:g} (dotted) little has changed, above"
+            f" {PSI_LARGE:g} (dashed) much: {n_features}."
+        )
+    else:
+        caption = f"{found.measured} Beyond its limit: {n_features}."
+    if found.by_chance is not None:
+        caption += f" Without any drift it would be about {number(found.by_chance)}."
     if len(found.features) > MOST_BARS:
         caption += f" Shown are the {MOST_BARS} largest of {len(found.features):,} features."
     svg = draw.svg(plot, description=f"Drift. {caption}", height=_bars_height(len(bars), 0.24))
     return Chart("drift", "Drift against the training rows", svg, caption)
+
+
+def _is_large(bar: FeatureDrift) -> bool:
+    return bar.psi >= PSI_LARGE if bar.limit is None else bar.psi > bar.limit
 
 
 def _bars_height(n_bars: int, each: float) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection
 
+from db import drift as drift_sql
 from db import models, report, sources, training_rows
 from db.errors import ModelError
 from db.sources import Source
@@ -159,6 +160,9 @@ def _live_data(connection: Connection, source: Source, champion: LoadedVersion, 
     data = replace(
         data, top_features=tuple(FlaggedFeature(**feature) for feature in top), n_flagged_looked_at=n_flagged
     )
+    measured = drift_sql.reports(connection, source.id, limit=1)
+    if measured and measured[0]["version"] == version:
+        return replace(data, drift=build.drift_as_measured(measured[0]))
     if about["drift_reference"] is None:
         return data
     reference = Reference.model_validate(about["drift_reference"])

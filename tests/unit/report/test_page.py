@@ -137,6 +137,21 @@ def test_every_chart_says_in_words_what_it_shows() -> None:
             plain_data(drift=Drift(features=(FeatureDrift(name="a", psi=0.0),), error=9.9, by_chance=0.0)),
             id="drift of the error alone",
         ),
+        pytest.param(
+            plain_data(
+                drift=Drift(
+                    features=(
+                        FeatureDrift(name="a", psi=0.5, limit=3.0),
+                        FeatureDrift(name="b", psi=9, limit=0.25),
+                    ),
+                    error=0.1,
+                    error_limit=0.25,
+                    by_chance=None,
+                    measured="Measured today.",
+                )
+            ),
+            id="drift as it was measured",
+        ),
     ],
 )
 def test_odd_data_make_a_page_all_the_same(data: ReportData) -> None:
