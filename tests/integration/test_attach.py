@@ -644,7 +644,7 @@ def test_attaching_at_once_makes_one_source(user: User, runtime: Runtime) -> Non
 def test_a_table_in_use_is_waited_for_until_attach_gives_up_with_a_sentence(
     user: User, runtime: Runtime, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "LOCK_TIMEOUT", "200ms")
+    monkeypatch.setattr(source_objects, "LOCK_TIMEOUT", "200ms")
     user.execute("CREATE TABLE t (id int PRIMARY KEY, x float8)")
     writer = connect(autocommit=False)
     writer.execute("INSERT INTO t VALUES (1, 1)")

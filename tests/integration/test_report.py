@@ -144,7 +144,7 @@ def test_the_live_page_shows_the_drift_that_was_measured_last(shop: Table) -> No
     features = f"{n_beyond} feature{'s' if n_beyond != 1 else ''}"
     assert f"Measured at {moment} UTC, of 1,000 rows. Beyond its limit: {features}." in page
     shop.promote()
-    maintenance.sweep(shop.runtime, "shop", backfill=True)
+    maintenance.sweep(shop.runtime, "shop")
     shop.user.execute("UPDATE shop SET amount = amount + 1")
     shop.drain_all()
     assert "Measured at" not in of_source.live_page(shop.runtime, "shop")[1], "it was another version's"

@@ -35,6 +35,12 @@ User = psycopg.Connection[Any]
 KEY = SecretStr("a key")
 
 
+@pytest.fixture(scope="session")
+def postgres(postgres18: Postgres) -> Postgres:
+    """The statements are plain."""
+    return postgres18
+
+
 def make_versions(table: Table, n: int) -> None:
     for seed in range(n):
         register(table.runtime, table.source, make_detector(FEATURES, seed=seed))
