@@ -583,3 +583,13 @@ def test_bad_input_is_one_sentence(old_rows: Table, run: Run, words: tuple[str, 
     assert sentence in str(result.exception)
     assert getattr(result.exception, "exit_code", None) == 2
     assert job_sql.BACKFILL not in [row[0] for row in old_rows.rows("SELECT kind FROM outlier.jobs")]
+
+
+def test_attach_with_backfill_starts_the_job_and_says_so(user: User, runtime: Runtime, run: Run) -> None:
+    user.execute(TRANSACTIONS)
+    user.execute("INSERT INTO transactions SELECT i, 1, 2, 3 FROM generate_series(1, 5) i")
+    asked = ("attach", "transactions", "--key", "id", "--features", "amount,hour", "--backfill")
+    said = run(*asked)
+    assert said.exit_code == 0, said.output
+    assert "Job 1 scores the 5 rows that were there already, once there is a champion" in said.output
+    assert '"backfill_job": 1' in run(*asked, "--json").stdout
