@@ -350,10 +350,25 @@ def has_due(connection: Connection, job_id: int) -> bool:
     )
 
 
+def prune(connection: Connection, source_id: int, *, keep: int) -> int:
+    """Forget jobs that do not run, all but the newest of a source. Returns how many."""
+    return run(
+        connection,
+        "DELETE FROM outlier.jobs WHERE source_id = %(source)s AND status <> 'running' AND id NOT IN"
+        " (SELECT id FROM outlier.jobs WHERE source_id = %(source)s ORDER BY id DESC LIMIT %(keep)s)",
+        {"source": source_id, "keep": keep},
+    ).rowcount
+
+
 def listed(
-    connection: Connection, *, job_id: int | None = None, source: str | None = None, limit: int
+    connection: Connection,
+    *,
+    job_id: int | None = None,
+    source: str | None = None,
+    running: bool = False,
+    limit: int,
 ) -> list[dict[str, Any]]:
-    """Jobs with how far they are, the newest first.
+    """Jobs with how far they are, the newest first; of one id or source, or those that run, if that is said.
 
     n_rows: rows in its ranges when it was made; n_behind: those of finished ranges; n_done: rows scored or flagged;
     rows_per_second: over the last 30 s of its ranges; eta_seconds: at that rate, None where it is not known.
@@ -380,7 +395,8 @@ def listed(
             FROM outlier.job_ranges WHERE job_id = j.id
         ) r
         WHERE (%(job)s::bigint IS NULL OR j.id = %(job)s) AND (%(source)s::text IS NULL OR s.name = %(source)s)
+          AND (NOT %(running)s OR j.status = 'running')
         ORDER BY j.id DESC LIMIT %(limit)s
         """,
-        {"job": job_id, "source": source, "limit": limit},
+        {"job": job_id, "source": source, "running": running, "limit": limit},
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection
 
-from db import quarantine, score_history, shadow, source_objects
+from db import jobs, quarantine, score_history, shadow, source_objects
 from db.identifiers import identifier, ours
 from db.sources import Source
 from db.statements import compose, run
@@ -17,9 +17,10 @@ def prune(
     keep_training_runs: int,
     keep_drift_reports: int,
     keep_history_days: int,
+    keep_jobs: int,
 ) -> int:
     """Delete scores and quarantine entries without a row, shadow scores that say nothing any more, earlier scores that
-    are older than that, and all but the newest training runs and drift reports."""
+    are older than that, and all but the newest jobs, training runs and drift reports."""
     orphans = run(
         connection,
         compose(
@@ -48,6 +49,7 @@ def prune(
         " (SELECT id FROM outlier.drift_reports WHERE source_id = %(source_id)s ORDER BY id DESC LIMIT %(keep)s)",
         {"source_id": source.id, "keep": keep_drift_reports},
     ).rowcount
+    old_jobs = jobs.prune(connection, source.id, keep=keep_jobs)
     earlier = score_history.prune(connection, source.definition, days=keep_history_days)
     entries = quarantine.prune(connection, source.definition, source.id)
-    return orphans + shadows + old_runs + old_drift + earlier + entries
+    return orphans + shadows + old_runs + old_drift + old_jobs + earlier + entries

@@ -86,6 +86,7 @@ class Settings(BaseSettings):
         le=36_525,
         description="days that earlier scores are kept by prune, where there is a history",
     )
+    keep_jobs: int = Field(100, ge=1, description="jobs kept per source by prune, beside those that run")
     keep_training_runs: int = Field(1_000, ge=1, description="training_runs kept per source by prune")
 
     keep_versions: int = Field(

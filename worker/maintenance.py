@@ -65,6 +65,7 @@ def _prune(runtime: Runtime, source_name: str) -> int:
             keep_training_runs=runtime.settings.keep_training_runs,
             keep_drift_reports=runtime.settings.keep_drift_reports,
             keep_history_days=runtime.settings.keep_history_days,
+            keep_jobs=runtime.settings.keep_jobs,
         )
         n_removed += notices.prune(
             connection,

@@ -7,7 +7,7 @@ from typing import Any
 
 from kombu.exceptions import OperationalError as BrokerUnavailable
 
-from db import overview
+from db import jobs, overview
 from worker import schedules
 from worker.app import app
 from worker.runtime import Runtime
@@ -40,6 +40,7 @@ def status(runtime: Runtime, *, sample_seconds: float = 1.0) -> dict[str, Any]:
         listeners = overview.listeners(connection)
         beats = schedules.beats_alive(connection)
         coming = schedules.coming(connection)
+        at_work = jobs.listed(connection, running=True, limit=20)
     elapsed = time.monotonic() - started
     for row in rows:
         scored = max(0, after.get(row["name"], 0) - before.get(row["name"], 0))
@@ -50,4 +51,5 @@ def status(runtime: Runtime, *, sample_seconds: float = 1.0) -> dict[str, Any]:
         "listeners": listeners,
         "beats": beats,
         "schedules": coming,
+        "jobs": at_work,
     }

@@ -499,6 +499,17 @@ def test_a_job_of_a_source_that_is_detached_goes_with_it(scored: Table) -> None:
     assert scored.keys("SELECT action FROM outlier.source_events ORDER BY id") == ["attach", "detach"]
 
 
+def test_prune_forgets_jobs_that_ended_but_the_newest(scored: Table) -> None:
+    for _ in range(3):
+        work(scored, jobs.backfill(scored.runtime, scored.source_name))
+    running = jobs.rescore(scored.runtime, scored.source_name, register(scored.runtime, scored.source))
+    ended = scored.keys("SELECT id FROM outlier.jobs WHERE status = 'succeeded' ORDER BY id")
+    maintenance.prune_all(scored.with_settings(keep_jobs=2).runtime)
+    assert scored.keys("SELECT id FROM outlier.jobs ORDER BY id") == [ended[-1], running.id]
+    maintenance.prune_all(scored.with_settings(keep_jobs=1).runtime)
+    assert scored.keys("SELECT id FROM outlier.jobs ORDER BY id") == [running.id]
+
+
 # -- ranges
 
 
@@ -558,6 +569,7 @@ def test_a_job_started_without_waiting_is_watched_cancelled_and_resumed_by_comma
     started = run("backfill", "transactions", "--no-wait", "--json")
     assert started.exit_code == 0, started.output
     assert '"status": "running"' in started.stdout
+    assert "backfill of transactions, 0% of 25 rows" in run("status").output
     job = str(old_rows.keys("SELECT id FROM outlier.jobs")[0])
     assert "is cancelled" in run("jobs", "cancel", job).output
     assert "been cancelled" in run("jobs", "cancel", job).output

@@ -70,7 +70,8 @@ def _status_table(figures: dict[str, Any]) -> Table:
             _training_text(row["training"]),
             _note(row),
         )
-    table.caption = "\n".join(filter(None, (_workers_text(figures), _schedules_text(figures))))
+    lines = (_workers_text(figures), _schedules_text(figures), *map(_job_text, figures["jobs"]))
+    table.caption = "\n".join(filter(None, lines))
     return table
 
 
@@ -109,6 +110,12 @@ def _training_text(training: dict[str, Any] | None) -> str:
     return f"{training['status']} {training['started_at']:%H:%M}"
 
 
+def _job_text(job: dict[str, Any]) -> str:
+    done = job["n_behind"] / job["n_rows"] if job["n_rows"] else 1.0
+    rate = job["problem"] or f"{job['rows_per_second']:,.0f} rows/s, ETA {seconds_text(job['eta_seconds'])}"
+    return f"job {job['id']}: {job['kind']} of {job['source']}, {done:.0%} of {job['n_rows']:,} rows; {rate}"
+
+
 def _workers_text(figures: dict[str, Any]) -> str:
     workers = figures["workers"]
     if workers is None:
@@ -127,7 +134,7 @@ def _schedules_text(figures: dict[str, Any]) -> str:
     coming = [
         s
         for s in figures["schedules"]
-        if s["next_run_in_seconds"] is not None and s["name"] not in {"drain", "deliver"}
+        if s["next_run_in_seconds"] is not None and s["name"] not in {"drain", "deliver", "jobs"}
     ]
     coming.sort(key=lambda s: s["next_run_in_seconds"])
     words = [f"{s['name']} in {seconds_text(max(0.0, s['next_run_in_seconds']))}" for s in coming[:4]]
