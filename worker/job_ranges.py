@@ -8,15 +8,18 @@ from sqlalchemy import Connection
 
 from db import features, jobs, models, queue, sources
 from db.errors import ModelError
+from db.features import FeatureBatch
 from db.jobs import Job
 from db.key_ranges import KeyRange
 from db.queue import Claim
+from db.sequences import SequenceRows
 from db.sources import Source
 from models_store import registry
 from models_store.registry import LoadedVersion
-from worker import sequences
+from worker import sequences, shadow
 from worker.batches import NO_CHAMPION, BatchResult, score_claimed
 from worker.runtime import Runtime
+from worker.shadow import Outcome, Shadow
 
 
 class RangeFailed(Exception):
@@ -61,6 +64,8 @@ def work_one(runtime: Runtime, job: Job) -> bool:
         jobs.finish_range(
             connection, keys, n_done=done.n_done, n_flagged=done.n_flagged, n_quarantined=done.n_quarantined
         )
+    if done.shadow is not None:
+        shadow.note(runtime, source, done.shadow)
     return True
 
 
@@ -69,6 +74,7 @@ class _Done:
     n_done: int
     n_flagged: int
     n_quarantined: int = 0
+    shadow: Outcome | None = None
 
 
 def _check_still_champion(connection: Connection, source: Source, job: Job) -> None:
@@ -85,9 +91,9 @@ def _scored(runtime: Runtime, connection: Connection, source: Source, job: Job, 
     claim = jobs.claim_rows(connection, source, job, keys)
     if not claim:
         return _Done(0, 0)
-    result = _score(connection, source, claim, version)
+    result = _score(runtime, connection, source, claim, version)
     queue.finish(connection, source.definition, claim.queue_ids)
-    return _Done(result.n_scored, result.n_flagged, result.n_quarantined)
+    return _Done(result.n_scored, result.n_flagged, result.n_quarantined, result.shadow)
 
 
 def _version(runtime: Runtime, connection: Connection, source: Source, job: Job) -> LoadedVersion:
@@ -102,12 +108,19 @@ def _version(runtime: Runtime, connection: Connection, source: Source, job: Job)
     return LoadedVersion(job.version, runtime.cache.get(connection, source, version_id, job.version))
 
 
-def _score(connection: Connection, source: Source, claim: Claim, version: LoadedVersion) -> BatchResult:
+def _score(
+    runtime: Runtime, connection: Connection, source: Source, claim: Claim, version: LoadedVersion
+) -> BatchResult:
     recipe = version.detector.recipe
+    rows: FeatureBatch | SequenceRows
     if source.definition.time_column is None:
         rows = features.read_claimed(connection, source.definition, claim.queue_ids, as_scored=claim.rescore)
     else:
-        rows = sequences.prepare(
-            connection, source, claim, sequences.read_window(connection, source, claim, recipe), recipe
-        )
-    return score_claimed(connection, source, claim, rows, version)
+        rows = sequences.read_window(connection, source, claim, recipe)
+    own = sequences.prepare(connection, source, claim, rows, recipe)
+    aliases = models.aliases(connection, source.id)
+    challenger, follower = aliases.challenger, None
+    # As live: what the champion scores, the challenger scores too.
+    if challenger and not challenger.paused and aliases.champion and aliases.champion[1] == version.version:
+        follower = Shadow(runtime, connection, source, claim, rows, challenger)
+    return score_claimed(connection, source, claim, own, version, follower)

@@ -35,7 +35,7 @@ from tests.support import (
     until,
     waits,
 )
-from worker import jobs, maintenance, versions, webhooks
+from worker import comparing, jobs, maintenance, versions, webhooks
 from worker.jobs import Started
 from worker.runtime import Runtime
 
@@ -265,6 +265,18 @@ def test_a_change_that_commits_after_the_rescore_read_its_row_is_scored_after_it
     writer.commit()
     scored.drain_all()
     assert scored.errors()[3] == pytest.approx(expected(scored)[3], rel=1e-6)
+
+
+def test_what_the_champion_scores_again_the_challenger_scores_too(scored: Table) -> None:
+    challenger = register(scored.runtime, scored.source, make_detector(FEATURES, seed=2))
+    versions.challenge(scored.runtime, scored.source_name, challenger, reason="test")
+    scored.promote(make_detector(FEATURES, seed=1))
+    assert work(scored, jobs.rescore(scored.runtime, scored.source_name)) == "succeeded"
+    found = comparing.compare(scored.runtime, scored.source_name)
+    assert (found["rows"], found["n_missing"], found["problem"]) == (25, 0, None)
+    assert dict(
+        scored.rows("SELECT key, reconstruction_error FROM outlier.shadow_scores_{source}")
+    ) == pytest.approx(expected(scored, seed=2), rel=1e-6)
 
 
 def test_new_rows_are_scored_before_the_next_range(scored: Table) -> None:
