@@ -15,6 +15,15 @@ from db.statements import one, run, run_dicts
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 
+_METRICS_OF_THRESHOLD = [
+    "threshold",
+    "calibration_flag_rate",
+    "calibration_precision",
+    "calibration_recall",
+    "not_normal_flag_rate",
+    "gate",
+]
+
 
 @dataclass(frozen=True)
 class StoredArtifact:
@@ -65,7 +74,7 @@ def with_threshold(connection: Connection, source_id: int, version: int, thresho
 
 def copy_version(connection: Connection, source_id: int, version: int, values: dict[str, Any]) -> int:
     """Add a version like this one, with the same errors, but for `values` (recipe, artifact, sha256, signature,
-    threshold). Returns its number."""
+    threshold). Metrics that say something of the threshold are left out. Returns its number."""
     run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.versions'), %s)", (source_id,))
     return int(
         one(
@@ -77,12 +86,19 @@ def copy_version(connection: Connection, source_id: int, version: int, values: d
                  imported_from, errors_of)
             SELECT source_id, (SELECT max(version) + 1 FROM outlier.model_versions WHERE source_id = %(source_id)s),
                    recipe_name, %(recipe)s, feature_names, %(artifact)s, %(sha256)s, %(signature)s, %(threshold)s,
-                   metrics, n_training_rows, training_from, training_to, version, drift_reference,
+                   metrics - %(of_threshold)s::text[], n_training_rows, training_from, training_to, version,
+                   drift_reference,
                    imported_from, coalesce(errors_of, version)
             FROM outlier.model_versions WHERE source_id = %(source_id)s AND version = %(version)s
             RETURNING version
             """,
-            {**values, "recipe": Jsonb(values["recipe"]), "source_id": source_id, "version": version},
+            {
+                **values,
+                "recipe": Jsonb(values["recipe"]),
+                "source_id": source_id,
+                "version": version,
+                "of_threshold": _METRICS_OF_THRESHOLD,
+            },
         )
     )
 

@@ -161,7 +161,7 @@ def with_threshold(
 ) -> int:
     """The version that is this one in all but its threshold; stored as the next one if there is none yet.
 
-    Its metrics are those of the training, which know nothing of this threshold. Raises ModelError if there is no such
+    Its metrics are those of the training that do not depend on the threshold. Raises ModelError if there is no such
     version, its artifact cannot be used, or the number cannot be a threshold.
     """
     known = sql.with_threshold(connection, source.id, version, threshold)

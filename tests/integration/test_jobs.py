@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from psycopg import sql
+from psycopg.types.json import Jsonb
 
 from db import jobs as job_sql
 from db import key_ranges
@@ -388,6 +389,17 @@ def test_reflag_makes_the_threshold_that_of_a_new_champion_and_flags_as_the_dete
     scored.insert(26)
     scored.drain()
     assert by_version(scored) == {2: 26}
+
+
+def test_a_version_with_another_threshold_does_not_say_how_much_the_first_one_flagged(scored: Table) -> None:
+    about_it = {"threshold": 4.0, "calibration_flag_rate": 0.2, "gate": {"reason": "first version"}}
+    scored.user.execute(
+        "UPDATE outlier.model_versions SET metrics = %s", (Jsonb({"loss": 0.5, "n_fit": 10, **about_it}),)
+    )
+    work(scored, jobs.reflag(scored.runtime, scored.source_name, middle(scored)))
+    assert scored.rows("SELECT metrics FROM outlier.model_versions WHERE version = 2") == [
+        ({"loss": 0.5, "n_fit": 10},)
+    ]
 
 
 def test_the_same_threshold_again_makes_no_other_version(scored: Table) -> None:
