@@ -83,6 +83,12 @@ def commands() -> dict[str, Any]:
     return found
 
 
+def test_the_help_of_every_command_is_broken_by_the_terminal_alone() -> None:
+    for words, command in commands().items():
+        paragraphs = (command.help or "").split("\n\n")
+        assert not [paragraph for paragraph in paragraphs if "\n" in paragraph.strip()], words
+
+
 def shown_commands() -> list[tuple[str, list[str]]]:
     """(page, words) of each `pgoutlier ...` that a page shows in a block or between backticks."""
     found = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from importlib.metadata import version
 from typing import Annotated
@@ -87,6 +88,19 @@ app.add_typer(schedule.schedule, name="schedule", rich_help_panel=_RUN)
 app.add_typer(webhook.webhook, name="webhook", rich_help_panel=_RUN)
 app.add_typer(run.servers, name="servers", rich_help_panel=_RUN)
 app.add_typer(run.database, name="db", rich_help_panel=_RUN)
+
+
+def _flowing(group: typer.Typer) -> None:
+    """Let each paragraph of a help text be broken where the terminal ends, and not where the source does as well."""
+    for command in group.registered_commands:
+        paragraphs = (inspect.getdoc(command.callback) or "").split("\n\n")
+        command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    for child in group.registered_groups:
+        if child.typer_instance is not None:
+            _flowing(child.typer_instance)
+
+
+_flowing(app)
 
 
 @app.callback(invoke_without_command=True)

@@ -27,7 +27,8 @@ def train(
     promote: Annotated[
         bool | None,
         typer.Option(
-            "--promote/--no-promote", help="Let it score at once. Default: only if nothing scores yet."
+            "--promote/--no-promote",
+            help="Whether it scores at once. Default: the first one does; of others `pgoutlier models policy` says.",
         ),
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="Another recipe than the one attached, by name.")] = None,
