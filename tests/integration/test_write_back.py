@@ -443,6 +443,10 @@ def test_switched_on_later_the_scores_of_before_are_copied(transactions: Table, 
     transactions.insert(51)
     transactions.drain()
     assert wrong(transactions) == []
+    said = " ".join(run(*words[:-1], "--no-write-columns").output.split())
+    assert said.endswith(
+        "The columns reconstruction_error and flagged were taken out of public.transactions."
+    )
     off = json.loads(run(*words, "--no-write-columns").output)
     assert off["write_columns"] is False
     transactions.insert(52)

@@ -99,6 +99,7 @@ def attach(
         definition, columns = attaching.resolve(connection, request)
         require_order(chosen, definition)
         recipes.check_columns(connection, chosen, definition)
+        had_columns = source_store.writes_columns(connection, definition.name)
         if dry_run:
             console.file.write(source_ddl.script(source_objects.plan(connection, definition, columns)))
             return
@@ -142,6 +143,11 @@ def attach(
             " away again, attach with --no-write-columns.",
             highlight=False,
         )
+    elif had_columns:
+        console.print(
+            f"The columns {' and '.join(WRITTEN_COLUMNS)} were taken out of {definition.relation}.",
+            highlight=False,
+        )
     if advice:
         console.print(f"To find the rows before each quickly, first run: {advice}", highlight=False)
     if made:
@@ -152,7 +158,8 @@ def detach(
     source: SourceName,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Stop watching a table: drops its triggers, queue, scores, views, verdicts and model versions."""
+    """Stop watching a table: drops its triggers, written columns, queue, scores, views, verdicts, notices, jobs and
+    model versions."""
     runtime = open_runtime()
     with runtime.engine.begin() as connection:
         found = source_store.find(connection, source)
