@@ -54,17 +54,26 @@ class Settings(BaseSettings):
         description="rows that a job does in one transaction, between looks at new ones",
     )
     drain_budget_seconds: Seconds = Field(
-        30, description="how long one drain task goes on before it hands over"
+        30, description="how long one drain or job task goes on before it hands over"
     )
-    max_attempts: int = Field(3, ge=1, le=20, description="whole-batch retries before a batch is bisected")
+    max_attempts: int = Field(
+        3,
+        ge=1,
+        le=20,
+        description="whole-batch retries before a batch is bisected; tries of a range before its job fails",
+    )
     retry_base_seconds: Seconds = Field(1, description="delay after the first failure; doubles each time")
     score_threads: int = Field(2, ge=1, le=64, description="threads of the score worker that `up` starts")
 
-    drain_every_seconds: Seconds = Field(5, description="beat: safety net in case a wake-up was lost")
+    drain_every_seconds: Seconds = Field(
+        5, description="beat: safety net in case a wake-up was lost, for queued rows and for jobs"
+    )
     deliver_every_seconds: Seconds = Field(5, description="beat: deliver notices that are due")
     sweep_every_seconds: Seconds = Field(300, description="beat: look for rows that got past the triggers")
     retrain_every_seconds: Seconds = Field(86_400, description="beat: train a new version of every source")
-    prune_every_seconds: Seconds = Field(3_600, description="beat: remove scores of rows that are gone")
+    prune_every_seconds: Seconds = Field(
+        3_600, description="beat: remove scores of rows that are gone, and what is kept no longer"
+    )
     drift_every_seconds: Seconds = Field(3_600, description="beat: measure the drift of every source")
     drift_rows: int = Field(20_000, ge=500, le=1_000_000, description="newest rows that drift is measured on")
     drift_psi: float = Field(
