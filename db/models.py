@@ -182,6 +182,16 @@ def version_id(connection: Connection, source_id: int, version: int) -> int | No
     return found
 
 
+def errors_of(connection: Connection, source_id: int, version: int) -> int | None:
+    """The version that this one is with another threshold, or None if it was trained or imported itself."""
+    found: int | None = one(
+        connection,
+        "SELECT errors_of FROM outlier.model_versions WHERE source_id = %s AND version = %s",
+        (source_id, version),
+    )
+    return found
+
+
 def lock_alias(connection: Connection, source_id: int) -> None:
     """One mover of a source's aliases at a time, until the transaction ends."""
     run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.aliases'), %s)", (source_id,))

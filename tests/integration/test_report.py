@@ -19,7 +19,7 @@ from db.errors import ModelError, SourceError
 from detector.drift import Reference
 from tests.servers import Postgres
 from tests.support import Table, attach_table, plain_recipe, quote
-from worker import drift, maintenance, training
+from worker import drift, jobs, maintenance, training
 from worker.cli.report import ReportError, write_page
 from worker.report import of_source
 from worker.runtime import Runtime
@@ -162,6 +162,9 @@ def test_what_is_not_there_is_said_in_a_sentence(shop: Table) -> None:
         of_source.live_page(shop.runtime, "shop")
     with pytest.raises(ModelError, match="No report was kept with version 1 of shop"):
         of_source.kept_page(shop.runtime, "shop", 1)
+    jobs.reflag(shop.runtime, "shop", 7.5)
+    with pytest.raises(ModelError, match=r"is version 1 with another threshold, .* report shop --version 1$"):
+        of_source.kept_page(shop.runtime, "shop", 2)
     with pytest.raises(ModelError, match="shop has no model version 7; see: pgoutlier models list shop"):
         of_source.kept_page(shop.runtime, "shop", 7)
 

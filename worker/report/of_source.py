@@ -55,9 +55,15 @@ def kept_page(runtime: Runtime, source_name: str, version: int) -> str:
         source = sources.find(connection, source_name)
         found = models.version_id(connection, source.id, version)
         kept = None if found is None else report.kept(connection, found)
+        trained = models.errors_of(connection, source.id, version)
     if found is None:
         raise ModelError(
             f"{source_name} has no model version {version}; see: pgoutlier models list {source_name}"
+        )
+    if kept is None and trained is not None:
+        raise ModelError(
+            f"Version {version} of {source_name} is version {trained} with another threshold, and was not trained; the"
+            f" page of the training: pgoutlier report {source_name} --version {trained}"
         )
     if kept is None:
         raise ModelError(
