@@ -35,7 +35,7 @@ from tests.support import (
     until,
     waits,
 )
-from worker import comparing, jobs, maintenance, versions, webhooks
+from worker import comparing, job_ranges, jobs, maintenance, versions, webhooks
 from worker.jobs import Started
 from worker.runtime import Runtime
 
@@ -449,6 +449,25 @@ def test_nobody_is_told_of_rows_that_a_job_flags(scored: Table) -> None:
     scored.insert(26)
     scored.drain()
     assert scored.keys("SELECT key FROM outlier.notices") == ["26"]
+
+
+@pytest.mark.parametrize("start", [jobs.backfill, jobs.rescore])
+def test_of_a_row_that_changes_meanwhile_somebody_is_told_though_a_job_comes_upon_it_first(
+    scored: Table, start: Callable[[Runtime, str], Started]
+) -> None:
+    webhooks.set_webhook(scored.runtime, scored.source_name, None)
+    scored.promote(make_detector(FEATURES, threshold=100))
+    scored.user.execute("DELETE FROM transactions WHERE id = 3")
+    scored.user.execute("DELETE FROM outlier.scores_transactions WHERE key IN (1, 3, 6)")
+    job = start(scored.runtime, scored.source_name)
+    scored.user.execute("INSERT INTO transactions VALUES (3, 1000, 3, 3)")
+    scored.user.execute("UPDATE transactions SET amount = 1000 WHERE id = 4")
+    with scored.runtime.engine.begin() as connection:
+        found = job_sql.find(connection, job.id)
+    assert job_ranges.work_one(scored.runtime, found)
+    scored.drain_all()
+    assert flags(scored) == {3, 4}
+    assert scored.keys("SELECT key FROM outlier.notices ORDER BY 1") == ["3", "4"]
 
 
 # -- cancelled, resumed, worked by several
