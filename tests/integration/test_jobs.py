@@ -541,6 +541,21 @@ def test_prune_forgets_jobs_that_ended_but_the_newest(scored: Table) -> None:
     assert scored.keys("SELECT id FROM outlier.jobs ORDER BY id") == [running.id]
 
 
+def test_a_detach_waits_for_a_range_without_keeping_it_from_its_tables(
+    scored: Table, connect: Connect
+) -> None:
+    job = jobs.rescore(scored.runtime, scored.source_name, register(scored.runtime, scored.source))
+    worker = connect(autocommit=False)
+    worker.execute("SELECT FROM outlier.job_ranges WHERE job_id = %s AND number = 1 FOR UPDATE", (job.id,))
+    with ThreadPoolExecutor(1) as pool:
+        detached = pool.submit(detach_table, scored)
+        until(lambda: waits(scored.user))
+        worker.execute("SELECT FROM outlier.scores_transactions FOR UPDATE")
+        worker.commit()
+        detached.result()
+    assert scored.keys("SELECT id FROM outlier.jobs") == []
+
+
 # -- ranges
 
 
