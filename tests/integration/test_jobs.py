@@ -623,6 +623,12 @@ def test_a_job_started_without_waiting_is_watched_cancelled_and_resumed_by_comma
     assert len(old_rows.scored()) == 25
 
 
+def test_rescore_by_command_is_by_the_champion_as_that(scored: Table, run: Run) -> None:
+    scored.promote(make_detector(FEATURES, seed=1))
+    assert run("rescore", "transactions", "--no-wait").exit_code == 0
+    assert scored.rows("SELECT version, as_champion FROM outlier.jobs WHERE kind = 'rescore'") == [(2, True)]
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
