@@ -321,6 +321,17 @@ def test_a_job_whose_version_is_gone_fails_and_says_why_and_goes_on_when_resumed
     assert by_version(scored) == {second: 25}
 
 
+def test_a_version_that_a_job_scored_with_is_not_pruned(scored: Table) -> None:
+    second, third, newest = (register(scored.runtime, scored.source) for _ in range(3))
+    job = jobs.rescore(scored.runtime, scored.source_name, second)
+    jobs.work(scored.runtime, job.id, budget_seconds=1e-9)
+    assert versions.prune(scored.runtime, scored.source_name, keep=1) == [third]
+    assert work(scored, job) == "succeeded"
+    assert versions.prune(scored.runtime, scored.source_name, keep=1) == []
+    assert by_version(scored) == {second: 25}
+    assert newest in scored.keys("SELECT version FROM outlier.model_versions")
+
+
 def test_rows_of_a_sequence_source_are_scored_with_the_rows_before_them(user: User, runtime: Runtime) -> None:
     user.execute(
         "CREATE TABLE readings (id bigint PRIMARY KEY, machine text, taken_at timestamptz, a float8, b float8)"
