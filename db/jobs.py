@@ -178,6 +178,26 @@ def claim_rows(connection: Connection, source: Source, job: Job, keys: KeyRange)
     return Claim([row[0]], row[1], keys.attempts, rescore=job.kind == RESCORE, change_id=change_id)
 
 
+def waiting(connection: Connection, source: Source, claim: Claim) -> list[Any]:
+    """Keys of a claim of `claim_rows` that live scoring has yet to score; asked after their rows were read.
+
+    A change that the read saw and that is not among them has been scored and committed, so that its score outranks
+    the job's. INTERSECT, whose time does not depend on what the planner takes the length of arrays for.
+    """
+    return [
+        row[0]
+        for row in run(
+            connection,
+            compose(
+                "SELECT unnest(keys) FROM {queue} WHERE id = ANY (%(ids)s)"
+                " INTERSECT SELECT unnest(keys) FROM {queue} WHERE id <> ALL (%(ids)s)",
+                queue=ours("queue", source.name),
+            ),
+            {"ids": claim.queue_ids},
+        ).fetchall()
+    ]
+
+
 def reflag(connection: Connection, source: Source, job: Job, keys: KeyRange) -> tuple[int, int]:
     """Flag the scores of a range by the threshold of the job's version. Returns (how many, how many are flagged).
 

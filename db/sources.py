@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, LiteralString
 
-from psycopg import errors
+from psycopg import errors, sql
 from psycopg.types.json import Jsonb
 from sqlalchemy import Connection
 
@@ -14,7 +14,7 @@ from db import source_ddl, source_objects, write_back, written_columns
 from db.definition import SourceDefinition
 from db.errors import SourceError
 from db.identifiers import display
-from db.statements import run, run_dicts
+from db.statements import compose, run, run_dicts
 
 PROMOTIONS = ("manual", "if_better", "always")
 _SELECT: LiteralString = (
@@ -184,9 +184,11 @@ def detach(connection: Connection, source: Source) -> str | None:
     """
     source_objects.limit_lock_waits(connection)
     statements, left = written_columns.undo(connection, source.definition)
+    # First, so that no worker holds a range of a job and waits for a table that is being dropped.
+    jobs = compose("DELETE FROM outlier.jobs WHERE source_id = {id}", id=sql.Literal(source.id))
     try:
         source_objects.run_ddl(
-            connection, source.definition, [*source_ddl.drop(source.definition), *statements]
+            connection, source.definition, [jobs, *source_ddl.drop(source.definition), *statements]
         )
     except errors.DependentObjectsStillExist as error:
         detail = (error.diag.message_detail or "").splitlines() or ["one of them"]

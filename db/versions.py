@@ -87,7 +87,10 @@ def same_artifact(connection: Connection, source_id: int, sha256: str) -> int | 
 
 
 def dispensable(connection: Connection, source_id: int, *, keep: int) -> list[int]:
-    """Versions that are none of the newest `keep`, were never champion, have no alias and no tag; rising."""
+    """Versions that are none of the newest `keep`, were never champion, have no alias, no job and no tag; rising.
+
+    A job may have left scores of its version, whose threshold and recipe have to stay known, and may be resumed.
+    """
     return [
         row[0]
         for row in run(
@@ -101,6 +104,8 @@ def dispensable(connection: Connection, source_id: int, *, keep: int) -> list[in
                               WHERE a.source_id = v.source_id AND a.version = v.version)
               AND NOT EXISTS (SELECT FROM outlier.alias_events e WHERE e.source_id = v.source_id
                               AND e.alias = %(champion)s AND v.version IN (e.from_version, e.to_version))
+              AND NOT EXISTS (SELECT FROM outlier.jobs j
+                              WHERE j.source_id = v.source_id AND j.version = v.version)
               AND NOT EXISTS (SELECT FROM outlier.model_tags t
                               WHERE t.source_id = v.source_id AND t.version = v.version)
             ORDER BY v.version

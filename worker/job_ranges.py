@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from sqlalchemy import Connection
 
 from db import features, jobs, models, queue, sources
+from db import keys as key_codec
 from db.errors import ModelError
 from db.features import FeatureBatch
 from db.jobs import Job
@@ -118,9 +120,22 @@ def _score(
     else:
         rows = sequences.read_window(connection, source, claim, recipe)
     own = sequences.prepare(connection, source, claim, rows, recipe)
+    own = _without_waiting(connection, source, claim, own)
     aliases = models.aliases(connection, source.id)
     challenger, follower = aliases.challenger, None
     # As live: what the champion scores, the challenger scores too.
     if challenger and not challenger.paused and aliases.champion and aliases.champion[1] == version.version:
         follower = Shadow(runtime, connection, source, claim, rows, challenger)
     return score_claimed(connection, source, claim, own, version, follower)
+
+
+def _without_waiting(
+    connection: Connection, source: Source, claim: Claim, rows: FeatureBatch
+) -> FeatureBatch:
+    """The rows but those that changed and are queued: whoever is told of flagged rows shall be told of these, and a
+    job tells nobody."""
+    waiting = set(jobs.waiting(connection, source, claim))
+    if not waiting:
+        return rows
+    found = key_codec.to_parameters(rows.keys, source.definition.key_type)
+    return rows.take(np.array([key not in waiting for key in found], dtype=np.bool_))

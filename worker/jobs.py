@@ -147,7 +147,7 @@ def _work(runtime: Runtime, job_id: int, seconds: float, call_for_help: Callable
         for name in scoring.sources_with_work(runtime):
             scoring.drain(runtime, name)
         try:
-            if not work_one(runtime, job):
+            if not _work_one(runtime, job):
                 return _end(runtime, job)
         except NothingScores as waiting:
             _note(runtime, job_id, waiting.sentence)
@@ -168,6 +168,14 @@ def _work(runtime: Runtime, job_id: int, seconds: float, call_for_help: Callable
         return jobs.has_due(connection, job_id)
 
 
+def _work_one(runtime: Runtime, job: Job) -> bool:
+    """`work_one`, after which whatever the job stood still for is over."""
+    worked = work_one(runtime, job)
+    if worked and job.problem is not None:
+        _note(runtime, job.id, None)
+    return worked
+
+
 def _end(runtime: Runtime, job: Job) -> bool:
     """No range is due: if all are finished, so is the job. A transaction of its own sees those of all workers."""
     with runtime.engine.begin() as connection:
@@ -182,7 +190,7 @@ def _close_if_done(connection: Connection, job: Job) -> None:
         log.info("job_succeeded", job=job.id, source=job.source, kind=job.kind)
 
 
-def _note(runtime: Runtime, job_id: int, problem: str) -> None:
+def _note(runtime: Runtime, job_id: int, problem: str | None) -> None:
     with runtime.engine.begin() as connection:
         jobs.note_problem(connection, job_id, problem)
 

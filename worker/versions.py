@@ -157,7 +157,7 @@ def _tag(runtime: Runtime, source_name: str, version: int, name: str, *, wanted:
 
 def prune(runtime: Runtime, source_name: str, *, keep: int | None = None, dry_run: bool = False) -> list[int]:
     """Remove all versions but the newest `keep` (PGOUTLIER_KEEP_VERSIONS) and those that were ever champion, are the
-    challenger, or are tagged. Returns the numbers of those removed, or with dry_run that would be.
+    challenger, have a job, or are tagged. Returns the numbers of those removed, or with dry_run that would be.
     """
     keep = runtime.settings.keep_versions if keep is None else keep
     if keep < 1:

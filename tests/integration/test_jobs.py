@@ -36,7 +36,7 @@ from tests.support import (
     until,
     waits,
 )
-from worker import comparing, jobs, maintenance, versions, webhooks
+from worker import comparing, job_ranges, jobs, maintenance, versions, webhooks
 from worker.jobs import Started
 from worker.runtime import Runtime
 
@@ -138,8 +138,9 @@ def test_without_a_champion_a_backfill_waits_and_says_so(old_rows: Table) -> Non
     assert work(old_rows, job) == "running"
     assert "no champion yet" in described(old_rows, job)["problem"]
     old_rows.promote()
+    jobs.work(old_rows.runtime, job.id, budget_seconds=1e-9)
+    assert (status(old_rows, job), described(old_rows, job)["problem"]) == ("running", None)
     assert work(old_rows, job) == "succeeded"
-    assert described(old_rows, job)["problem"] is None
 
 
 def test_rows_that_cannot_be_scored_go_into_quarantine_and_hold_up_no_others(old_rows: Table) -> None:
@@ -321,6 +322,17 @@ def test_a_job_whose_version_is_gone_fails_and_says_why_and_goes_on_when_resumed
     assert by_version(scored) == {second: 25}
 
 
+def test_a_version_that_a_job_scored_with_is_not_pruned(scored: Table) -> None:
+    second, third, newest = (register(scored.runtime, scored.source) for _ in range(3))
+    job = jobs.rescore(scored.runtime, scored.source_name, second)
+    jobs.work(scored.runtime, job.id, budget_seconds=1e-9)
+    assert versions.prune(scored.runtime, scored.source_name, keep=1) == [third]
+    assert work(scored, job) == "succeeded"
+    assert versions.prune(scored.runtime, scored.source_name, keep=1) == []
+    assert by_version(scored) == {second: 25}
+    assert newest in scored.keys("SELECT version FROM outlier.model_versions")
+
+
 def test_rows_of_a_sequence_source_are_scored_with_the_rows_before_them(user: User, runtime: Runtime) -> None:
     user.execute(
         "CREATE TABLE readings (id bigint PRIMARY KEY, machine text, taken_at timestamptz, a float8, b float8)"
@@ -463,6 +475,25 @@ def test_nobody_is_told_of_rows_that_a_job_flags(scored: Table) -> None:
     assert scored.keys("SELECT key FROM outlier.notices") == ["26"]
 
 
+@pytest.mark.parametrize("start", [jobs.backfill, jobs.rescore])
+def test_of_a_row_that_changes_meanwhile_somebody_is_told_though_a_job_comes_upon_it_first(
+    scored: Table, start: Callable[[Runtime, str], Started]
+) -> None:
+    webhooks.set_webhook(scored.runtime, scored.source_name, None)
+    scored.promote(make_detector(FEATURES, threshold=100))
+    scored.user.execute("DELETE FROM transactions WHERE id = 3")
+    scored.user.execute("DELETE FROM outlier.scores_transactions WHERE key IN (1, 3, 6)")
+    job = start(scored.runtime, scored.source_name)
+    scored.user.execute("INSERT INTO transactions VALUES (3, 1000, 3, 3)")
+    scored.user.execute("UPDATE transactions SET amount = 1000 WHERE id = 4")
+    with scored.runtime.engine.begin() as connection:
+        found = job_sql.find(connection, job.id)
+    assert job_ranges.work_one(scored.runtime, found)
+    scored.drain_all()
+    assert flags(scored) == {3, 4}
+    assert scored.keys("SELECT key FROM outlier.notices ORDER BY 1") == ["3", "4"]
+
+
 # -- cancelled, resumed, worked by several
 
 
@@ -534,6 +565,21 @@ def test_prune_forgets_jobs_that_ended_but_the_newest(scored: Table) -> None:
     assert scored.keys("SELECT id FROM outlier.jobs ORDER BY id") == [running.id]
 
 
+def test_a_detach_waits_for_a_range_without_keeping_it_from_its_tables(
+    scored: Table, connect: Connect
+) -> None:
+    job = jobs.rescore(scored.runtime, scored.source_name, register(scored.runtime, scored.source))
+    worker = connect(autocommit=False)
+    worker.execute("SELECT FROM outlier.job_ranges WHERE job_id = %s AND number = 1 FOR UPDATE", (job.id,))
+    with ThreadPoolExecutor(1) as pool:
+        detached = pool.submit(detach_table, scored)
+        until(lambda: waits(scored.user))
+        worker.execute("SELECT FROM outlier.scores_transactions FOR UPDATE")
+        worker.commit()
+        detached.result()
+    assert scored.keys("SELECT id FROM outlier.jobs") == []
+
+
 # -- ranges
 
 
@@ -599,6 +645,12 @@ def test_a_job_started_without_waiting_is_watched_cancelled_and_resumed_by_comma
     assert "been cancelled" in run("jobs", "cancel", job).output
     assert "25 rows scored" in run("jobs", "resume", job, "--here").output
     assert len(old_rows.scored()) == 25
+
+
+def test_rescore_by_command_is_by_the_champion_as_that(scored: Table, run: Run) -> None:
+    scored.promote(make_detector(FEATURES, seed=1))
+    assert run("rescore", "transactions", "--no-wait").exit_code == 0
+    assert scored.rows("SELECT version, as_champion FROM outlier.jobs WHERE kind = 'rescore'") == [(2, True)]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from db import models
 from db.errors import ModelError
 from worker import jobs as use_case
 from worker import tasks, versions
@@ -63,7 +64,9 @@ def rescore(
     Example: pgoutlier rescore payments --version 3
     """
     runtime = open_runtime()
-    started = use_case.rescore(runtime, source, versions.number(runtime, source, version))
+    # Only as the champion does the job end when another version becomes that.
+    number = None if version == models.CHAMPION else versions.number(runtime, source, version)
+    started = use_case.rescore(runtime, source, number)
     _follow(runtime, started, here=here, no_wait=no_wait, as_json=as_json)
 
 

@@ -96,7 +96,7 @@ def prune(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove old versions, but none that was ever champion, is the challenger or has a tag.
+    """Remove old versions, but none that was ever champion, is the challenger, has a job or a tag.
 
     Beat does the same now and then, with PGOUTLIER_KEEP_VERSIONS.
     """
