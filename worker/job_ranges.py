@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from sqlalchemy import Connection
 
-from db import features, jobs, models, queue, sources
+from db import features, job_ranges, jobs, models, queue, sources
 from db import keys as key_codec
 from db.errors import ModelError
 from db.features import FeatureBatch
@@ -48,22 +48,22 @@ def work_one(runtime: Runtime, job: Job) -> bool:
     Raises RangeFailed, NothingScores, Overtaken.
     """
     with runtime.engine.begin() as connection:
-        jobs.prepare(connection)
-        keys = jobs.claim_range(connection, job.id)
+        job_ranges.prepare(connection)
+        keys = job_ranges.claim_range(connection, job.id)
         if keys is None:
             return False
         source = sources.find(connection, job.source)
         try:
             _check_still_champion(connection, source, job)
             if job.kind == jobs.REFLAG:
-                done = _Done(*jobs.reflag(connection, source, job, keys))
+                done = _Done(*job_ranges.reflag(connection, source, job, keys))
             else:
                 done = _scored(runtime, connection, source, job, keys)
         except (NothingScores, Overtaken):
             raise
         except Exception as error:
             raise RangeFailed(source, keys, error) from error
-        jobs.finish_range(
+        job_ranges.finish_range(
             connection, keys, n_done=done.n_done, n_flagged=done.n_flagged, n_quarantined=done.n_quarantined
         )
     if done.shadow is not None:
@@ -90,7 +90,7 @@ def _check_still_champion(connection: Connection, source: Source, job: Job) -> N
 
 def _scored(runtime: Runtime, connection: Connection, source: Source, job: Job, keys: KeyRange) -> _Done:
     version = _version(runtime, connection, source, job)
-    claim = jobs.claim_rows(connection, source, job, keys)
+    claim = job_ranges.claim_rows(connection, source, job, keys)
     if not claim:
         return _Done(0, 0)
     result = _score(runtime, connection, source, claim, version)
@@ -134,7 +134,7 @@ def _without_waiting(
 ) -> FeatureBatch:
     """The rows but those that changed and are queued: whoever is told of flagged rows shall be told of these, and a
     job tells nobody."""
-    waiting = set(jobs.waiting(connection, source, claim))
+    waiting = set(job_ranges.waiting(connection, source, claim))
     if not waiting:
         return rows
     found = key_codec.to_parameters(rows.keys, source.definition.key_type)

@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection
 
-from db import jobs, models, queue, sources
+from db import job_ranges, jobs, models, queue, sources
 from db.errors import JobError, ModelError
 from db.jobs import Job, Kind
 from db.sources import Source
@@ -107,11 +107,11 @@ def _start(
     jobs.lock(connection, source.id)
     present = jobs.running(connection, source.id, kind)
     if present is None:
-        range_rows = runtime.settings.job_range_rows
-        job_id = jobs.start(connection, source, kind, version, as_champion=as_champion, range_rows=range_rows)
-        log.info("job_started", job=job_id, source=source.name, kind=kind, version=version)
-        _close_if_done(connection, jobs.find(connection, job_id))
-        return Started(job_id, True, version)
+        job = jobs.start(connection, source.id, kind, version, as_champion=as_champion)
+        job_ranges.cut(connection, source, job, at_most=runtime.settings.job_range_rows)
+        log.info("job_started", job=job.id, source=source.name, kind=kind, version=version)
+        _close_if_done(connection, job)
+        return Started(job.id, True, version)
     if present.version != version:
         raise JobError(
             f"Job {present.id} is at work on {source.name} already, with version {present.version}; let it end, or stop"
@@ -206,12 +206,12 @@ def _handle(runtime: Runtime, job: Job, failed: RangeFailed) -> bool:
     with runtime.engine.begin() as connection:
         if keys.attempts + 1 < runtime.settings.max_attempts:
             delay = min(runtime.settings.retry_base_seconds * 2**keys.attempts, _LONGEST_DELAY_SECONDS)
-            jobs.postpone_range(connection, keys, error=text, delay_seconds=delay)
+            job_ranges.postpone_range(connection, keys, error=text, delay_seconds=delay)
             return True
         if job.kind == jobs.BACKFILL and failures.rows_to_blame(error):
             _leave_to_queue(connection, failed.source, job, failed)
             return True
-        jobs.postpone_range(connection, keys, error=text, delay_seconds=0)
+        job_ranges.postpone_range(connection, keys, error=text, delay_seconds=0)
     _fail(runtime, job, text)
     return False
 
@@ -224,11 +224,11 @@ def _fail(runtime: Runtime, job: Job, problem: str) -> None:
 
 def _leave_to_queue(connection: Connection, source: Source, job: Job, failed: RangeFailed) -> None:
     """Queue the rows of a range: the queue finds those that are to blame, and scores the others."""
-    if not jobs.lock_range(connection, failed.keys):
+    if not job_ranges.lock_range(connection, failed.keys):
         return
-    jobs.claim_rows(connection, source, job, failed.keys)
+    job_ranges.claim_rows(connection, source, job, failed.keys)
     queue.wake(connection, source.definition)
-    jobs.finish_range(connection, failed.keys, n_done=0, n_flagged=0, n_quarantined=0)
+    job_ranges.finish_range(connection, failed.keys, n_done=0, n_flagged=0, n_quarantined=0)
 
 
 def work_all(runtime: Runtime, ring: Callable[[int], object]) -> list[int]:
