@@ -83,8 +83,8 @@ def _check_still_champion(connection: Connection, source: Source, job: Job) -> N
     champion = models.alias(connection, source.id)
     if job.as_champion and (champion is None or champion[1] != job.version):
         raise Overtaken(
-            f"version {champion[1] if champion else None} is the champion by now; start again: pgoutlier {job.kind}"
-            f" {source.name}"
+            f"version {champion[1] if champion else None} is the champion by now; to go on with that:"
+            f" pgoutlier {job.kind} {source.name}"
         )
 
 

@@ -254,7 +254,8 @@ def cancel(runtime: Runtime, job_id: int) -> bool:
 def resume(runtime: Runtime, job_id: int) -> bool:
     """Let a cancelled or failed job go on where it stopped. False if it is running.
 
-    Raises JobError if there is no such job, it has succeeded, or another one of its kind is running.
+    Raises JobError if there is no such job, it has succeeded, another one of its kind is running, or its version is no
+    more the champion, which it was to be.
     """
     with runtime.engine.begin() as connection:
         job = jobs.find(connection, job_id)
@@ -265,6 +266,12 @@ def resume(runtime: Runtime, job_id: int) -> bool:
         other = jobs.running(connection, job.source_id, job.kind)
         if other is not None and other.id != job_id:
             raise JobError(f"Job {other.id} is at work on {job.source} meanwhile; see: pgoutlier jobs list")
+        champion = models.alias(connection, job.source_id)
+        if job.as_champion and (champion is None or champion[1] != job.version):
+            raise JobError(
+                f"Job {job_id} was to work with version {job.version} as the champion, which is another one by now;"
+                f" start again: pgoutlier {job.kind} {job.source}"
+            )
         resumed = jobs.resume(connection, job_id)
     if resumed:
         log.info("job_resumed", job=job_id)

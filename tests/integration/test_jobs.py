@@ -463,6 +463,8 @@ def test_when_another_version_becomes_the_champion_the_job_of_the_old_one_ends(
     assert work(scored, job) == "failed"
     assert by_version(scored) == {1: 10, 2: 15}
     assert "version 2 is the champion by now" in described(scored, job)["problem"]
+    with pytest.raises(JobError, match="another one by now; start again: pgoutlier re"):
+        jobs.resume(scored.runtime, job.id)
 
 
 def test_nobody_is_told_of_rows_that_a_job_flags(scored: Table) -> None:

@@ -223,6 +223,13 @@ def _watch(runtime: Runtime, job_id: int, *, here: bool) -> None:
                 time.sleep(_LOOK_SECONDS)
 
 
+def _nothing(job: dict[str, Any]) -> str:
+    said = f"Job {job['id']}: there was nothing to do."
+    if job["kind"] == "reflag":
+        said += f" Scores that another model made can only be made anew: pgoutlier rescore {job['source']}"
+    return said
+
+
 def _note(job: dict[str, Any]) -> str:
     if job["problem"]:
         return str(job["problem"])
