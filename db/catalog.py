@@ -190,6 +190,18 @@ def has_table_privilege(connection: Connection, relation: Relation, privilege: s
     )
 
 
+def live_triggers(connection: Connection, relation: Relation) -> set[str]:
+    """Names of the relation's triggers that fire for ordinary sessions; none if there is no such relation."""
+    found = run(
+        connection,
+        "SELECT t.tgname::text FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid"
+        " JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = %s AND c.relname = %s AND t.tgenabled IN ('O', 'A')",
+        (relation.schema, relation.name),
+    )
+    return {name for (name,) in found}
+
+
 def readable(connection: Connection, relation: Relation) -> bool:
     """Whether the connected role may read the whole relation."""
     return bool(

@@ -22,7 +22,7 @@ _COLUMNS = (
     "flagged",
     "top_features",
 )
-_TRIGGER = identifier("outlier_keep_history")
+TRIGGER = "outlier_keep_history"
 
 
 def table(source: SourceDefinition) -> list[sql.Composed]:
@@ -73,7 +73,7 @@ $outlier$""",
         compose(
             "CREATE OR REPLACE TRIGGER {trigger} AFTER UPDATE ON {scores}"
             " REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION {function}()",
-            trigger=_TRIGGER,
+            trigger=identifier(TRIGGER),
             scores=ours("scores", source.name),
             function=function,
         ),

@@ -7,11 +7,11 @@ from typing import Any
 from psycopg import errors
 from sqlalchemy import Connection
 
-from db import notice_ddl, source_objects
+from db import catalog, notice_ddl, source_objects
 from db.errors import MissingPrivilege
-from db.identifiers import SCHEMA, identifier
+from db.identifiers import SCHEMA, Relation, identifier
 from db.sources import Source
-from db.statements import compose, one, run, run_dicts
+from db.statements import compose, run, run_dicts
 
 
 def turn_on(connection: Connection, source: Source) -> None:
@@ -37,18 +37,8 @@ def _change(connection: Connection, source: Source, *, on: bool) -> None:
 
 def triggers_enabled(connection: Connection, source_name: str) -> dict[str, bool]:
     """For each of the triggers: whether it exists and fires for ordinary sessions."""
-    return {
-        event: bool(
-            one(
-                connection,
-                "SELECT t.tgenabled IN ('O', 'A') FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid"
-                " JOIN pg_namespace n ON n.oid = c.relnamespace"
-                " WHERE n.nspname = %s AND c.relname = %s AND t.tgname = %s",
-                (SCHEMA, f"scores_{source_name}", notice_ddl.trigger_name(event)),
-            )
-        )
-        for event in notice_ddl.EVENTS
-    }
+    live = catalog.live_triggers(connection, Relation(SCHEMA, f"scores_{source_name}"))
+    return {event: notice_ddl.trigger_name(event) in live for event in notice_ddl.EVENTS}
 
 
 def figures(connection: Connection, source_name: str) -> dict[str, Any] | None:

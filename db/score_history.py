@@ -6,10 +6,10 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from db import history_ddl, source_objects, sources
+from db import catalog, history_ddl, source_objects, sources
 from db.definition import SourceDefinition
 from db.errors import SourceError
-from db.identifiers import identifier, ours
+from db.identifiers import SCHEMA, Relation, identifier, ours
 from db.keys import scalar_type
 from db.sources import Source
 from db.statements import as_text, compose, one, run, run_dicts
@@ -17,14 +17,8 @@ from db.statements import as_text, compose, one, run, run_dicts
 
 def is_kept(connection: Connection, source: SourceDefinition) -> bool:
     """Whether earlier scores are kept now."""
-    return bool(
-        one(
-            connection,
-            "SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass(%s)"
-            " AND tgname = 'outlier_keep_history')",
-            (as_text(ours("scores", source.name)),),
-        )
-    )
+    live = catalog.live_triggers(connection, Relation(SCHEMA, f"scores_{source.name}"))
+    return history_ddl.TRIGGER in live
 
 
 def exists(connection: Connection, source: SourceDefinition) -> bool:

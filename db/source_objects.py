@@ -136,15 +136,5 @@ def lacks_of_shadow(connection: Connection, definition: SourceDefinition) -> lis
 
 def triggers_enabled(connection: Connection, definition: SourceDefinition) -> dict[str, bool]:
     """For each of our triggers: whether it exists and fires for ordinary sessions."""
-    return {
-        event: bool(
-            one(
-                connection,
-                "SELECT t.tgenabled IN ('O', 'A') FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid"
-                " JOIN pg_namespace n ON n.oid = c.relnamespace"
-                " WHERE n.nspname = %s AND c.relname = %s AND t.tgname = %s",
-                (definition.relation_schema, definition.relation_name, f"outlier_{definition.name}_{event}"),
-            )
-        )
-        for event in source_ddl.TRIGGERS
-    }
+    live = catalog.live_triggers(connection, definition.relation)
+    return {event: f"outlier_{definition.name}_{event}" in live for event in source_ddl.TRIGGERS}

@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from db import catalog
 from db import keys as key_codec
 from db.definition import WRITTEN_COLUMNS, SourceDefinition
-from db.identifiers import identifier, ours
+from db.identifiers import SCHEMA, Relation, identifier, ours
 from db.queue import KEYS_PER_QUEUE_ROW, NEIGHBOUR
 from db.statements import as_text, compose, dollar_quote, run
 
@@ -238,12 +238,7 @@ def _queue_again(
 def lacks(connection: Connection, source: SourceDefinition) -> list[str]:
     """What is not there of the columns, and of the triggers on the scores that fire for ordinary sessions."""
     columns = catalog.inspect(connection, source.relation).columns
-    found = run(
-        connection,
-        "SELECT tgname::text FROM pg_trigger WHERE tgrelid = to_regclass(%s) AND tgenabled IN ('O', 'A')",
-        (as_text(ours("scores", source.name)),),
-    ).fetchall()
-    triggers = {name for (name,) in found}
+    triggers = catalog.live_triggers(connection, Relation(SCHEMA, f"scores_{source.name}"))
     return [
         *(f"column {name}" for name in WRITTEN_COLUMNS if name not in columns),
         *(
