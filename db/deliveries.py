@@ -30,6 +30,11 @@ def try_lock(connection: Connection, source_id: int) -> bool:
     return bool(one(connection, "SELECT pg_try_advisory_lock(hashtext('outlier.webhook'), %s)", (source_id,)))
 
 
+def unlock(connection: Connection, source_id: int) -> None:
+    """Free the lock of `try_lock`."""
+    run(connection, "SELECT pg_advisory_unlock(hashtext('outlier.webhook'), %s)", (source_id,))
+
+
 # Of the webhook w.
 _SOMETHING_DUE: LiteralString = (
     "(EXISTS (SELECT FROM outlier.notices n WHERE n.source = w.source AND n.waits)"

@@ -124,6 +124,10 @@ def _only_one(runtime: Runtime, source_name: str) -> Iterator[Connection | None]
             source = sources.find(connection, source_name)
             locked = deliveries.try_lock(connection, source.id)
         yield connection if locked else None
+        if locked:
+            # Else it would be free only some time after this: when the server has seen the session end.
+            with connection.begin():
+                deliveries.unlock(connection, source.id)
 
 
 def _deliver_one(runtime: Runtime, connection: Connection, source_name: str, result: DeliveryResult) -> bool:
