@@ -54,18 +54,26 @@ def _insert_unseen(stack: Stack, table: Table) -> None:
 def _killed_meanwhile(
     stack: Stack, table: Table, workers: list[Started], moments: random.Random, *command: str
 ) -> None:
-    """Run a job while workers are killed and new rows come in, to its end."""
-    started = stack.command(*command, "--no-wait", "--json", job_range_rows=RANGE_ROWS)
-    assert started.returncode == 0, started.stderr
-    job = json.loads(started.stdout)["id"]
-    finished = f"SELECT count(finished_at) FROM outlier.job_ranges WHERE job_id = {job}"
-    for _ in range(N_KILLS):
-        before = int(str(stack.one(finished)))
-        eventually(lambda before=before: int(str(stack.one(finished))) > before, "ranges are worked")
-        table.insert_singly(5)
-        time.sleep(moments.uniform(0, 0.1))
-        workers.pop(0).kill()
-    assert int(str(stack.one(finished))) < N_OLD // RANGE_ROWS, "the job was over before the last kill"
+    """Run a job while workers are killed and new rows come in, to its end.
+
+    The score of the last old row is held until then, so that the job cannot be over before.
+    """
+    hold = (
+        f"INSERT INTO outlier.scores_{table.name} VALUES ({N_OLD}, 0, 0, now(), 1, false)"
+        " ON CONFLICT (key) DO UPDATE SET change_id = 0"
+    )
+    with stack.connect() as connection, connection.transaction(force_rollback=True):
+        connection.execute(hold.encode())
+        started = stack.command(*command, "--no-wait", "--json", job_range_rows=RANGE_ROWS)
+        assert started.returncode == 0, started.stderr
+        job = json.loads(started.stdout)["id"]
+        finished = f"SELECT count(finished_at) FROM outlier.job_ranges WHERE job_id = {job}"
+        for _ in range(N_KILLS):
+            eventually(lambda: stack.one(finished) != 0, "ranges are worked")
+            table.insert_singly(5)
+            time.sleep(moments.uniform(0, 0.1))
+            workers.pop(0).kill()
+        assert int(str(stack.one(finished))) < N_OLD // RANGE_ROWS
     watched = stack.command("jobs", "watch", str(job), "--json")
     assert watched.returncode == 0, watched.stderr
     assert json.loads(watched.stdout)["status"] == "succeeded"
