@@ -179,6 +179,11 @@ def role_with_hidden_rows(connection: Connection, table: RelationInfo) -> str | 
     return display(str(one(connection, "SELECT current_user::text")))
 
 
+def exists(connection: Connection, relation: Relation) -> bool:
+    """Whether there is a relation of this name."""
+    return one(connection, "SELECT to_regclass(%s)", (as_text(relation.sql()),)) is not None
+
+
 def has_table_privilege(connection: Connection, relation: Relation, privilege: str) -> bool:
     return bool(
         one(

@@ -84,17 +84,19 @@ def read_claimed(
 
     as_scored: only rows that have a score, each under the change id of that, which is read in the same instant.
     """
-    scored = compose(
-        " JOIN {scores} s ON s.key = t.{key}",
-        scores=ours("scores", source.name),
-        key=identifier(source.key_column),
-    )
+    scored: sql.Composable = sql.SQL("")
+    if as_scored:
+        scored = compose(
+            " JOIN {scores} s ON s.key = t.{key}",
+            scores=ours("scores", source.name),
+            key=identifier(source.key_column),
+        )
     origin = compose(
         "FROM {queue} q JOIN {features} t ON t.{key} = ANY (q.keys){scored} WHERE q.id = ANY (%(ids)s)",
         queue=ours("queue", source.name),
         features=source.feature_relation.sql(),
         key=identifier(source.key_column),
-        scored=scored if as_scored else sql.SQL(""),
+        scored=scored,
     )
     return read(
         connection,

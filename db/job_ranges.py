@@ -13,17 +13,17 @@ from typing import Any
 from psycopg import sql
 from sqlalchemy import Connection
 
-from db import key_ranges
+from db import key_ranges, queue
+from db import keys as key_codec
 from db.definition import SourceDefinition
 from db.identifiers import identifier, ours
 from db.jobs import BACKFILL, REFLAG, RESCORE, Job
 from db.key_ranges import KeyRange
+from db.models import SAME_ERRORS
 from db.notice_ddl import QUIET_SETTING
 from db.queue import NEIGHBOUR, Claim, next_id
 from db.sources import Source
 from db.statements import compose, one, run
-
-_LONGEST_HOLD = "5min"
 
 
 def cut(connection: Connection, source: Source, job: Job, *, at_most: int) -> None:
@@ -37,13 +37,9 @@ def cut(connection: Connection, source: Source, job: Job, *, at_most: int) -> No
 
 def prepare(connection: Connection) -> None:
     """Set this transaction up for one range."""
-    run(
-        connection,
-        # What is lost is lost together. Nobody is told of old rows as if they were new.
-        "SELECT set_config('synchronous_commit', 'off', true), set_config(%s, 'on', true),"
-        " set_config('idle_in_transaction_session_timeout', %s, true)",
-        (QUIET_SETTING, _LONGEST_HOLD),
-    )
+    queue.prepare(connection)
+    # Nobody is told of old rows as if they were new.
+    run(connection, "SELECT set_config(%s, 'on', true)", (QUIET_SETTING,))
 
 
 def claim_range(connection: Connection, job_id: int) -> KeyRange | None:
@@ -127,12 +123,11 @@ def reflag(connection: Connection, source: Source, job: Job, keys: KeyRange) -> 
 
     Those of versions with the same errors, see model_versions.errors_of. A flag is what `detector.exceeds` says.
     """
-    by_bytes = sql.SQL(' COLLATE "C"' if source.definition.key_type == "text" else "")
     row = run(
         connection,
         compose(
             # Locked in the order in which workers write scores, so that none waits for another in a circle.
-            "WITH place AS MATERIALIZED (SELECT s.key FROM {to_do} AND {within} ORDER BY s.key{by_bytes}"
+            "WITH place AS MATERIALIZED (SELECT s.key FROM {to_do} AND {within} ORDER BY {in_order}"
             " FOR UPDATE OF s), written AS (UPDATE {scores} s"
             " SET flagged = s.reconstruction_error > v.threshold, model_version = v.version"
             " FROM place p, outlier.model_versions v WHERE s.key = p.key AND v.source_id = %(source)s"
@@ -140,7 +135,7 @@ def reflag(connection: Connection, source: Source, job: Job, keys: KeyRange) -> 
             " SELECT count(*), count(*) FILTER (WHERE flagged) FROM written",
             to_do=_to_do(source, REFLAG),
             within=key_ranges.within(sql.SQL("s.key"), source.definition.key_type),
-            by_bytes=by_bytes,
+            in_order=key_codec.writing_order(sql.SQL("s.key"), source.definition.key_type),
             scores=ours("scores", source.name),
         ),
         {**_params(source, job.version), **keys.params},
@@ -190,9 +185,9 @@ def _to_do(source: Source, kind: str) -> sql.Composable:
     return compose(
         "{scores} s WHERE s.model_version <> %(version)s AND s.model_version IN (SELECT k.version"
         " FROM outlier.model_versions k JOIN outlier.model_versions v ON v.source_id = k.source_id"
-        " AND coalesce(v.errors_of, v.version) = coalesce(k.errors_of, k.version)"
-        " WHERE v.source_id = %(source)s AND v.version = %(version)s)",
+        " AND {same_errors} WHERE v.source_id = %(source)s AND v.version = %(version)s)",
         scores=scores,
+        same_errors=SAME_ERRORS,
     )
 
 

@@ -6,11 +6,12 @@ What they do, range by range, is in db.job_ranges.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, LiteralString
 
 from psycopg import sql
 from sqlalchemy import Connection
 
+from db import models
 from db.errors import JobError
 from db.statements import compose, one, run, run_dicts
 
@@ -55,18 +56,24 @@ def running(connection: Connection, source_id: int, kind: str) -> Job | None:
     return found[0] if found else None
 
 
-def _jobs(connection: Connection, condition: Any, params: dict[str, Any]) -> list[Job]:
+def _jobs(connection: Connection, condition: LiteralString, params: dict[str, Any]) -> list[Job]:
     rows = run_dicts(
         connection,
         compose(
             "SELECT j.id, s.name AS source, j.source_id, j.kind, j.version, j.as_champion, j.status,"
-            " j.problem"
-            " FROM outlier.jobs j JOIN outlier.sources s ON s.id = j.source_id WHERE {condition} ORDER BY j.id",
+            " j.problem FROM outlier.jobs j JOIN outlier.sources s ON s.id = j.source_id"
+            " WHERE {condition} ORDER BY j.id",
             condition=sql.SQL(condition),
         ),
         params,
     )
     return [Job(**row) for row in rows]
+
+
+def is_overtaken(connection: Connection, job: Job) -> bool:
+    """Whether the job was to work with its version as the champion, and another one is that by now."""
+    champion = models.alias(connection, job.source_id) if job.as_champion else None
+    return job.as_champion and (champion is None or champion[1] != job.version)
 
 
 def lock(connection: Connection, source_id: int) -> None:
@@ -123,7 +130,12 @@ def cancel(connection: Connection, job_id: int) -> bool:
 
 
 def _close(
-    connection: Connection, job_id: int, status: str, problem: str | None, *, condition: Any = "true"
+    connection: Connection,
+    job_id: int,
+    status: str,
+    problem: str | None,
+    *,
+    condition: LiteralString = "true",
 ) -> bool:
     return bool(
         run(
@@ -181,16 +193,6 @@ def has_due(connection: Connection, job_id: int) -> bool:
             (job_id,),
         )
     )
-
-
-def prune(connection: Connection, source_id: int, *, keep: int) -> int:
-    """Forget jobs that do not run, all but the newest of a source. Returns how many."""
-    return run(
-        connection,
-        "DELETE FROM outlier.jobs WHERE source_id = %(source)s AND status <> 'running' AND id NOT IN"
-        " (SELECT id FROM outlier.jobs WHERE source_id = %(source)s ORDER BY id DESC LIMIT %(keep)s)",
-        {"source": source_id, "keep": keep},
-    ).rowcount
 
 
 def listed(

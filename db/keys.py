@@ -74,6 +74,11 @@ def scalar_type(key_type: str) -> sql.SQL:
     return {name: sql.SQL(name) for name in KEY_TYPES}[key_type]
 
 
+def writing_order(key: sql.Composable, key_type: str) -> sql.Composable:
+    """SQL that orders by this key as workers write scores: as `sortable` does."""
+    return key + sql.SQL(' COLLATE "C"') if key_type == "text" else key
+
+
 def to_texts(keys: Keys, key_type: str) -> list[str]:
     """The keys as PostgreSQL prints them."""
     return [str(key) for key in to_parameters(keys, key_type)]

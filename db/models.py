@@ -10,11 +10,13 @@ from psycopg.types.json import Jsonb
 from sqlalchemy import Connection
 
 from db.identifiers import identifier
-from db.statements import one, run, run_dicts
+from db.statements import compose, one, run, run_dicts
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 
+# Of the versions v and k of a source.
+SAME_ERRORS = sql.SQL("coalesce(v.errors_of, v.version) = coalesce(k.errors_of, k.version)")
 _METRICS_OF_THRESHOLD = [
     "threshold",
     "calibration_flag_rate",
@@ -63,10 +65,13 @@ def with_threshold(connection: Connection, source_id: int, version: int, thresho
     """The version with this threshold whose errors are those of `version`, itself first, or None."""
     found: int | None = one(
         connection,
-        "SELECT k.version FROM outlier.model_versions k JOIN outlier.model_versions v ON v.source_id = k.source_id"
-        " AND coalesce(v.errors_of, v.version) = coalesce(k.errors_of, k.version)"
-        " WHERE v.source_id = %s AND v.version = %s AND k.threshold = %s"
-        " ORDER BY k.version <> v.version, k.version DESC LIMIT 1",
+        compose(
+            "SELECT k.version FROM outlier.model_versions k JOIN outlier.model_versions v"
+            " ON v.source_id = k.source_id AND {same_errors}"
+            " WHERE v.source_id = %s AND v.version = %s AND k.threshold = %s"
+            " ORDER BY k.version <> v.version, k.version DESC LIMIT 1",
+            same_errors=SAME_ERRORS,
+        ),
         (source_id, version, threshold),
     )
     return found
@@ -75,32 +80,14 @@ def with_threshold(connection: Connection, source_id: int, version: int, thresho
 def copy_version(connection: Connection, source_id: int, version: int, values: dict[str, Any]) -> int:
     """Add a version like this one, with the same errors, but for `values` (recipe, artifact, sha256, signature,
     threshold). Metrics that say something of the threshold are left out. Returns its number."""
-    run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.versions'), %s)", (source_id,))
-    return int(
-        one(
-            connection,
-            """
-            INSERT INTO outlier.model_versions
-                (source_id, version, recipe_name, recipe, feature_names, artifact, sha256, signature, threshold,
-                 metrics, n_training_rows, training_from, training_to, parent_version, drift_reference,
-                 imported_from, errors_of)
-            SELECT source_id, (SELECT max(version) + 1 FROM outlier.model_versions WHERE source_id = %(source_id)s),
-                   recipe_name, %(recipe)s, feature_names, %(artifact)s, %(sha256)s, %(signature)s, %(threshold)s,
-                   metrics - %(of_threshold)s::text[], n_training_rows, training_from, training_to, version,
-                   drift_reference,
-                   imported_from, coalesce(errors_of, version)
-            FROM outlier.model_versions WHERE source_id = %(source_id)s AND version = %(version)s
-            RETURNING version
-            """,
-            {
-                **values,
-                "recipe": Jsonb(values["recipe"]),
-                "source_id": source_id,
-                "version": version,
-                "of_threshold": _METRICS_OF_THRESHOLD,
-            },
-        )
+    (row,) = run_dicts(
+        connection,
+        "SELECT recipe_name, feature_names, metrics - %s::text[] AS metrics, n_training_rows, training_from,"
+        " training_to, version AS parent_version, drift_reference, imported_from,"
+        " coalesce(errors_of, version) AS errors_of FROM outlier.model_versions WHERE source_id = %s AND version = %s",
+        (_METRICS_OF_THRESHOLD, source_id, version),
     )
+    return insert_version(connection, source_id, {**row, **values})
 
 
 def insert_version(connection: Connection, source_id: int, row: dict[str, Any]) -> int:
@@ -113,11 +100,11 @@ def insert_version(connection: Connection, source_id: int, row: dict[str, Any]) 
             INSERT INTO outlier.model_versions
                 (source_id, version, recipe_name, recipe, feature_names, artifact, sha256, signature, threshold,
                  metrics, n_training_rows, training_from, training_to, parent_version, drift_reference,
-                 imported_from)
+                 imported_from, errors_of)
             SELECT %(source_id)s, coalesce(max(version), 0) + 1, %(recipe_name)s, %(recipe)s, %(feature_names)s,
                    %(artifact)s, %(sha256)s, %(signature)s, %(threshold)s, %(metrics)s, %(n_training_rows)s,
                    %(training_from)s, %(training_to)s, %(parent_version)s, %(drift_reference)s,
-                   %(imported_from)s
+                   %(imported_from)s, %(errors_of)s
             FROM outlier.model_versions WHERE source_id = %(source_id)s
             RETURNING version
             """,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from psycopg import sql
 from sqlalchemy import Connection
 
-from db import jobs, quarantine, score_history, shadow, source_objects
-from db.identifiers import identifier, ours
+from db import quarantine, score_history, shadow, source_objects
+from db.identifiers import SCHEMA, identifier, ours
 from db.sources import Source
 from db.statements import compose, run
+
+_ENDED = sql.SQL("status <> 'running'")
 
 
 def prune(
@@ -37,19 +40,30 @@ def prune(
         if "shadow_scores" in source_objects.lacks_of_shadow(connection, source.definition)
         else shadow.prune(connection, source)
     )
-    old_runs = run(
-        connection,
-        "DELETE FROM outlier.training_runs WHERE source_id = %(source_id)s AND status <> 'running' AND id NOT IN"
-        " (SELECT id FROM outlier.training_runs WHERE source_id = %(source_id)s ORDER BY id DESC LIMIT %(keep)s)",
-        {"source_id": source.id, "keep": keep_training_runs},
-    ).rowcount
-    old_drift = run(
-        connection,
-        "DELETE FROM outlier.drift_reports WHERE source_id = %(source_id)s AND id NOT IN"
-        " (SELECT id FROM outlier.drift_reports WHERE source_id = %(source_id)s ORDER BY id DESC LIMIT %(keep)s)",
-        {"source_id": source.id, "keep": keep_drift_reports},
-    ).rowcount
-    old_jobs = jobs.prune(connection, source.id, keep=keep_jobs)
+    old = sum(
+        _all_but_newest(connection, table, source.id, keep, which=which)
+        for table, keep, which in (
+            ("training_runs", keep_training_runs, _ENDED),
+            ("jobs", keep_jobs, _ENDED),
+            ("drift_reports", keep_drift_reports, sql.SQL("true")),
+        )
+    )
     earlier = score_history.prune(connection, source.definition, days=keep_history_days)
     entries = quarantine.prune(connection, source.definition, source.id)
-    return orphans + shadows + old_runs + old_drift + old_jobs + earlier + entries
+    return orphans + shadows + old + earlier + entries
+
+
+def _all_but_newest(
+    connection: Connection, table: str, source_id: int, keep: int, *, which: sql.Composable
+) -> int:
+    """Delete what is none of the source's newest, of those to which the condition applies. Returns how many."""
+    return run(
+        connection,
+        compose(
+            "DELETE FROM {table} WHERE source_id = %(source_id)s AND {which} AND id NOT IN"
+            " (SELECT id FROM {table} WHERE source_id = %(source_id)s ORDER BY id DESC LIMIT %(keep)s)",
+            table=identifier(SCHEMA, table),
+            which=which,
+        ),
+        {"source_id": source_id, "keep": keep},
+    ).rowcount

@@ -28,6 +28,7 @@ NEIGHBOUR = -1
 _LOOK_AHEAD = 50_000
 # Transaction numbers are compared around a circle: age() of anything older than this has wrapped.
 _OLDEST_AGE = 2**31 - 2
+_LONGEST_HOLD = "5min"
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,20 @@ class Claim:
 
     def __bool__(self) -> bool:
         return bool(self.queue_ids)
+
+
+def prepare(connection: Connection) -> None:
+    """Set a transaction up that claims.
+
+    The claim and the scores are lost together or not at all, so neither needs to wait for the disk. A worker that hangs
+    with its claim loses it after a while, for others to take.
+    """
+    run(
+        connection,
+        "SELECT set_config('synchronous_commit', 'off', true),"
+        " set_config('idle_in_transaction_session_timeout', %s, true)",
+        (_LONGEST_HOLD,),
+    )
 
 
 def claim(

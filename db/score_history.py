@@ -12,7 +12,7 @@ from db.errors import SourceError
 from db.identifiers import SCHEMA, Relation, identifier, ours
 from db.keys import scalar_type
 from db.sources import Source
-from db.statements import as_text, compose, one, run, run_dicts
+from db.statements import compose, run, run_dicts
 
 
 def is_kept(connection: Connection, source: SourceDefinition) -> bool:
@@ -23,9 +23,11 @@ def is_kept(connection: Connection, source: SourceDefinition) -> bool:
 
 def exists(connection: Connection, source: SourceDefinition) -> bool:
     """Whether there is a table of earlier scores."""
-    return (
-        one(connection, "SELECT to_regclass(%s)", (as_text(ours("score_history", source.name)),)) is not None
-    )
+    return catalog.exists(connection, _table(source))
+
+
+def _table(source: SourceDefinition) -> Relation:
+    return Relation(SCHEMA, f"score_history_{source.name}")
 
 
 def keep(connection: Connection, source: Source) -> bool:
@@ -87,8 +89,7 @@ def prune(connection: Connection, source: SourceDefinition, *, days: int) -> int
 
     Returns how many; none where this role may not.
     """
-    table = as_text(ours("score_history", source.name))
-    if not one(connection, "SELECT has_table_privilege(to_regclass(%s), 'DELETE')", (table,)):
+    if not catalog.has_table_privilege(connection, _table(source), "DELETE"):
         return 0
     return run(
         connection,

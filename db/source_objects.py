@@ -10,8 +10,8 @@ from sqlalchemy import Connection
 from db import catalog, notice_ddl, shadow_ddl, source_ddl, source_views, written_columns
 from db.definition import SourceDefinition
 from db.errors import MissingPrivilege, SourceError
-from db.identifiers import SCHEMA, Relation, ours
-from db.statements import as_text, one, run
+from db.identifiers import SCHEMA, Relation
+from db.statements import one, run
 
 LOCK_TIMEOUT = "10s"
 
@@ -130,7 +130,7 @@ def lacks_of_shadow(connection: Connection, definition: SourceDefinition) -> lis
     return [
         kind
         for kind in shadow_ddl.KINDS
-        if one(connection, "SELECT to_regclass(%s)", (as_text(ours(kind, definition.name)),)) is None
+        if not catalog.exists(connection, Relation(SCHEMA, f"{kind}_{definition.name}"))
     ]
 
 

@@ -258,7 +258,6 @@ def fill(
     """
     # One at a time: rows that another one has locked would be queued to be scored again.
     run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.fill'), %s)", (source_id,))
-    order = compose('s.key COLLATE "C"') if source.key_type == "text" else compose("s.key")
     row = run(
         connection,
         compose(
@@ -278,7 +277,7 @@ def fill(
             behind=sql.SQL("")
             if after is None
             else compose("WHERE p.key > %(after)s::{type}", type=key_codec.scalar_type(source.key_type)),
-            order=order,
+            order=key_codec.writing_order(sql.SQL("s.key"), source.key_type),
             writer=_writer(source.name),
         ),
         {"at_most": at_most, **({} if after is None else {"after": after})},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -92,8 +91,7 @@ class Detector:
 
         threshold: in the unit of the reconstruction error. Raises InvalidRecipe if it cannot be one.
         """
-        policy = {"policy": "fixed", "value": threshold}
-        recipe = Recipe.from_json(json.dumps({**self.recipe.model_dump(mode="json"), "threshold": policy}))
+        recipe = self.recipe.with_threshold({"policy": "fixed", "value": threshold})
         return Detector(recipe, self.feature_names, self.arrays, threshold)
 
     def score(self, features: ArrayLike, *, groups: ArrayLike | None = None) -> Scores:

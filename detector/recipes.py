@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -310,6 +310,10 @@ class Recipe(_Part):
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "the text"
             raise InvalidRecipe(f"The recipe is invalid at {where}: {first['msg']}.") from error
+
+    def with_threshold(self, policy: dict[str, Any]) -> Recipe:
+        """This recipe with another threshold policy, as its fields. Raises InvalidRecipe if that cannot be."""
+        return Recipe.from_json(json.dumps({**self.model_dump(mode="json"), "threshold": policy}))
 
     @property
     def quantises(self) -> bool:

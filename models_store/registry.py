@@ -126,19 +126,14 @@ def register(
 
     imported_from: what it was where it comes from, for one that was not trained here.
     """
-    packed = artifact.pack(detector)
     champion = sql.alias(connection, source.id) if imported_from is None else None
     return sql.insert_version(
         connection,
         source.id,
         {
             "recipe_name": detector.recipe.name,
-            "recipe": json.loads(detector.recipe.model_dump_json()),
+            **_stored(detector, signing_key),
             "feature_names": list(detector.feature_names),
-            "artifact": packed,
-            "sha256": artifact.digest(packed),
-            "signature": artifact.sign(packed, signing_key) if signing_key else None,
-            "threshold": detector.threshold,
             "metrics": metrics,
             "n_training_rows": window.n_rows,
             "training_from": window.first,
@@ -146,6 +141,7 @@ def register(
             "parent_version": champion[1] if champion else None,
             "drift_reference": drift_reference.model_dump(mode="json") if drift_reference else None,
             "imported_from": imported_from,
+            "errors_of": None,
         },
     )
 
@@ -168,24 +164,26 @@ def with_threshold(
     if known is not None:
         return known
     try:
-        detector = load(connection, source, version, max_bytes=max_bytes, signing_key=signing_key)
-        packed = artifact.pack(detector.with_threshold(threshold))
+        detector = load(
+            connection, source, version, max_bytes=max_bytes, signing_key=signing_key
+        ).with_threshold(threshold)
     except ArtifactRefused as refusal:
         raise ModelError(f"No threshold was set: {refusal}.") from None
     except DetectorError:
         raise ModelError(f"{threshold} cannot be a threshold; write a number from 0 to 1e12.") from None
-    return sql.copy_version(
-        connection,
-        source.id,
-        version,
-        {
-            "recipe": json.loads(artifact.unpack(packed).recipe.model_dump_json()),
-            "artifact": packed,
-            "sha256": artifact.digest(packed),
-            "signature": artifact.sign(packed, signing_key) if signing_key else None,
-            "threshold": threshold,
-        },
-    )
+    return sql.copy_version(connection, source.id, version, _stored(detector, signing_key))
+
+
+def _stored(detector: Detector, signing_key: str | None) -> dict[str, Any]:
+    """The columns of a version that hold the detector itself."""
+    packed = artifact.pack(detector)
+    return {
+        "recipe": json.loads(detector.recipe.model_dump_json()),
+        "artifact": packed,
+        "sha256": artifact.digest(packed),
+        "signature": artifact.sign(packed, signing_key) if signing_key else None,
+        "threshold": detector.threshold,
+    }
 
 
 def champion(connection: Connection, source: Source, cache: DetectorCache) -> LoadedVersion | None:

@@ -73,12 +73,18 @@ def postgres15(scratch: Path) -> Iterator[Postgres]:
         yield postgres
 
 
-@pytest.fixture(scope="session", params=["pg18", "pg15"])
+@pytest.fixture(scope="session")
 def postgres(request: pytest.FixtureRequest) -> Postgres:
-    """A test that uses it, or a database in it, runs once on each PostgreSQL."""
+    """A test that uses it, or a database in it, runs once on each PostgreSQL, or on 18 alone where it is marked so."""
     name = {"pg18": "postgres18", "pg15": "postgres15"}[request.param]
     server: Postgres = request.getfixturevalue(name)
     return server
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "postgres" in metafunc.fixturenames:
+        servers = ["pg18"] if metafunc.definition.get_closest_marker("postgres18") else ["pg18", "pg15"]
+        metafunc.parametrize("postgres", servers, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")

@@ -24,18 +24,16 @@ from db.quarantine import Entry
 from db.queue import Claim
 from db.sequences import SequenceRows
 from db.sources import Source
-from db.statements import run
 from detector import exceeds, top_features
 from models_store import registry
 from models_store.registry import LoadedVersion
-from worker import failures, sequences
+from worker import failures, sequences, shadow
 from worker.runtime import Runtime
 from worker.shadow import Outcome, Shadow
 
 log = structlog.get_logger()
 
 NO_CHAMPION = "no champion yet: train one (pgoutlier train {name}); rows stay queued until then"
-_LONGEST_HOLD = "5min"
 _NOTHING = Claim([], 0, 0, rescore=False)
 
 
@@ -85,14 +83,7 @@ def open_batch(runtime: Runtime, source: Source) -> OpenBatch | None:
     try:
         connection = runtime.engine.connect()
         transaction = connection.begin()
-        # The claim and the scores are lost together or not at all, so neither needs to wait for the disk. A worker
-        # that hangs with its claim loses it after a while, for others to take.
-        run(
-            connection,
-            "SELECT set_config('synchronous_commit', 'off', true),"
-            " set_config('idle_in_transaction_session_timeout', %s, true)",
-            (_LONGEST_HOLD,),
-        )
+        queue.prepare(connection)
         if models.alias(connection, source.id) is None:
             failures.note_problem_in(connection, source, NO_CHAMPION.format(name=source.name))
         else:
@@ -126,12 +117,7 @@ def settle(runtime: Runtime, source: Source, batch: OpenBatch) -> BatchResult:
             return BatchResult()
         rows = sequences.fitting(connection, source, claim, batch.rows, champion.detector.recipe)
         own = sequences.prepare(connection, source, claim, rows, champion.detector.recipe)
-        challenger = aliases.challenger
-        follower = (
-            Shadow(runtime, connection, source, claim, rows, challenger)
-            if challenger is not None and not challenger.paused
-            else None
-        )
+        follower = shadow.follower(runtime, connection, source, claim, rows, aliases)
         result = score_claimed(connection, source, claim, own, champion, follower)
         queue.finish(connection, source.definition, claim.queue_ids)
         batch.transaction.commit()

@@ -57,6 +57,11 @@ def handle(runtime: Runtime, source: Source, claim: Claim, error: Exception) -> 
     return True
 
 
+def retry_delay(runtime: Runtime, earlier_attempts: int) -> float:
+    """Seconds until what has failed once more than so often is tried again."""
+    return min(runtime.settings.retry_base_seconds * 2.0**earlier_attempts, _LONGEST_DELAY_SECONDS)
+
+
 def is_passing(error: Exception) -> bool:
     """Whether it is worth nothing more than another try: a lost connection, a lock, a lost race."""
     return _lost_connection(error) or (sqlstate(error) or "").startswith((*_PASSING, _LOST_RACE))
@@ -108,12 +113,11 @@ def _blame_rows(
     attempts = claim.attempts + 1
     log.warning("batch_failed", source=source.name, n_keys=claim.n_keys, attempt=attempts, error=text)
     if attempts < settings.max_attempts:
-        delay = min(settings.retry_base_seconds * 2 ** (attempts - 1), _LONGEST_DELAY_SECONDS)
         queue.postpone(
             connection,
             source.definition,
             claim.queue_ids,
-            delay_seconds=delay,
+            delay_seconds=retry_delay(runtime, claim.attempts),
             error=text,
             count_attempt=True,
         )

@@ -21,7 +21,7 @@ from models_store.registry import LoadedVersion
 from worker import sequences, shadow
 from worker.batches import NO_CHAMPION, BatchResult, score_claimed
 from worker.runtime import Runtime
-from worker.shadow import Outcome, Shadow
+from worker.shadow import Outcome
 
 
 class RangeFailed(Exception):
@@ -54,7 +54,7 @@ def work_one(runtime: Runtime, job: Job) -> bool:
             return False
         source = sources.find(connection, job.source)
         try:
-            _check_still_champion(connection, source, job)
+            _check_still_champion(connection, job)
             if job.kind == jobs.REFLAG:
                 done = _Done(*job_ranges.reflag(connection, source, job, keys))
             else:
@@ -79,12 +79,12 @@ class _Done:
     shadow: Outcome | None = None
 
 
-def _check_still_champion(connection: Connection, source: Source, job: Job) -> None:
-    champion = models.alias(connection, source.id)
-    if job.as_champion and (champion is None or champion[1] != job.version):
+def _check_still_champion(connection: Connection, job: Job) -> None:
+    if jobs.is_overtaken(connection, job):
+        champion = models.alias(connection, job.source_id)
         raise Overtaken(
             f"version {champion[1] if champion else None} is the champion by now; to go on with that:"
-            f" pgoutlier {job.kind} {source.name}"
+            f" pgoutlier {job.kind} {job.source}"
         )
 
 
@@ -122,10 +122,10 @@ def _score(
     own = sequences.prepare(connection, source, claim, rows, recipe)
     own = _without_waiting(connection, source, claim, own)
     aliases = models.aliases(connection, source.id)
-    challenger, follower = aliases.challenger, None
+    follower = None
     # As live: what the champion scores, the challenger scores too.
-    if challenger and not challenger.paused and aliases.champion and aliases.champion[1] == version.version:
-        follower = Shadow(runtime, connection, source, claim, rows, challenger)
+    if aliases.champion and aliases.champion[1] == version.version:
+        follower = shadow.follower(runtime, connection, source, claim, rows, aliases)
     return score_claimed(connection, source, claim, own, version, follower)
 
 

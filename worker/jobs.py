@@ -26,7 +26,6 @@ from worker.runtime import Runtime
 log = structlog.get_logger()
 
 _HELP_EVERY_SECONDS = 1.0
-_LONGEST_DELAY_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -205,7 +204,7 @@ def _handle(runtime: Runtime, job: Job, failed: RangeFailed) -> bool:
     log.warning("range_failed", job=job.id, range=keys.number, attempt=keys.attempts + 1, error=text)
     with runtime.engine.begin() as connection:
         if keys.attempts + 1 < runtime.settings.max_attempts:
-            delay = min(runtime.settings.retry_base_seconds * 2**keys.attempts, _LONGEST_DELAY_SECONDS)
+            delay = failures.retry_delay(runtime, keys.attempts)
             job_ranges.postpone_range(connection, keys, error=text, delay_seconds=delay)
             return True
         if job.kind == jobs.BACKFILL and failures.rows_to_blame(error):
@@ -266,8 +265,7 @@ def resume(runtime: Runtime, job_id: int) -> bool:
         other = jobs.running(connection, job.source_id, job.kind)
         if other is not None and other.id != job_id:
             raise JobError(f"Job {other.id} is at work on {job.source} meanwhile; see: pgoutlier jobs list")
-        champion = models.alias(connection, job.source_id)
-        if job.as_champion and (champion is None or champion[1] != job.version):
+        if jobs.is_overtaken(connection, job):
             raise JobError(
                 f"Job {job_id} was to work with version {job.version} as the champion, which is another one by now;"
                 f" start again: pgoutlier {job.kind} {job.source}"

@@ -56,8 +56,7 @@ def with_threshold(recipe: Recipe, text: str | None) -> Recipe:
     if text is None:
         return recipe
     try:
-        policy = detector.parse_threshold(text).model_dump()
-        return Recipe.from_json(json.dumps({**recipe.model_dump(mode="json"), "threshold": policy}))
+        return recipe.with_threshold(detector.parse_threshold(text).model_dump())
     except DetectorError as error:
         raise ModelError(str(error)) from None
 

@@ -20,7 +20,7 @@ from db import keys as key_codec
 from db import models, scores, shadow
 from db.engine import driver_connection
 from db.features import FeatureBatch
-from db.models import Challenger
+from db.models import Aliases, Challenger
 from db.queue import Claim
 from db.scores import ScoredRows
 from db.sequences import SequenceRows
@@ -122,6 +122,21 @@ class Shadow:
             into=scores.SHADOW,
         )
         return bool(np.isfinite(found.values).all())
+
+
+def follower(
+    runtime: Runtime,
+    connection: Connection,
+    source: Source,
+    claim: Claim,
+    rows: FeatureBatch | SequenceRows,
+    aliases: Aliases,
+) -> Shadow | None:
+    """What scores the rows with the challenger as well, if there is one that is not left alone for now."""
+    challenger = aliases.challenger
+    if challenger is None or challenger.paused:
+        return None
+    return Shadow(runtime, connection, source, claim, rows, challenger)
 
 
 def note(runtime: Runtime, source: Source, outcome: Outcome) -> None:

@@ -106,7 +106,7 @@ def shop(postgres: Postgres) -> Iterator[Runtime]:
 # -- refusals: each says in one sentence what is wrong and how to mend it
 
 
-@pytest.mark.parametrize("postgres", ["pg18"], indirect=True)
+@pytest.mark.postgres18
 @pytest.mark.parametrize(
     ("request_changes", "sentence"),
     [

@@ -15,19 +15,15 @@ from structlog.testing import capture_logs
 from db import drift as drift_sql
 from db import overview
 from db.errors import ModelError
-from tests.servers import Postgres
 from tests.support import Table, attach_table, plain_recipe
 from worker import drift, maintenance, training
 from worker.runtime import Runtime
 
+# The statements are plain joins; one training takes a second.
+pytestmark = pytest.mark.postgres18
+
 User = psycopg.Connection[Any]
 N_TRAINING, N_LATER = 4_000, 2_000
-
-
-@pytest.fixture(scope="session")
-def postgres(postgres18: Postgres) -> Postgres:
-    """The statements are plain joins; one training takes a second."""
-    return postgres18
 
 
 @pytest.fixture

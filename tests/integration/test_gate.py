@@ -12,19 +12,15 @@ import psycopg
 import pytest
 
 from db.errors import ModelError
-from tests.servers import Postgres
 from tests.support import Table, attach_table, plain_recipe, until
 from worker import gate, training, verdicts, versions
 from worker.runtime import Runtime
 
+# The statements are plain; each test trains two or three times.
+pytestmark = pytest.mark.postgres18
+
 User = psycopg.Connection[Any]
 N_ROWS, N_FRAUD = 3_000, 12
-
-
-@pytest.fixture(scope="session")
-def postgres(postgres18: Postgres) -> Postgres:
-    """The statements are plain; each test trains two or three times."""
-    return postgres18
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from db.errors import JobError, ModelError, SourceError
 from detector import exceeds
 from tests.conftest import Connect
 from tests.integration.conftest import Run
-from tests.integration.test_sequences import INDEX, insert, offline
+from tests.integration.test_sequences import READINGS, attach_readings, insert, insert_readings, offline
 from tests.integration.test_sequences import RECIPE as SEQUENCE
 from tests.servers import Postgres
 from tests.support import (
@@ -40,13 +40,10 @@ from worker import comparing, job_ranges, jobs, maintenance, versions, webhooks
 from worker.jobs import Started
 from worker.runtime import Runtime
 
+# Nothing here differs between versions of PostgreSQL.
+pytestmark = pytest.mark.postgres18
+
 User = psycopg.Connection[Any]
-
-
-@pytest.fixture(scope="session")
-def postgres(postgres18: Postgres) -> Postgres:
-    """Nothing here differs between versions of PostgreSQL."""
-    return postgres18
 
 
 @pytest.fixture
@@ -334,27 +331,9 @@ def test_a_version_that_a_job_scored_with_is_not_pruned(scored: Table) -> None:
 
 
 def test_rows_of_a_sequence_source_are_scored_with_the_rows_before_them(user: User, runtime: Runtime) -> None:
-    user.execute(
-        "CREATE TABLE readings (id bigint PRIMARY KEY, machine text, taken_at timestamptz, a float8, b float8)"
-    )
-    user.execute(INDEX)
-    rows = [(i, f"m{i % 3}", (i * 37) % 100) for i in range(60)]
-    user.execute(
-        "INSERT INTO readings SELECT i, m, timestamptz '2026-01-01' + make_interval(secs => s), sin(i), cos(i * 0.7)"
-        " FROM unnest(%s::bigint[], %s::text[], %s::float8[]) r (i, m, s)",
-        tuple(map(list, zip(*rows, strict=True))),
-    )
-    table = attach_table(
-        user,
-        runtime,
-        relation="readings",
-        key="id",
-        features="a,b",
-        time="taken_at",
-        entity="machine",
-        recipe=SEQUENCE,
-    ).with_settings(job_range_rows=7)
-    table.promote(make_detector(("a", "b"), recipe=SEQUENCE))
+    user.execute(READINGS)
+    insert_readings(user, *((i, f"m{i % 3}", (i * 37) % 100) for i in range(60)))
+    table = attach_readings(user, runtime).with_settings(job_range_rows=7)
     assert work(table, jobs.backfill(table.runtime, table.source_name)) == "succeeded"
     assert table.queued() == []
     assert table.errors() == pytest.approx(offline(table), rel=1e-6)

@@ -12,17 +12,13 @@ import pytest
 
 from db import notices, source_objects
 from tests.conftest import Connect
-from tests.servers import Postgres
 from tests.support import FEATURES, Table, detach_table, make_detector
 from worker import maintenance, webhooks
 
+# On the oldest one, test_sql_cookbook has notices written.
+pytestmark = pytest.mark.postgres18
+
 OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
-
-
-@pytest.fixture(scope="session")
-def postgres(postgres18: Postgres) -> Postgres:
-    """On the oldest one, test_sql_cookbook has notices written."""
-    return postgres18
 
 
 @pytest.fixture

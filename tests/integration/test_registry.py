@@ -23,10 +23,12 @@ from detector.recipes import DropColumns, Standardise
 from models_store import artifact, registry
 from models_store.artifact import ArtifactRefused
 from models_store.registry import DetectorCache
-from tests.servers import Postgres
 from tests.support import FEATURES, Table, attach_table, make_champion, make_detector, plain_recipe, register
 from worker import versions
 from worker.runtime import Runtime
+
+# What is refused, and why, is no matter of the server.
+pytestmark = pytest.mark.postgres18
 
 User = psycopg.Connection[Any]
 RECIPES_TO_STORE = {
@@ -36,12 +38,6 @@ RECIPES_TO_STORE = {
     "dropping": plain_recipe(preprocessing=(DropColumns(names=("hour",)), Standardise())),
     "no preprocessing": plain_recipe(preprocessing=()),
 }
-
-
-@pytest.fixture(scope="session")
-def postgres(postgres18: Postgres) -> Postgres:
-    """What is refused, and why, is no matter of the server."""
-    return postgres18
 
 
 def store(user: User, version: int, content: bytes, *, sha256: str | None = None) -> None:

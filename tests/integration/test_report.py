@@ -17,22 +17,18 @@ from db import models as model_sql
 from db import report, training_rows
 from db.errors import ModelError, SourceError
 from detector.drift import Reference
-from tests.servers import Postgres
 from tests.support import Table, attach_table, plain_recipe, quote
 from worker import drift, jobs, maintenance, training
 from worker.cli.report import ReportError, write_page
 from worker.report import of_source
 from worker.runtime import Runtime
 
+# Drawing takes a second each time, and the SQL is such that one PostgreSQL is like another.
+pytestmark = pytest.mark.postgres18
+
 User = psycopg.Connection[Any]
 
 HOSTILE = '<script>alert("a")</script>$x$'
-
-
-@pytest.fixture(scope="session")
-def postgres(postgres18: Postgres) -> Postgres:
-    """Drawing takes a second each time, and the SQL is such that one PostgreSQL is like another."""
-    return postgres18
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ from db import schedules as store
 from db.errors import ScheduleError, SourceError
 from db.statements import run
 from tests.conftest import Connect
-from tests.servers import Postgres
 from tests.support import Table
 from worker import schedules, scheduling, training
 from worker.app import app
@@ -33,18 +32,15 @@ from worker.runtime import Runtime
 from worker.schedules import Change
 from worker.scheduling import Call
 
+# The statements are plain; the tables are made by migrations, which run on each server.
+pytestmark = pytest.mark.postgres18
+
 QUEUES = ("admin", "score", "train")
 # But args and kwargs, which a bad row may hold in a form that cannot be read.
 COLUMNS = (
     "name, task, every_seconds, crontab, time_zone, enabled, settings_seconds, next_run_at, last_run_at, last_due_at,"
     " last_run_by, n_runs, problem, created_at, created_by, changed_at, changed_by"
 )
-
-
-@pytest.fixture(scope="session")
-def postgres(postgres18: Postgres) -> Postgres:
-    """The statements are plain; the tables are made by migrations, which run on each server."""
-    return postgres18
 
 
 @pytest.fixture(scope="module")

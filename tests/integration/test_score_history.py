@@ -9,18 +9,14 @@ import pytest
 
 from db.errors import SourceError
 from tests.conftest import Connect
-from tests.servers import Postgres
 from tests.support import FEATURES, Table, attach_table, detach_table, make_detector, register
 from worker import jobs, maintenance, score_history
 from worker.runtime import Runtime
 
+# Nothing here differs between versions of PostgreSQL.
+pytestmark = pytest.mark.postgres18
+
 User = psycopg.Connection[Any]
-
-
-@pytest.fixture(scope="session")
-def postgres(postgres18: Postgres) -> Postgres:
-    """Nothing here differs between versions of PostgreSQL."""
-    return postgres18
 
 
 @pytest.fixture

@@ -30,16 +30,20 @@ RECIPE = plain_recipe(
     layers=(),
     recurrent=Recurrent(window=WINDOW, encoder=(4,), decoder=(4,), activation="linear"),
 )
-INDEX = "CREATE INDEX readings_order ON readings (machine, taken_at, id)"
+READINGS = """
+CREATE TABLE readings (id bigint PRIMARY KEY, machine text, taken_at timestamptz, a float8, b float8);
+CREATE INDEX readings_order ON readings (machine, taken_at, id)
+"""
 
 
 @pytest.fixture
 def readings(user: User, runtime: Runtime) -> Table:
     """Readings of machines in order of time, scored by a sequence champion."""
-    user.execute(
-        "CREATE TABLE readings (id bigint PRIMARY KEY, machine text, taken_at timestamptz, a float8, b float8)"
-    )
-    user.execute(INDEX)
+    user.execute(READINGS)
+    return attach_readings(user, runtime)
+
+
+def attach_readings(user: User, runtime: Runtime) -> Table:
     table = attach_table(
         user,
         runtime,
@@ -56,7 +60,11 @@ def readings(user: User, runtime: Runtime) -> Table:
 
 def insert(table: Table, *rows: tuple[int, str | None, float | None], user: User | None = None) -> None:
     """Rows of (id, machine, seconds); the features follow from the id."""
-    (user or table.user).execute(
+    insert_readings(user or table.user, *rows)
+
+
+def insert_readings(user: User, *rows: tuple[int, str | None, float | None]) -> None:
+    user.execute(
         "INSERT INTO readings SELECT i, m, timestamptz '2026-01-01' + make_interval(secs => s), sin(i), cos(i * 0.7)"
         " FROM unnest(%s::bigint[], %s::text[], %s::float8[]) r (i, m, s)",
         tuple(map(list, zip(*rows, strict=True))),

@@ -16,17 +16,13 @@ from sqlalchemy import make_url
 
 from db import overview
 from db.statements import run
-from tests.servers import Postgres
 from tests.support import Table, make_detector, register, until
 from worker.runtime import Runtime
 
+# A worker process is started for it; the statements behind the tasks are tested on both.
+pytestmark = pytest.mark.postgres18
+
 User = psycopg.Connection[Any]
-
-
-@pytest.fixture(scope="session")
-def postgres(postgres18: Postgres) -> Postgres:
-    """A worker process is started for it; the statements behind the tasks are tested on both."""
-    return postgres18
 
 
 @pytest.fixture

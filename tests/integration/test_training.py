@@ -14,10 +14,12 @@ from psycopg.rows import dict_row
 from db import models as model_sql
 from db.errors import ModelError, SourceError, TrainingBusy
 from detector import Progress
-from tests.servers import Postgres
 from tests.support import FEATURES, Table, attach_table, make_detector, plain_recipe, until
 from worker import training
 from worker.runtime import Runtime
+
+# The statements are plain; most tests train.
+pytestmark = pytest.mark.postgres18
 
 User = psycopg.Connection[Any]
 
@@ -28,12 +30,6 @@ from worker import training
 from worker.runtime import make_runtime
 training.train(make_runtime(load_settings()), "payments")
 """
-
-
-@pytest.fixture(scope="session")
-def postgres(postgres18: Postgres) -> Postgres:
-    """The statements are plain; most tests train."""
-    return postgres18
 
 
 @pytest.fixture

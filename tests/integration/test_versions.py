@@ -31,14 +31,11 @@ from tests.support import (
 from worker import comparing, maintenance, version_files, versions
 from worker.runtime import make_runtime
 
+# The statements are plain.
+pytestmark = pytest.mark.postgres18
+
 User = psycopg.Connection[Any]
 KEY = SecretStr("a key")
-
-
-@pytest.fixture(scope="session")
-def postgres(postgres18: Postgres) -> Postgres:
-    """The statements are plain."""
-    return postgres18
 
 
 def make_versions(table: Table, n: int) -> None:

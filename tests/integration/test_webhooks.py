@@ -26,17 +26,13 @@ from db.statements import run as execute
 from tests.integration.conftest import Run
 from tests.receiver import KEY, SECRET, Receiver, receiving, status
 from tests.receiver import kill as kill_sender
-from tests.servers import Postgres
 from tests.support import Table, attach_table, until
 from worker import delivering, webhooks
 from worker.delivering import DeliveryResult
 from worker.runtime import make_runtime
 
-
-@pytest.fixture(scope="session")
-def postgres(postgres18: Postgres) -> Postgres:
-    """Nothing here differs between the versions of PostgreSQL."""
-    return postgres18
+# Nothing here differs between the versions of PostgreSQL.
+pytestmark = pytest.mark.postgres18
 
 
 @pytest.fixture

@@ -37,8 +37,6 @@ from worker.runtime import Runtime
 
 User = psycopg.Connection[Any]
 ASKED: dict[str, Any] = {"relation": "transactions", "key": "id", "features": "amount,hour,distance"}
-# What does not depend on the server's version is looked at on one.
-on_18 = pytest.mark.parametrize("postgres", ["pg18"], indirect=True)
 
 
 @pytest.fixture
@@ -103,7 +101,7 @@ def test_every_way_to_a_score_is_followed(written: Table) -> None:
     assert wrong(written) == []
 
 
-@on_18
+@pytest.mark.postgres18
 def test_a_batch_that_is_rolled_back_has_written_nothing(written: Table) -> None:
     written.insert(1, 3)
     with written.runtime.engine.connect() as connection, connection.begin() as batch:
@@ -124,7 +122,7 @@ def score(connection: Connection, table: Table) -> None:
     queue.finish(connection, source.definition, claim.queue_ids)
 
 
-@on_18
+@pytest.mark.postgres18
 @pytest.mark.parametrize(
     ("key_type", "key"),
     [("smallint", "i"), ("text", "'é%% ' || i"), ("varchar(20)", "'k' || i"), ("uuid", "md5(i::text)::uuid")],
@@ -149,7 +147,7 @@ def test_keys_of_every_type_in_a_partitioned_table(
 # -- what it does not set off
 
 
-@on_18
+@pytest.mark.postgres18
 def test_what_is_written_queues_nothing_and_rings_no_bell(written: Table, connect: Connect) -> None:
     written.insert(1, 50)
     listener = connect()
@@ -182,7 +180,7 @@ def test_with_a_feature_view_every_column_counts_but_ours(
     assert table.queued() == []
 
 
-@on_18
+@pytest.mark.postgres18
 def test_a_trigger_of_the_user_s_that_changes_a_feature_in_reaction_is_seen(written: Table) -> None:
     """It runs as in any session of the worker's: names without a schema are found."""
     user = written.user
@@ -205,7 +203,7 @@ def test_a_trigger_of_the_user_s_that_changes_a_feature_in_reaction_is_seen(writ
     )
 
 
-@on_18
+@pytest.mark.postgres18
 def test_rows_that_a_trigger_of_the_user_s_refuses_are_scored_and_tried_again_later(written: Table) -> None:
     written.user.execute(
         "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'sealed row'; END $$;"
@@ -244,7 +242,7 @@ def test_a_row_that_is_locked_is_left_alone_and_written_later(written: Table, co
     assert wrong(written) == written.queued() == []
 
 
-@on_18
+@pytest.mark.postgres18
 def test_a_row_that_is_locked_when_it_loses_its_score_is_written_later(
     written: Table, connect: Connect
 ) -> None:
@@ -263,7 +261,7 @@ def test_a_row_that_is_locked_when_it_loses_its_score_is_written_later(
     assert written.quarantined() == {"2": ("nan", "amount")}
 
 
-@on_18
+@pytest.mark.postgres18
 def test_a_locked_row_of_a_sequence_is_written_later(user: User, runtime: Runtime, connect: Connect) -> None:
     user.execute(
         "CREATE TABLE readings (id bigint PRIMARY KEY, machine text, at timestamptz, a float8, b float8)"
@@ -345,7 +343,7 @@ def test_whatever_commits_when_the_columns_end_as_the_scores(written: Table, con
     assert wrong(written) == []
 
 
-@on_18
+@pytest.mark.postgres18
 def test_a_row_that_is_deleted_meanwhile_is_no_trouble(written: Table, connect: Connect) -> None:
     written.insert(1, 3)
     writer = connect(autocommit=False)
@@ -360,7 +358,7 @@ def test_a_row_that_is_deleted_meanwhile_is_no_trouble(written: Table, connect: 
 # -- attach, switch, detach
 
 
-@on_18
+@pytest.mark.postgres18
 def test_a_column_of_the_user_s_is_never_written(user: User, runtime: Runtime) -> None:
     user.execute("CREATE TABLE t (id int PRIMARY KEY, x float8, flagged boolean)")
     asked: dict[str, Any] = {"relation": "t", "key": "id", "features": "x", "write_columns": True}
@@ -373,7 +371,7 @@ def test_a_column_of_the_user_s_is_never_written(user: User, runtime: Runtime) -
     assert "ALTER TABLE public.t ALTER COLUMN flagged TYPE boolean" in refusal(runtime, **asked)
 
 
-@on_18
+@pytest.mark.postgres18
 def test_what_we_write_is_no_feature_and_no_label(written: Table) -> None:
     user, runtime = written.user, written.runtime
     asked: dict[str, Any] = {"relation": "transactions", "key": "id"}
@@ -387,7 +385,7 @@ def test_what_we_write_is_no_feature_and_no_label(written: Table) -> None:
     assert "public.f reads reconstruction_error" in refusal(runtime, **asked, feature_view="f")
 
 
-@on_18
+@pytest.mark.postgres18
 def test_the_views_show_each_column_once(written: Table) -> None:
     written.insert(1)
     written.drain()
@@ -401,7 +399,7 @@ def catalog_columns(table: Table, view: str) -> list[str]:
     return [c.name for c in table.user.execute(f"SELECT * FROM outlier.{view}").description or ()]  # type: ignore[arg-type]
 
 
-@on_18
+@pytest.mark.postgres18
 def test_the_dry_run_with_columns_prints_what_attach_does(
     user: User, runtime: Runtime, postgres: Postgres, database_url: str
 ) -> None:
@@ -455,7 +453,7 @@ def test_switched_on_later_the_scores_of_before_are_copied(transactions: Table, 
     assert json.loads(run("sources", "--json").output)[0]["write_columns"] is False
 
 
-@on_18
+@pytest.mark.postgres18
 @pytest.mark.parametrize(("key_type", "key"), [("text", "'é' || i"), ("uuid", "md5(i::text)::uuid")])
 def test_copying_that_was_stopped_goes_on(user: User, runtime: Runtime, key_type: str, key: str) -> None:
     user.execute(f"CREATE TABLE t (id {key_type} PRIMARY KEY, x float8)")
@@ -478,7 +476,7 @@ def test_copying_that_was_stopped_goes_on(user: User, runtime: Runtime, key_type
     assert wrong(table) == []
 
 
-@on_18
+@pytest.mark.postgres18
 def test_doctor_says_what_is_wrong_with_the_columns(written: Table, run: Run) -> None:
     def finding() -> tuple[bool, str]:
         found = {f["what"]: f for f in json.loads(run("doctor", "--json").output)}["transactions columns"]
@@ -515,7 +513,7 @@ def test_detach_takes_the_columns_away(
     assert postgres.run(*dump) == before
 
 
-@on_18
+@pytest.mark.postgres18
 def test_who_does_not_own_the_table_is_told_what_its_owner_has_to_run(
     user: User, runtime: Runtime, role: str, database_url: str
 ) -> None:
@@ -547,7 +545,7 @@ def test_who_does_not_own_the_table_is_told_what_its_owner_has_to_run(
         limited.dispose()
 
 
-@on_18
+@pytest.mark.postgres18
 def test_a_worker_s_role_needs_to_write_the_two_columns_only(
     written: Table, role: str, database_url: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -570,7 +568,7 @@ def test_a_worker_s_role_needs_to_write_the_two_columns_only(
     assert found["transactions columns"]["mend"] == f"pgoutlier db grant {role} --as worker"
 
 
-@on_18
+@pytest.mark.postgres18
 def test_the_program_of_before_gets_no_source_that_writes_columns(written: Table) -> None:
     engine = written.runtime.engine
     with pytest.raises(
@@ -585,7 +583,7 @@ def test_the_program_of_before_gets_no_source_that_writes_columns(written: Table
     attach_table(written.user, written.runtime, **ASKED, write_columns=True)
 
 
-@on_18
+@pytest.mark.postgres18
 @examples(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schema=NAMES, table=NAMES, key=NAMES, feature=NAMES)
 def test_any_names_can_be_written_to(user: User, schema: str, table: str, key: str, feature: str) -> None:

@@ -7,14 +7,13 @@ import time
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from db import models
 from db.errors import ModelError
 from worker import jobs as use_case
 from worker import tasks, versions
 from worker.cli.context import open_runtime
-from worker.cli.output import console, errors, print_json, print_table, seconds_text
+from worker.cli.output import console, errors, new_bar, print_json, print_table, seconds_text
 from worker.cli.sources import AsJson, SourceName
 from worker.jobs import Started
 from worker.runtime import Runtime
@@ -123,7 +122,7 @@ def _row(job: dict[str, Any], *, rate: bool) -> list[object]:
         job["source"],
         job["kind"] + (f" by {job['version']}" if job["version"] else ""),
         job["status"],
-        f"{_share(job):.0%}",
+        f"{share(job):.0%}",
         job["n_done"],
         job["n_flagged"],
         *(rates if rate else []),
@@ -131,7 +130,8 @@ def _row(job: dict[str, Any], *, rate: bool) -> list[object]:
     ]
 
 
-def _share(job: dict[str, Any]) -> float:
+def share(job: dict[str, Any]) -> float:
+    """How much of a job's rows it has behind it."""
     return job["n_behind"] / job["n_rows"] if job["n_rows"] else 1.0
 
 
@@ -192,14 +192,8 @@ def _follow(runtime: Runtime, started: Started, *, here: bool, no_wait: bool, as
 
 
 def _watch(runtime: Runtime, job_id: int, *, here: bool) -> None:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-    )
     began, moved = time.monotonic(), False
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+    with new_bar("{task.fields[note]}") as bar:
         task = bar.add_task("", total=None, note="")
         while (job := use_case.described(runtime, job_id))["status"] == "running":
             bar.update(
@@ -244,10 +238,8 @@ def _print(job: dict[str, Any], started: Started) -> None:
     if job["n_quarantined"]:
         result += f", {job['n_quarantined']:,} went into quarantine"
     said = {
-        "running": f"Job {job['id']} is running: {_share(job):.0%} done. Watch it: pgoutlier jobs watch {job['id']}",
-        "succeeded": f"Job {job['id']}: {result}."
-        if job["n_rows"]
-        else f"Job {job['id']}: there was nothing to do.",
+        "running": f"Job {job['id']} is running: {share(job):.0%} done. Watch it: pgoutlier jobs watch {job['id']}",
+        "succeeded": f"Job {job['id']}: {result}." if job["n_rows"] else _nothing(job),
         "cancelled": f"Job {job['id']} was cancelled; so far {result}. Go on: pgoutlier jobs resume {job['id']}",
         "failed": f"Job {job['id']} has failed: {job['problem']}. So far {result}. Go on: pgoutlier jobs resume"
         f" {job['id']}",

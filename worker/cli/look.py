@@ -16,6 +16,7 @@ from db import sources as source_store
 from db.errors import SourceError
 from worker import status as status_figures
 from worker.cli.context import open_runtime
+from worker.cli.jobs import share
 from worker.cli.output import (
     console,
     new_table,
@@ -111,9 +112,8 @@ def _training_text(training: dict[str, Any] | None) -> str:
 
 
 def _job_text(job: dict[str, Any]) -> str:
-    done = job["n_behind"] / job["n_rows"] if job["n_rows"] else 1.0
     rate = job["problem"] or f"{job['rows_per_second']:,.0f} rows/s, ETA {seconds_text(job['eta_seconds'])}"
-    return f"job {job['id']}: {job['kind']} of {job['source']}, {done:.0%} of {job['n_rows']:,} rows; {rate}"
+    return f"job {job['id']}: {job['kind']} of {job['source']}, {share(job):.0%} of {job['n_rows']:,} rows; {rate}"
 
 
 def _workers_text(figures: dict[str, Any]) -> str:

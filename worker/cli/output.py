@@ -67,18 +67,23 @@ def new_table(title: str, columns: Sequence[str]) -> Table:
     return table
 
 
-@contextmanager
-def epoch_bar(verb: str, what: str) -> Iterator[Callable[[Epoch], None]]:
-    """A bar of epochs, loss and time to go on standard error, moved by what this gives."""
+def new_bar(figures: str) -> Progress:
+    """A bar on standard error between the description of its task and these figures of it, gone when it is done."""
     columns = (
-        TextColumn(verb + " {task.description}"),
+        TextColumn("{task.description}"),
         BarColumn(bar_width=30),
-        TextColumn("epoch {task.completed}/{task.total}  {task.fields[note]}"),
+        TextColumn(figures),
         TimeElapsedColumn(),
     )
     # Where there is no terminal, a bar would only leave an empty line.
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
-        task = bar.add_task(what, total=None, note="reading rows")
+    return Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
+
+
+@contextmanager
+def epoch_bar(verb: str, what: str) -> Iterator[Callable[[Epoch], None]]:
+    """A bar of epochs, loss and time to go on standard error, moved by what this gives."""
+    with new_bar("epoch {task.completed}/{task.total}  {task.fields[note]}") as bar:
+        task = bar.add_task(f"{verb} {what}", total=None, note="reading rows")
 
         def show(epoch: Epoch) -> None:
             note = f"loss {epoch.loss:.4f}  ETA {seconds_text(epoch.eta_seconds)}"
