@@ -19,11 +19,11 @@ from db.definition import SourceDefinition
 from db.identifiers import identifier, ours
 from db.jobs import BACKFILL, REFLAG, RESCORE, Job
 from db.key_ranges import KeyRange
-from db.models import SAME_ERRORS
 from db.notice_ddl import QUIET_SETTING
 from db.queue import NEIGHBOUR, Claim, next_id
 from db.sources import Source
 from db.statements import compose, one, run
+from db.version_rows import SAME_ERRORS
 
 
 def cut(connection: Connection, source: Source, job: Job, *, at_most: int) -> None:

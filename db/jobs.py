@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, LiteralString
 from psycopg import sql
 from sqlalchemy import Connection
 
-from db import models
+from db import aliases
 from db.errors import JobError
 from db.statements import compose, one, run, run_dicts
 
@@ -72,7 +72,7 @@ def _jobs(connection: Connection, condition: LiteralString, params: dict[str, An
 
 def is_overtaken(connection: Connection, job: Job) -> bool:
     """Whether the job was to work with its version as the champion, and another one is that by now."""
-    champion = models.alias(connection, job.source_id) if job.as_champion else None
+    champion = aliases.alias(connection, job.source_id) if job.as_champion else None
     return job.as_champion and (champion is None or champion[1] != job.version)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from psycopg import sql
 from sqlalchemy import Connection
 
-from db import catalog, drift, models, notices, queue, source_views, written_columns
+from db import aliases, catalog, drift, notices, queue, source_views, training_runs, written_columns
 from db import sources as source_store
 from db.definition import SourceDefinition
 from db.errors import SourceError
@@ -36,10 +36,10 @@ def sources(connection: Connection) -> list[dict[str, Any]]:
 
 def describe(connection: Connection, source: Source) -> dict[str, Any]:
     """Name, relation, queue figures, champion, challenger, quarantine, last training and problems of a source."""
-    aliases = models.aliases(connection, source.id)
-    champion, challenger = aliases.champion, aliases.challenger
+    pointed = aliases.both(connection, source.id)
+    champion, challenger = pointed.champion, pointed.challenger
     depth = queue.depth(connection, source.definition)
-    training = models.runs(connection, source.id, limit=1)
+    training = training_runs.runs(connection, source.id, limit=1)
     return {
         "name": source.name,
         "relation": str(source.definition.relation),

@@ -8,9 +8,9 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from db.aliases import CHALLENGER, CHAMPION
 from db.definition import SourceDefinition
 from db.identifiers import identifier, ours
-from db.models import CHALLENGER, CHAMPION
 from db.sources import Source
 from db.statements import compose, one, run, run_dicts
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from db.models import CHAMPION
+from db.aliases import CHAMPION
 from db.statements import one, run, run_dicts
 
 

@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 from sqlalchemy import Connection
 
-from db import models as sql
-from db import versions
+from db import aliases, version_rows, versions
 from db.errors import ModelError
 from db.identifiers import display
 from db.sources import Source
@@ -26,7 +25,7 @@ def export(
         registry.load(connection, source, version, max_bytes=max_bytes, signing_key=signing_key)
     except ArtifactRefused as refusal:
         raise ModelError(f"Not exported: {refusal}.") from None
-    stored = sql.artifact(connection, source.id, version, max_bytes=max_bytes)
+    stored = version_rows.artifact(connection, source.id, version, max_bytes=max_bytes)
     row = versions.described(connection, source.id, version)
     if stored is None or stored.artifact is None or row is None:
         raise ModelError(f"Version {version} of {source.name} was removed meanwhile.")
@@ -63,7 +62,7 @@ def import_(
             f" ({_names(source.definition.feature_names)})"
         )
     check(detector.recipe)
-    sql.lock_alias(connection, source.id)
+    aliases.lock_alias(connection, source.id)
     present = versions.same_artifact(connection, source.id, artifact.digest(artifact.pack(detector)))
     if present is not None:
         return present, False

@@ -12,8 +12,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection
 
-from db import models as sql
-from db import sources
+from db import aliases, sources, version_rows
 from db.errors import ModelError
 from db.sources import Source
 from detector import Detector, DetectorError, Recipe
@@ -88,7 +87,7 @@ def load(
     connection: Connection, source: Source, version: int, *, max_bytes: int, signing_key: str | None
 ) -> Detector:
     """The detector of a version. Raises ArtifactRefused naming the version, ModelError if there is none."""
-    stored = sql.artifact(connection, source.id, version, max_bytes=max_bytes)
+    stored = version_rows.artifact(connection, source.id, version, max_bytes=max_bytes)
     if stored is None:
         raise ModelError(
             f"{source.name} has no model version {version}; see: pgoutlier models list {source.name}"
@@ -126,8 +125,8 @@ def register(
 
     imported_from: what it was where it comes from, for one that was not trained here.
     """
-    champion = sql.alias(connection, source.id) if imported_from is None else None
-    return sql.insert_version(
+    champion = aliases.alias(connection, source.id) if imported_from is None else None
+    return version_rows.insert_version(
         connection,
         source.id,
         {
@@ -160,7 +159,7 @@ def with_threshold(
     Its metrics are those of the training that do not depend on the threshold. Raises ModelError if there is no such
     version, its artifact cannot be used, or the number cannot be a threshold.
     """
-    known = sql.with_threshold(connection, source.id, version, threshold)
+    known = version_rows.with_threshold(connection, source.id, version, threshold)
     if known is not None:
         return known
     try:
@@ -171,7 +170,7 @@ def with_threshold(
         raise ModelError(f"No threshold was set: {refusal}.") from None
     except DetectorError:
         raise ModelError(f"{threshold} cannot be a threshold; write a number from 0 to 1e12.") from None
-    return sql.copy_version(connection, source.id, version, _stored(detector, signing_key))
+    return version_rows.copy_version(connection, source.id, version, _stored(detector, signing_key))
 
 
 def _stored(detector: Detector, signing_key: str | None) -> dict[str, Any]:
@@ -191,7 +190,7 @@ def champion(connection: Connection, source: Source, cache: DetectorCache) -> Lo
 
     None if there is no champion yet. Raises ArtifactRefused if no champion there ever was can be used.
     """
-    return what_scores(connection, source, cache, sql.alias(connection, source.id))
+    return what_scores(connection, source, cache, aliases.alias(connection, source.id))
 
 
 def what_scores(
@@ -204,7 +203,7 @@ def what_scores(
         return LoadedVersion(current[1], cache.get(connection, source, *current))
     except ArtifactRefused as refusal:
         for version in _earlier_champions(connection, source, current[1]):
-            stored = sql.version_id(connection, source.id, version)
+            stored = version_rows.version_id(connection, source.id, version)
             if stored is None:
                 continue
             try:
@@ -219,7 +218,7 @@ def _earlier_champions(connection: Connection, source: Source, current: int) -> 
     """Versions that were champion before, the latest first, without the current one."""
     seen = dict.fromkeys(
         version
-        for event in sql.alias_history(connection, source.id)
+        for event in aliases.alias_history(connection, source.id)
         for version in (event["to_version"], event["from_version"])
         if version is not None
     )
@@ -239,18 +238,18 @@ def promote(
 
     Raises ModelError if there is no such version or its artifact cannot be used.
     """
-    sql.lock_alias(connection, source.id)
-    current = sql.alias(connection, source.id)
+    aliases.lock_alias(connection, source.id)
+    current = aliases.alias(connection, source.id)
     if current and current[1] == version:
         return False
     try:
         load(connection, source, version, max_bytes=max_bytes, signing_key=signing_key)
     except ArtifactRefused as refusal:
         raise ModelError(f"Not promoted: {refusal}. The champion stays as it is.") from None
-    sql.move_alias(
+    aliases.move_alias(
         connection,
         source.id,
-        name=sql.CHAMPION,
+        name=aliases.CHAMPION,
         from_version=current[1] if current else None,
         to_version=version,
         action="promote",
@@ -269,9 +268,9 @@ def rollback(
 
     Raises ModelError if there was none before, or its artifact cannot be used.
     """
-    sql.lock_alias(connection, source.id)
-    current = sql.alias(connection, source.id)
-    previous = _previous_champion(sql.alias_history(connection, source.id))
+    aliases.lock_alias(connection, source.id)
+    current = aliases.alias(connection, source.id)
+    previous = _previous_champion(aliases.alias_history(connection, source.id))
     if current is None or previous is None:
         raise ModelError(f"{source.name} has no earlier champion to roll back to.")
     try:
@@ -280,10 +279,10 @@ def rollback(
         raise ModelError(
             f"Not rolled back: {refusal}. To go to another version: pgoutlier models promote {source.name} VERSION"
         ) from None
-    sql.move_alias(
+    aliases.move_alias(
         connection,
         source.id,
-        name=sql.CHAMPION,
+        name=aliases.CHAMPION,
         from_version=current[1],
         to_version=previous,
         action="rollback",
@@ -309,8 +308,8 @@ def challenge(
     check: raises if versions of this recipe cannot score the source. Raises what it does, and ModelError if there is
     no such version, it is the champion, or its artifact cannot be used.
     """
-    sql.lock_alias(connection, source.id)
-    present = sql.aliases(connection, source.id)
+    aliases.lock_alias(connection, source.id)
+    present = aliases.both(connection, source.id)
     before = present.challenger.version if present.challenger else None
     if before == version:
         return False
@@ -324,10 +323,10 @@ def challenge(
     except ArtifactRefused as refusal:
         raise ModelError(f"Not made the challenger: {refusal}. Nothing was changed.") from None
     check(detector.recipe)
-    sql.move_alias(
+    aliases.move_alias(
         connection,
         source.id,
-        name=sql.CHALLENGER,
+        name=aliases.CHALLENGER,
         from_version=before,
         to_version=version,
         action="challenge",
@@ -338,14 +337,14 @@ def challenge(
 
 def clear_challenger(connection: Connection, source: Source, *, reason: str) -> int | None:
     """Have no challenger any more. Returns the version that was it, or None."""
-    sql.lock_alias(connection, source.id)
-    present = sql.aliases(connection, source.id).challenger
+    aliases.lock_alias(connection, source.id)
+    present = aliases.both(connection, source.id).challenger
     if present is None:
         return None
-    sql.move_alias(
+    aliases.move_alias(
         connection,
         source.id,
-        name=sql.CHALLENGER,
+        name=aliases.CHALLENGER,
         from_version=present.version,
         to_version=None,
         action="clear",
@@ -356,7 +355,7 @@ def clear_challenger(connection: Connection, source: Source, *, reason: str) -> 
 
 def _retire_challenger(connection: Connection, source: Source, champion: int) -> None:
     """A challenger that has become the champion is the challenger no more."""
-    present = sql.aliases(connection, source.id).challenger
+    present = aliases.both(connection, source.id).challenger
     if present is not None and present.version == champion:
         clear_challenger(connection, source, reason="it became the champion")
 

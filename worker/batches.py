@@ -16,7 +16,7 @@ import numpy as np
 import structlog
 from sqlalchemy import Connection, RootTransaction
 
-from db import features, models, queue, scores
+from db import aliases, features, queue, scores
 from db import keys as key_codec
 from db import quarantine as quarantine_store
 from db.features import FeatureBatch
@@ -84,7 +84,7 @@ def open_batch(runtime: Runtime, source: Source) -> OpenBatch | None:
         connection = runtime.engine.connect()
         transaction = connection.begin()
         queue.prepare(connection)
-        if models.alias(connection, source.id) is None:
+        if aliases.alias(connection, source.id) is None:
             failures.note_problem_in(connection, source, NO_CHAMPION.format(name=source.name))
         else:
             claim = queue.claim(
@@ -111,13 +111,13 @@ def settle(runtime: Runtime, source: Source, batch: OpenBatch) -> BatchResult:
     """Score and write an open batch and commit. Raises BatchFailed."""
     connection, claim = batch.connection, batch.claim
     try:
-        aliases = models.aliases(connection, source.id)
-        champion = registry.what_scores(connection, source, runtime.cache, aliases.champion)
+        pointed = aliases.both(connection, source.id)
+        champion = registry.what_scores(connection, source, runtime.cache, pointed.champion)
         if champion is None:
             return BatchResult()
         rows = sequences.fitting(connection, source, claim, batch.rows, champion.detector.recipe)
         own = sequences.prepare(connection, source, claim, rows, champion.detector.recipe)
-        follower = shadow.follower(runtime, connection, source, claim, rows, aliases)
+        follower = shadow.follower(runtime, connection, source, claim, rows, pointed)
         result = score_claimed(connection, source, claim, own, champion, follower)
         queue.finish(connection, source.definition, claim.queue_ids)
         batch.transaction.commit()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from db import models, shadow, shadow_ddl, sources
+from db import aliases, shadow, shadow_ddl, sources, version_rows
 from db.errors import ModelError
 from worker import versions
 from worker.runtime import Runtime
@@ -35,19 +35,21 @@ def compare(runtime: Runtime, source_name: str, *, limit: int = 0) -> dict[str, 
     """
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
-        aliases = models.aliases(connection, source.id)
-        if aliases.challenger is None:
+        pointed = aliases.both(connection, source.id)
+        if pointed.challenger is None:
             raise ModelError(
                 f"{source.name} has no challenger; set one: pgoutlier models challenge {source.name} VERSION"
             )
-        if aliases.champion is None:
+        if pointed.champion is None:
             raise ModelError(
                 f"{source.name} has no champion to compare with; make one: pgoutlier models promote {source.name}"
                 " VERSION"
             )
         found = shadow.comparison(connection, source.definition) or {}
-        champion, challenger = aliases.champion[1], aliases.challenger.version
-        thresholds = {row["version"]: row["threshold"] for row in models.versions(connection, source.id)}
+        champion, challenger = pointed.champion[1], pointed.challenger.version
+        thresholds = {
+            row["version"]: row["threshold"] for row in version_rows.versions(connection, source.id)
+        }
         n_missing = shadow.n_missing(connection, source)
         differing = shadow.disagreements(connection, source.definition, limit=limit) if limit else []
     return {
@@ -56,7 +58,7 @@ def compare(runtime: Runtime, source_name: str, *, limit: int = 0) -> dict[str, 
         "challenger": challenger,
         "champion_threshold": thresholds[champion],
         "challenger_threshold": thresholds[challenger],
-        "problem": aliases.challenger.problem,
+        "problem": pointed.challenger.problem,
         **{
             name: found.get(name, 0)
             for name in ("rows", "flagged_by_both", "only_champion", "only_challenger")

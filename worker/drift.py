@@ -13,9 +13,8 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
+from db import aliases, report, sources, training_runs
 from db import drift as drift_sql
-from db import models as model_sql
-from db import report, sources
 from db.drift import ScoredBlock
 from db.errors import ModelError, PgoutlierError, first_line
 from db.settings import Settings
@@ -112,8 +111,8 @@ def measure_all(runtime: Runtime, *, train: Callable[[str, int], None]) -> dict[
             continue
         if drifted[source.name] and settings.retrain_on_drift:
             with runtime.engine.begin() as connection:
-                last_run = model_sql.last_run(connection, source.id)
-                lately = model_sql.trained_lately(
+                last_run = training_runs.last_run(connection, source.id)
+                lately = training_runs.trained_lately(
                     connection, source.id, seconds=settings.retrain_every_seconds
                 )
             if not lately:
@@ -122,7 +121,7 @@ def measure_all(runtime: Runtime, *, train: Callable[[str, int], None]) -> dict[
 
 
 def _reference(connection: Connection, source: Source) -> tuple[int, Reference]:
-    champion = model_sql.alias(connection, source.id)
+    champion = aliases.alias(connection, source.id)
     if champion is None:
         raise ModelError(f"{source.name} has no champion yet; train one: pgoutlier train {source.name}")
     kept = report.version(connection, source.id, champion[1])["drift_reference"]

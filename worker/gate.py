@@ -8,8 +8,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection
 
-from db import models as model_sql
-from db import sources
+from db import aliases, sources
 from db.errors import ModelError
 from db.sources import PROMOTIONS, Source
 from db.training_rows import TrainingRows
@@ -93,7 +92,7 @@ def decide(
     promote: bool | None,
 ) -> Decision:
     """rows: the whole window; promote: what an administrator asked for, which is done."""
-    first = model_sql.alias(connection, source.id) is None
+    first = aliases.alias(connection, source.id) is None
     if promote is not None:
         return Decision(
             promote, "promoted by its training" if promote else "it was trained not to be promoted"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from sqlalchemy import Connection
 
-from db import features, job_ranges, jobs, models, queue, sources
+from db import aliases, features, job_ranges, jobs, queue, sources, version_rows
 from db import keys as key_codec
 from db.errors import ModelError
 from db.features import FeatureBatch
@@ -81,7 +81,7 @@ class _Done:
 
 def _check_still_champion(connection: Connection, job: Job) -> None:
     if jobs.is_overtaken(connection, job):
-        champion = models.alias(connection, job.source_id)
+        champion = aliases.alias(connection, job.source_id)
         raise Overtaken(
             f"version {champion[1] if champion else None} is the champion by now; to go on with that:"
             f" pgoutlier {job.kind} {job.source}"
@@ -104,7 +104,7 @@ def _version(runtime: Runtime, connection: Connection, source: Source, job: Job)
         if found is None:
             raise NothingScores(NO_CHAMPION.format(name=source.name))
         return found
-    version_id = models.version_id(connection, source.id, job.version)
+    version_id = version_rows.version_id(connection, source.id, job.version)
     if version_id is None:
         raise ModelError(f"{source.name} has no model version {job.version} any more.")
     return LoadedVersion(job.version, runtime.cache.get(connection, source, version_id, job.version))
@@ -121,11 +121,11 @@ def _score(
         rows = sequences.read_window(connection, source, claim, recipe)
     own = sequences.prepare(connection, source, claim, rows, recipe)
     own = _without_waiting(connection, source, claim, own)
-    aliases = models.aliases(connection, source.id)
+    pointed = aliases.both(connection, source.id)
     follower = None
     # As live: what the champion scores, the challenger scores too.
-    if aliases.champion and aliases.champion[1] == version.version:
-        follower = shadow.follower(runtime, connection, source, claim, rows, aliases)
+    if pointed.champion and pointed.champion[1] == version.version:
+        follower = shadow.follower(runtime, connection, source, claim, rows, pointed)
     return score_claimed(connection, source, claim, own, version, follower)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection
 
-from db import job_ranges, jobs, models, queue, sources
+from db import aliases, job_ranges, jobs, queue, sources
 from db.errors import JobError, ModelError
 from db.jobs import Job, Kind
 from db.sources import Source
@@ -86,7 +86,7 @@ def reflag(runtime: Runtime, source_name: str, threshold: float | None = None) -
 
 
 def _champion(connection: Connection, source: Source) -> int:
-    found = models.alias(connection, source.id)
+    found = aliases.alias(connection, source.id)
     if found is None:
         raise ModelError(
             f"{source.name} has no champion yet; make one: pgoutlier train {source.name} --promote"

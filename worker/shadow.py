@@ -16,11 +16,11 @@ import structlog
 from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection
 
+from db import aliases, scores, shadow
 from db import keys as key_codec
-from db import models, scores, shadow
+from db.aliases import Aliases, Challenger
 from db.engine import driver_connection
 from db.features import FeatureBatch
-from db.models import Aliases, Challenger
 from db.queue import Claim
 from db.scores import ScoredRows
 from db.sequences import SequenceRows
@@ -130,10 +130,10 @@ def follower(
     source: Source,
     claim: Claim,
     rows: FeatureBatch | SequenceRows,
-    aliases: Aliases,
+    pointed: Aliases,
 ) -> Shadow | None:
     """What scores the rows with the challenger as well, if there is one that is not left alone for now."""
-    challenger = aliases.challenger
+    challenger = pointed.challenger
     if challenger is None or challenger.paused:
         return None
     return Shadow(runtime, connection, source, claim, rows, challenger)
@@ -148,7 +148,7 @@ def note(runtime: Runtime, source: Source, outcome: Outcome) -> None:
         )
     if outcome.failed or outcome.problem != known:
         with runtime.engine.begin() as connection:
-            models.note_challenger(
+            aliases.note_challenger(
                 connection,
                 source.id,
                 outcome.challenger.version,

@@ -8,8 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import detector
-from db import models as model_sql
-from db import sources, what_if
+from db import aliases, sources, what_if
 from db.errors import ModelError
 from db.what_if import Cut, Figures, Scored
 from detector import DetectorError, Recipe
@@ -31,7 +30,7 @@ def describe(
     """
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
-        champion = model_sql.champion(connection, source.id)
+        champion = aliases.champion(connection, source.id)
         if champion is None:
             raise ModelError(
                 f"{source.name} has no champion yet; make one: pgoutlier train {source.name} --promote"

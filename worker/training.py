@@ -13,8 +13,7 @@ import structlog
 from sqlalchemy import Connection
 
 import detector
-from db import models as model_sql
-from db import schedules, sources, training_rows
+from db import schedules, sources, training_rows, training_runs
 from db.errors import ModelError, TrainingBusy
 from db.sources import Source
 from db.training_rows import TrainingRows
@@ -69,9 +68,9 @@ def train(
     seed = recipe.seed if seed is None else seed
     with _training_lock(runtime, source) as holder:
         with runtime.engine.begin() as connection:
-            if after_run is not None and model_sql.last_run(connection, source.id) != after_run:
+            if after_run is not None and training_runs.last_run(connection, source.id) != after_run:
                 raise TrainingBusy(f"{source.name} has been trained since this training was asked for.")
-            run_id = model_sql.start_run(
+            run_id = training_runs.start_run(
                 connection, source.id, recipe=recipe.model_dump(mode="json"), seed=seed
             )
         try:
@@ -79,7 +78,7 @@ def train(
         except BaseException as error:
             holder.rollback()
             with runtime.engine.begin() as connection:
-                model_sql.finish_run(
+                training_runs.finish_run(
                     connection, run_id, status="failed", error=f"{type(error).__name__}: {error}"
                 )
             if isinstance(error, DetectorError):
@@ -116,7 +115,7 @@ def _train(
 
     def report(progress: Progress) -> None:
         with runtime.engine.begin() as connection:
-            model_sql.update_run(
+            training_runs.update_run(
                 connection,
                 run_id,
                 epoch=progress.epoch,
@@ -142,7 +141,7 @@ def _train(
     with runtime.engine.begin() as connection:
         decision = gate.decide(connection, runtime, source, window, figures, promote=promote)
         number = _register(connection, runtime, source, fitted, rows, decision)
-        model_sql.finish_run(
+        training_runs.finish_run(
             connection,
             run_id,
             status="succeeded",
@@ -196,7 +195,7 @@ def _rows(
         )
         if recipe.threshold.policy == "alert_budget":
             rate = training_rows.rows_per_day(connection, source.definition, newest=newest)
-        model_sql.update_run(
+        training_runs.update_run(
             connection,
             run_id,
             n_rows=rows.n_normal,
@@ -259,7 +258,7 @@ def _training_lock(runtime: Runtime, source: Source) -> Iterator[Connection]:
     with runtime.engine.connect() as connection:
         # In a transaction that ends here: the session keeps the lock, and nothing stays open for hours.
         with connection.begin():
-            if not model_sql.try_training_lock(connection, source.id):
+            if not training_runs.try_training_lock(connection, source.id):
                 raise TrainingBusy(f"{source.name} is being trained already; watch it with: pgoutlier status")
         try:
             yield connection
@@ -289,7 +288,7 @@ def sources_due(runtime: Runtime, *, older_than_seconds: float | None = None) ->
     seconds = runtime.settings.retrain_every_seconds if older_than_seconds is None else older_than_seconds
     with runtime.engine.begin() as connection:
         own = schedules.sources_with_own_training(connection, "models.train")
-        due = model_sql.sources_to_retrain(
+        due = training_runs.sources_to_retrain(
             connection, older_than_seconds=seconds, after_rows=runtime.settings.retrain_after_rows
         )
     return {name: run_id for name, run_id in due.items() if name not in own}

@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection
 
-from db import catalog, models, source_objects, sources
+from db import aliases, catalog, source_objects, sources, version_rows
 from db import versions as version_sql
 from db.errors import ModelError
 from db.sources import Source
@@ -64,7 +64,7 @@ def with_threshold(
     Raises ModelError if the number cannot be a threshold.
     """
     most, key = runtime.settings.artifact_max_bytes, runtime.signing_key
-    models.lock_alias(connection, source.id)
+    aliases.lock_alias(connection, source.id)
     number = registry.with_threshold(connection, source, version, threshold, max_bytes=most, signing_key=key)
     if number == version:
         return version
@@ -117,7 +117,7 @@ def challenger_advice(runtime: Runtime, source_name: str) -> str | None:
     """The CREATE INDEX without which the source's challenger would be slow, or None."""
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
-        challenger = models.aliases(connection, source.id).challenger
+        challenger = aliases.both(connection, source.id).challenger
         if challenger is None:
             return None
         detector = runtime.cache.get(connection, source, challenger.version_id, challenger.version)
@@ -146,7 +146,7 @@ def _tag(runtime: Runtime, source_name: str, version: int, name: str, *, wanted:
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
         # A prune at the same time sees either the tag or no version.
-        models.lock_alias(connection, source.id)
+        aliases.lock_alias(connection, source.id)
         _require(connection, source, version)
         change = version_sql.tag if wanted else version_sql.untag
         changed = change(connection, source.id, version, name)
@@ -164,7 +164,7 @@ def prune(runtime: Runtime, source_name: str, *, keep: int | None = None, dry_ru
         raise ModelError("At least the newest version is kept; write --keep 1 or more.")
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
-        models.lock_alias(connection, source.id)
+        aliases.lock_alias(connection, source.id)
         gone = version_sql.dispensable(connection, source.id, keep=keep)
         if dry_run or not gone:
             return gone
@@ -179,8 +179,8 @@ def number(runtime: Runtime, source_name: str, text: str) -> int:
     """The version that a number or an alias names. Raises SourceError or ModelError if there is none."""
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
-        if text in {models.CHAMPION, models.CHALLENGER}:
-            found = models.alias(connection, source.id, text)
+        if text in {aliases.CHAMPION, aliases.CHALLENGER}:
+            found = aliases.alias(connection, source.id, text)
             if found is None:
                 raise ModelError(f"{source.name} has no {text}; see: pgoutlier models list {source.name}")
             return found[1]
@@ -191,7 +191,7 @@ def number(runtime: Runtime, source_name: str, text: str) -> int:
 
 
 def _require(connection: Connection, source: Source, version: int) -> None:
-    if models.version_id(connection, source.id, version) is None:
+    if version_rows.version_id(connection, source.id, version) is None:
         raise ModelError(
             f"{source.name} has no model version {version}; see: pgoutlier models list {source.name}"
         )
@@ -201,7 +201,7 @@ def history(
     runtime: Runtime, source_name: str, *, alias: str | None = None, limit: int | None = None
 ) -> list[dict[str, Any]]:
     """What was done with the versions of a source, the newest first; only moves of one alias if that is given."""
-    if alias not in {None, models.CHAMPION, models.CHALLENGER}:
+    if alias not in {None, aliases.CHAMPION, aliases.CHALLENGER}:
         raise ModelError(f"{alias!r} is not an alias; write champion or challenger.")
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
@@ -213,4 +213,4 @@ def described(runtime: Runtime, source_name: str, version: int) -> dict[str, Any
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
         _require(connection, source, version)
-        return next(row for row in models.versions(connection, source.id) if row["version"] == version)
+        return next(row for row in version_rows.versions(connection, source.id) if row["version"] == version)

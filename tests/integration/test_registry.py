@@ -16,7 +16,7 @@ import pytest
 from pydantic import SecretStr
 from safetensors.numpy import save
 
-from db import models as model_sql
+from db import aliases, version_rows
 from db.errors import ModelError
 from detector import RECIPES, Detector, Recipe
 from detector.recipes import DropColumns, Standardise
@@ -82,7 +82,7 @@ def describe(content: bytes, **changes: Any) -> bytes:
 
 def champion_version(table: Table) -> int | None:
     with table.runtime.engine.begin() as connection:
-        found = model_sql.alias(connection, table.source.id)
+        found = aliases.alias(connection, table.source.id)
     return found[1] if found else None
 
 
@@ -120,7 +120,7 @@ def test_versions_are_numbered_by_source_and_describe_themselves(transactions: T
     versions.promote(transactions.runtime, "transactions", 2, reason="best")
     register(transactions.runtime, transactions.source)
     with transactions.runtime.engine.begin() as connection:
-        listed = model_sql.versions(connection, transactions.source.id)
+        listed = version_rows.versions(connection, transactions.source.id)
     assert [(v["version"], v["aliases"], v["parent_version"]) for v in listed] == [
         (4, None, 2),
         (3, None, None),
@@ -401,7 +401,7 @@ def test_the_cache_holds_few_detectors_and_loads_each_once(transactions: Table) 
         source = transactions.source
 
         def get(version: int) -> Detector:
-            found = model_sql.version_id(connection, source.id, version)
+            found = version_rows.version_id(connection, source.id, version)
             assert found is not None
             return cache.get(connection, source, found, version)
 

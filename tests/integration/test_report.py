@@ -13,8 +13,7 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
-from db import models as model_sql
-from db import report, training_rows
+from db import report, training_rows, version_rows
 from db.errors import ModelError, SourceError
 from detector.drift import Reference
 from tests.support import Table, attach_table, plain_recipe, quote
@@ -168,7 +167,7 @@ def test_what_is_not_there_is_said_in_a_sentence(shop: Table) -> None:
 def test_the_command_writes_what_was_kept(shop: Table, environment: dict[str, str], tmp_path: Path) -> None:
     version = shop.promote()
     with shop.runtime.engine.begin() as connection:
-        found = model_sql.version_id(connection, shop.source.id, version)
+        found = version_rows.version_id(connection, shop.source.id, version)
         assert found is not None
         report.keep(connection, found, "<p>kept</p>")
     path = tmp_path / "page.html"

@@ -10,8 +10,7 @@ import numpy as np
 import psycopg
 import pytest
 
-from db import models as model_sql
-from db import overview, source_objects
+from db import aliases, overview, source_objects
 from db.engine import driver_connection
 from db.errors import MissingPrivilege, ModelError
 from db.statements import run
@@ -59,9 +58,9 @@ def shadow(table: Table) -> dict[Any, tuple[float, int, bool]]:
     return {row[0]: row[1:] for row in found}
 
 
-def state(table: Table) -> model_sql.Challenger | None:
+def state(table: Table) -> aliases.Challenger | None:
     with table.runtime.engine.begin() as connection:
-        return model_sql.aliases(connection, table.source.id).challenger
+        return aliases.both(connection, table.source.id).challenger
 
 
 def end_pause(table: Table) -> None:

@@ -10,8 +10,7 @@ import numpy as np
 import psycopg
 import pytest
 
-from db import models as model_sql
-from db import training_rows, what_if
+from db import aliases, training_rows, what_if
 from db.errors import ModelError, SourceError
 from db.what_if import Scored
 from detector import exceeds, parse_threshold
@@ -124,7 +123,7 @@ def test_without_a_labelled_fraud_the_earlier_champion_stays(payments: Table) ->
     assert (status, n_rows) == ("failed", N_ROWS)
     assert "there are none" in error
     with payments.runtime.engine.begin() as connection:
-        assert model_sql.alias(connection, payments.source.id) == (1, 1)
+        assert aliases.alias(connection, payments.source.id) == (1, 1)
     assert payments.keys("SELECT version FROM outlier.model_versions") == [1]
 
 

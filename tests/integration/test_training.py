@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from db import models as model_sql
+from db import aliases, version_rows
 from db.errors import ModelError, SourceError, TrainingBusy
 from detector import Progress
 from tests.support import FEATURES, Table, attach_table, make_detector, plain_recipe, until
@@ -68,7 +68,7 @@ def runs(table: Table) -> list[dict[str, Any]]:
 
 def champion(table: Table) -> int | None:
     with table.runtime.engine.begin() as connection:
-        found = model_sql.alias(connection, table.source.id)
+        found = aliases.alias(connection, table.source.id)
     return found[1] if found else None
 
 
@@ -93,7 +93,7 @@ def test_a_run_is_recorded_with_its_progress_and_scores_at_once(payments: Table)
     assert run["finished_at"] >= run["started_at"]
     assert set(run["versions"]) == {"python", "pgoutlier", "tensorflow"}
     with payments.runtime.engine.begin() as connection:
-        [version] = model_sql.versions(connection, payments.source.id)
+        [version] = version_rows.versions(connection, payments.source.id)
     assert (version["n_training_rows"], version["threshold"]) == (300, made.threshold)
     assert version["training_from"].startswith("2024-01-01")
     assert len(version["metrics"]["history"]["loss"]) == 2

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 from sqlalchemy import Connection
 
-from db import catalog, models, notices, overview, source_objects, write_back, written_columns
+from db import aliases, catalog, notices, overview, source_objects, write_back, written_columns
 from db.errors import PgoutlierError, first_line
 from db.sources import Source
 from detector import Recipe
@@ -85,7 +85,7 @@ def _views(connection: Connection, _: Runtime, source: Source) -> Finding:
 
 def _champion(connection: Connection, runtime: Runtime, source: Source) -> Finding:
     what = f"{source.name} champion"
-    alias = models.alias(connection, source.id)
+    alias = aliases.alias(connection, source.id)
     if alias is None:
         return Finding(what, False, "none yet, so rows stay queued", f"pgoutlier train {source.name}")
     try:
@@ -103,7 +103,7 @@ def _champion(connection: Connection, runtime: Runtime, source: Source) -> Findi
 
 def _challenger(connection: Connection, runtime: Runtime, source: Source) -> Iterator[Finding]:
     """Nothing without a challenger."""
-    challenger = models.aliases(connection, source.id).challenger
+    challenger = aliases.both(connection, source.id).challenger
     if challenger is None:
         return
     what = f"{source.name} challenger"

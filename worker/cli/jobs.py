@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from db import models
+from db import aliases
 from db.errors import ModelError
 from worker import jobs as use_case
 from worker import tasks, versions
@@ -64,7 +64,7 @@ def rescore(
     """
     runtime = open_runtime()
     # Only as the champion does the job end when another version becomes that.
-    number = None if version == models.CHAMPION else versions.number(runtime, source, version)
+    number = None if version == aliases.CHAMPION else versions.number(runtime, source, version)
     started = use_case.rescore(runtime, source, number)
     _follow(runtime, started, here=here, no_wait=no_wait, as_json=as_json)
 

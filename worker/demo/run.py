@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from db import attach, demo_tables, embedded, migrate, models
+from db import aliases, attach, demo_tables, embedded, migrate
 from db import sources as source_store
 from db.identifiers import display
 from db.settings import PREFIX, Settings
@@ -119,7 +119,7 @@ def run(
     with runtime.engine.begin() as connection:
         totals = demo_tables.totals(connection, source.definition, source.id)
         keys, row_errors, flagged = demo_tables.errors_by_key(connection, source.definition)
-        champion = models.alias(connection, source.id)
+        champion = aliases.alias(connection, source.id)
         worst = demo_tables.worst_flagged(connection, source.definition, above_key=n_history, limit=12)
     outcome = Outcome(
         totals=totals,

@@ -12,7 +12,7 @@ import numpy as np
 from sqlalchemy import Connection
 
 from db import drift as drift_sql
-from db import models, report, sources, training_rows
+from db import report, sources, training_rows, version_rows
 from db.errors import ModelError
 from db.sources import Source
 from db.training_rows import TrainingRows
@@ -53,9 +53,9 @@ def kept_page(runtime: Runtime, source_name: str, version: int) -> str:
     """The page of a version's training. Raises SourceError if there is no such source, ModelError if no such page."""
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
-        found = models.version_id(connection, source.id, version)
+        found = version_rows.version_id(connection, source.id, version)
         kept = None if found is None else report.kept(connection, found)
-        trained = models.errors_of(connection, source.id, version)
+        trained = version_rows.errors_of(connection, source.id, version)
     if found is None:
         raise ModelError(
             f"{source_name} has no model version {version}; see: pgoutlier models list {source_name}"
@@ -84,7 +84,7 @@ def keep_training_report(
         )
     drawn = page(_training_data(source, version, fitted, rows, fraud))
     with runtime.engine.begin() as connection:
-        found = models.version_id(connection, source.id, version)
+        found = version_rows.version_id(connection, source.id, version)
         if found is not None:
             report.keep(connection, found, drawn)
 
