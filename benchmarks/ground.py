@@ -15,9 +15,9 @@ import psycopg
 from pydantic import SecretStr
 
 import detector
-from db import attach, embedded, migrate
-from db import sources as source_store
+from db import embedded, migrate
 from db.settings import Settings
+from db.sources import attach, sources
 from models_store import registry
 from models_store.registry import TrainingWindow
 from worker.runtime import Runtime, make_runtime
@@ -115,10 +115,10 @@ def _attach_and_train(runtime: Runtime, rows: np.ndarray) -> None:
     request = attach.AttachRequest(relation="transactions", key="id", features=",".join(FEATURES))
     with runtime.engine.begin() as connection:
         definition, columns = attach.resolve(connection, request)
-        source_store.attach(connection, definition, columns, recipe.model_dump(mode="json"), backfill=True)
+        sources.attach(connection, definition, columns, recipe.model_dump(mode="json"), backfill=True)
     fitted = detector.fit(recipe, rows[:30_000], FEATURES)
     with runtime.engine.begin() as connection:
-        source = source_store.find(connection, "transactions")
+        source = sources.find(connection, "transactions")
         number = registry.register(
             connection,
             source,

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.ground import COLUMNS, DECLARED, FEATURES, Ground, copy_in, median, seconds_of
-from db import attach
-from db import sources as source_store
+from db.sources import attach, sources
 
 TABLE = "written"
 
@@ -19,11 +18,11 @@ def measure(ground: Ground, *, n_rounds: int, n_single: int) -> tuple[float, flo
     request = attach.AttachRequest(relation=TABLE, key="id", features=",".join(FEATURES))
     with ground.runtime.engine.begin() as connection:
         definition, columns = attach.resolve(connection, request)
-        source_store.attach(
+        sources.attach(
             connection,
             definition,
             columns,
-            source_store.find(connection, "transactions").recipe,
+            sources.find(connection, "transactions").recipe,
             backfill=False,
         )
     bulk = [_pair(number, lambda on: _bulk(ground, on)) for number in range(n_rounds)]
@@ -32,7 +31,7 @@ def measure(ground: Ground, *, n_rounds: int, n_single: int) -> tuple[float, flo
     n_pairs = 10 * n_rounds
     single = [_pair(number, lambda on: _single(ground, on, n_single // n_pairs)) for number in range(n_pairs)]
     with ground.runtime.engine.begin() as connection:
-        source_store.detach(connection, source_store.find(connection, TABLE))
+        sources.detach(connection, sources.find(connection, TABLE))
     ground.connection.execute(f"DROP TABLE {TABLE}")
     return median(bulk), median(single)
 

@@ -10,9 +10,8 @@ import json
 
 import detector
 from benchmarks.ground import COLUMNS, FEATURES, Ground, ground, median, seconds_of
-from db import attach
-from db import sources as source_store
-from db.attach import AttachRequest
+from db.sources import attach, sources
+from db.sources.attach import AttachRequest
 from models_store import registry
 from models_store.registry import TrainingWindow
 from worker import maintenance, scoring
@@ -37,13 +36,13 @@ def prepare(base: Ground, *, n_entities: int) -> dict[str, int]:
     with base.runtime.engine.begin() as connection:
         definition, columns = attach.resolve(connection, request)
         recipe = detector.recipe_named("default")
-        source_store.attach(connection, definition, columns, recipe.model_dump(mode="json"), backfill=True)
+        sources.attach(connection, definition, columns, recipe.model_dump(mode="json"), backfill=True)
     for name in RECIPES:
         fitted = detector.fit(detector.recipe_named(name), base.rows[:20_000], FEATURES)
         with base.runtime.engine.begin() as connection:
             versions[name] = registry.register(
                 connection,
-                source_store.find(connection, "readings"),
+                sources.find(connection, "readings"),
                 fitted.detector,
                 window=TrainingWindow(20_000, None, None),
                 metrics=fitted.metrics,
@@ -55,7 +54,7 @@ def prepare(base: Ground, *, n_entities: int) -> dict[str, int]:
 def drain_seconds(base: Ground, version: int) -> float:
     """From every row queued and none scored to an empty queue."""
     with base.runtime.engine.begin() as connection:
-        source = source_store.find(connection, "readings")
+        source = sources.find(connection, "readings")
         registry.promote(connection, source, version, reason="bench", max_bytes=2**26, signing_key=None)
     base.connection.execute("TRUNCATE outlier.scores_readings, outlier.queue_readings")
     maintenance.sweep(base.runtime, "readings")

@@ -11,7 +11,7 @@ import json
 import detector
 from benchmarks import throughput
 from benchmarks.ground import FEATURES, Ground, ground, median
-from db import sources as source_store
+from db.sources import sources
 from models_store import registry
 from models_store.registry import TrainingWindow
 from worker import versions
@@ -24,7 +24,7 @@ def second_version(base: Ground) -> int:
     with base.runtime.engine.begin() as connection:
         return registry.register(
             connection,
-            source_store.find(connection, "transactions"),
+            sources.find(connection, "transactions"),
             fitted.detector,
             window=TrainingWindow(30_000, None, None),
             metrics=fitted.metrics,

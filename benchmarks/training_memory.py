@@ -16,9 +16,10 @@ from typing import Any
 
 import psycopg
 
-from db import attach, embedded, migrate, sources
-from db.attach import AttachRequest
+from db import embedded, migrate
 from db.settings import Settings
+from db.sources import attach, sources
+from db.sources.attach import AttachRequest
 from detector import recipe_named
 from worker.logs import configure_logs
 from worker.runtime import make_runtime

@@ -11,8 +11,7 @@ import argparse
 import json
 
 from benchmarks.ground import FEATURES, Ground, copy_in, ground, median, seconds_of
-from db import attach
-from db import sources as source_store
+from db.sources import attach, sources
 from worker import scoring
 from worker.logs import configure_logs
 
@@ -26,9 +25,9 @@ def switch(base: Ground, *, on: bool) -> None:
         relation="transactions", key="id", features=",".join(FEATURES), write_columns=on
     )
     with base.runtime.engine.begin() as connection:
-        recipe = source_store.find(connection, "transactions").recipe
+        recipe = sources.find(connection, "transactions").recipe
         definition, columns = attach.resolve(connection, request)
-        source_store.attach(connection, definition, columns, recipe, backfill=False)
+        sources.attach(connection, definition, columns, recipe, backfill=False)
 
 
 def empty(base: Ground, *, fillfactor: int) -> None:

@@ -12,8 +12,8 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from db.errors import MissingPrivilege, SchemaNotReady, first_line
-from db.identifiers import SCHEMA, display
-from db.statements import one, sqlstate
+from db.sql.identifiers import SCHEMA, display
+from db.sql.statements import one, sqlstate
 
 # A migration that cannot get its lock soon gives up, so that it never stands in front of the users' statements.
 LOCK_TIMEOUT = "10s"

@@ -1,4 +1,4 @@
-"""The plugin-wide tables of schema `outlier`. Alembic makes them; tables made per source are in db.source_ddl."""
+"""The plugin-wide tables of schema `outlier`. Alembic makes them; tables made per source are in db.ddl.core_objects."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from db.identifiers import SCHEMA
+from db.sql.identifiers import SCHEMA
 
 metadata = MetaData(
     schema=SCHEMA,
@@ -52,7 +52,7 @@ sources = Table(
     metadata,
     Column("id", Integer, Identity(always=True), primary_key=True),
     Column("name", Text, nullable=False, unique=True),
-    Column("definition", JSONB, nullable=False, comment="db.sources.SourceDefinition"),
+    Column("definition", JSONB, nullable=False, comment="db.sources.sources.SourceDefinition"),
     Column("recipe", JSONB, nullable=False, comment="detector.Recipe that new versions are trained with"),
     Column(
         "attached_xid",
@@ -472,7 +472,7 @@ beats = Table(
     ),
 )
 
-# One for each row that became flagged, of sources for which notices are on. Triggers of db.notice_ddl write them.
+# One for each row that became flagged, of sources for which notices are on. Triggers write them: db.ddl.notice_objects.
 notices = Table(
     "notices",
     metadata,

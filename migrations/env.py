@@ -5,8 +5,8 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Connection, text
 
-from db.identifiers import SCHEMA
 from db.migrate import LOCK_TIMEOUT, STATEMENT_TIMEOUT
+from db.sql.identifiers import SCHEMA
 from db.tables import metadata
 
 

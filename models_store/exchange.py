@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from sqlalchemy import Connection
 
-from db import aliases, version_rows, versions
 from db.errors import ModelError
-from db.identifiers import display
-from db.sources import Source
+from db.sources.sources import Source
+from db.sql.identifiers import display
+from db.versions import aliases, version_care, version_rows
 from detector import Recipe
 from models_store import artifact, registry, version_file
 from models_store.artifact import ArtifactRefused
@@ -26,7 +26,7 @@ def export(
     except ArtifactRefused as refusal:
         raise ModelError(f"Not exported: {refusal}.") from None
     stored = version_rows.artifact(connection, source.id, version, max_bytes=max_bytes)
-    row = versions.described(connection, source.id, version)
+    row = version_care.described(connection, source.id, version)
     if stored is None or stored.artifact is None or row is None:
         raise ModelError(f"Version {version} of {source.name} was removed meanwhile.")
     origin = Origin(
@@ -36,7 +36,7 @@ def export(
         created_by=row.pop("created_by"),
     )
     header = Header.model_validate({**row, "origin": origin})
-    versions.record(connection, source.id, version, "export", f"sha256 {stored.sha256}")
+    version_care.record(connection, source.id, version, "export", f"sha256 {stored.sha256}")
     return version_file.dump(header, stored.artifact, signing_key=signing_key)
 
 
@@ -63,7 +63,7 @@ def import_(
         )
     check(detector.recipe)
     aliases.lock_alias(connection, source.id)
-    present = versions.same_artifact(connection, source.id, artifact.digest(artifact.pack(detector)))
+    present = version_care.same_artifact(connection, source.id, artifact.digest(artifact.pack(detector)))
     if present is not None:
         return present, False
     number = registry.register(
@@ -77,7 +77,9 @@ def import_(
         imported_from=header.origin.model_dump(mode="json"),
     )
     origin = header.origin
-    versions.record(connection, source.id, number, "import", f"version {origin.version} of {origin.source}")
+    version_care.record(
+        connection, source.id, number, "import", f"version {origin.version} of {origin.source}"
+    )
     return number, True
 
 

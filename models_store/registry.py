@@ -12,9 +12,10 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection
 
-from db import aliases, sources, version_rows
 from db.errors import ModelError
-from db.sources import Source
+from db.sources import sources
+from db.sources.sources import Source
+from db.versions import aliases, version_rows
 from detector import Detector, DetectorError, Recipe
 from detector.drift import Reference
 from models_store import artifact

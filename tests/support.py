@@ -12,9 +12,9 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from db import attach, sources
-from db.attach import AttachRequest
-from db.sources import Source
+from db.sources import attach, sources
+from db.sources.attach import AttachRequest
+from db.sources.sources import Source
 from detector import Detector, Recipe, expected_arrays, recipe_named
 from detector.recipes import FixedThreshold, Layer, Standardise
 from models_store import registry

@@ -16,14 +16,14 @@ import numpy as np
 import structlog
 from sqlalchemy import Connection, RootTransaction
 
-from db import aliases, features, queue, scores
-from db import keys as key_codec
-from db import quarantine as quarantine_store
-from db.features import FeatureBatch
-from db.quarantine import Entry
-from db.queue import Claim
-from db.sequences import SequenceRows
-from db.sources import Source
+from db.scoring import features, quarantine, queue, scores
+from db.scoring.features import FeatureBatch
+from db.scoring.quarantine import Entry
+from db.scoring.queue import Claim
+from db.scoring.windows import SequenceRows
+from db.sources.sources import Source
+from db.sql import key_types
+from db.versions import aliases
 from detector import exceeds, top_features
 from models_store import registry
 from models_store.registry import LoadedVersion
@@ -201,10 +201,10 @@ def score_claimed(
             )
             for key, change_id in features.absent_from_view(connection, source.definition, claim.queue_ids)
         ]
-        quarantine_store.take_places(connection, source.definition, absent)
+        quarantine.take_places(connection, source.definition, absent)
         refused += absent
-    quarantine_store.put(connection, source.definition, source.id, refused)
-    quarantine_store.settle(connection, source.definition, source.id, claim.queue_ids)
+    quarantine.put(connection, source.definition, source.id, refused)
+    quarantine.settle(connection, source.definition, source.id, claim.queue_ids)
     scored = sound & finite
     return BatchResult(
         n_scored=int(scored.sum()),
@@ -244,7 +244,7 @@ def _sound_rows(source: Source, batch: FeatureBatch, *, imputes: bool) -> tuple[
     names = source.definition.feature_names
     columns = np.argmin(finite[~sound], axis=1)
     declared = source.definition.features
-    texts = key_codec.to_texts(bad.keys, source.definition.key_type)
+    texts = key_types.to_texts(bad.keys, source.definition.key_type)
     entries = []
     for row, (key, change_id, problem) in enumerate(
         zip(texts, bad.change_ids.tolist(), bad.problems.tolist(), strict=True)
@@ -261,7 +261,7 @@ def _sound_rows(source: Source, batch: FeatureBatch, *, imputes: bool) -> tuple[
 
 
 def _entries(source: Source, batch: FeatureBatch, reason: str, detail: str) -> list[Entry]:
-    texts = key_codec.to_texts(batch.keys, source.definition.key_type)
+    texts = key_types.to_texts(batch.keys, source.definition.key_type)
     return [
         Entry(key, change_id, reason, detail=detail)
         for key, change_id in zip(texts, batch.change_ids.tolist(), strict=True)

@@ -13,10 +13,11 @@ from celery.beat import Scheduler
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from db import migrate, schedules
+from db import migrate
 from db.errors import SchemaNotReady, first_line
+from db.schedules import schedules
 from db.settings import load_settings
-from db.statements import sqlstate
+from db.sql.statements import sqlstate
 from worker import scheduling
 from worker.runtime import make_runtime
 

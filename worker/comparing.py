@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from db import aliases, shadow, shadow_ddl, sources, version_rows
+from db.ddl import challenger_objects
 from db.errors import ModelError
+from db.sources import sources
+from db.versions import aliases, challenger_scores, version_rows
 from worker import versions
 from worker.runtime import Runtime
 
@@ -45,13 +47,15 @@ def compare(runtime: Runtime, source_name: str, *, limit: int = 0) -> dict[str, 
                 f"{source.name} has no champion to compare with; make one: pgoutlier models promote {source.name}"
                 " VERSION"
             )
-        found = shadow.comparison(connection, source.definition) or {}
+        found = challenger_scores.comparison(connection, source.definition) or {}
         champion, challenger = pointed.champion[1], pointed.challenger.version
         thresholds = {
             row["version"]: row["threshold"] for row in version_rows.versions(connection, source.id)
         }
-        n_missing = shadow.n_missing(connection, source)
-        differing = shadow.disagreements(connection, source.definition, limit=limit) if limit else []
+        n_missing = challenger_scores.n_missing(connection, source)
+        differing = (
+            challenger_scores.disagreements(connection, source.definition, limit=limit) if limit else []
+        )
     return {
         "source": source.name,
         "champion": champion,
@@ -71,7 +75,7 @@ def compare(runtime: Runtime, source_name: str, *, limit: int = 0) -> dict[str, 
                 "champion": found[f"champion_{name}"],
                 "challenger": found[f"challenger_{name}"],
             }
-            for name, level in shadow_ddl.QUANTILES.items()
+            for name, level in challenger_objects.QUANTILES.items()
             if found
         ],
         "disagreements": differing,

@@ -19,11 +19,12 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from db import deliveries, sources, webhooks
-from db.deliveries import Delivery
 from db.errors import MissingPrivilege, PgoutlierError, WebhookError, first_line
-from db.webhook_secret import keys_of
-from db.webhooks import Webhook
+from db.notices import deliveries, webhooks
+from db.notices.deliveries import Delivery
+from db.notices.webhook_secret import keys_of
+from db.notices.webhooks import Webhook
+from db.sources import sources
 from worker import http_post, webhook_messages, webhook_signature, webhook_url
 from worker.http_post import Answer, NoAnswer
 from worker.runtime import Runtime

@@ -13,12 +13,15 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from db import aliases, report, sources, training_runs
-from db import drift as drift_sql
-from db.drift import ScoredBlock
+from db.drift import drift_reports
+from db.drift.drift_reports import ScoredBlock
 from db.errors import ModelError, PgoutlierError, first_line
+from db.report import report_rows
 from db.settings import Settings
-from db.sources import Source
+from db.sources import sources
+from db.sources.sources import Source
+from db.training import training_runs
+from db.versions import aliases
 from detector import drift as indices
 from detector.drift import Binned, Reference
 from worker.runtime import Runtime
@@ -69,7 +72,7 @@ def measure(runtime: Runtime, source_name: str) -> dict[str, Any]:
         clock = (feature.names for feature in source.definition.features if feature.transform)
         counted = _Counted(reference, frozenset(chain.from_iterable(clock)))
         names = source.definition.feature_names
-        for block in drift_sql.scored_blocks(
+        for block in drift_reports.scored_blocks(
             connection, source.definition, version=version, newest=settings.drift_rows
         ):
             counted.add(block, names)
@@ -78,12 +81,12 @@ def measure(runtime: Runtime, source_name: str) -> dict[str, Any]:
                 f"Version {version} has scored {counted.n_rows:,} of the newest {settings.drift_rows:,} rows of"
                 f" {source_name}; drift is measured on {MIN_ROWS} or more of them."
             )
-        n_quarantined, n_newest = drift_sql.quarantined_among(
+        n_quarantined, n_newest = drift_reports.quarantined_among(
             connection, source.definition, source.id, newest=settings.drift_rows
         )
-        first = drift_sql.first_flag_rate(connection, source.id, version)
+        first = drift_reports.first_flag_rate(connection, source.id, version)
         found = _report(settings, version, counted, first, n_quarantined / n_newest)
-        drift_sql.keep(connection, source.id, found)
+        drift_reports.keep(connection, source.id, found)
     if found["drifted"]:
         log.warning("drift_found", source=source_name, version=version, reasons=found["reasons"])
     return found
@@ -124,7 +127,7 @@ def _reference(connection: Connection, source: Source) -> tuple[int, Reference]:
     champion = aliases.alias(connection, source.id)
     if champion is None:
         raise ModelError(f"{source.name} has no champion yet; train one: pgoutlier train {source.name}")
-    kept = report.version(connection, source.id, champion[1])["drift_reference"]
+    kept = report_rows.version(connection, source.id, champion[1])["drift_reference"]
     if kept is None:
         raise ModelError(
             f"Version {champion[1]} of {source.name} kept nothing to measure drift against; train a new one:"

@@ -7,12 +7,13 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from db import quarantine, queue, sources
 from db.errors import PgoutlierError, first_line
-from db.quarantine import Entry
-from db.queue import Claim
-from db.sources import Source
-from db.statements import sqlstate
+from db.scoring import quarantine, queue
+from db.scoring.quarantine import Entry
+from db.scoring.queue import Claim
+from db.sources import sources
+from db.sources.sources import Source
+from db.sql.statements import sqlstate
 from models_store.artifact import ArtifactRefused
 from worker.runtime import Runtime
 

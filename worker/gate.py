@@ -8,10 +8,11 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection
 
-from db import aliases, sources
 from db.errors import ModelError
-from db.sources import PROMOTIONS, Source
-from db.training_rows import TrainingRows
+from db.sources import sources
+from db.sources.sources import PROMOTIONS, Source
+from db.training.training_rows import TrainingRows
+from db.versions import aliases
 from detector import FitResult
 from detector import gate as rules
 from models_store import registry

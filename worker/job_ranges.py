@@ -7,15 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 from sqlalchemy import Connection
 
-from db import aliases, features, job_ranges, jobs, queue, sources, version_rows
-from db import keys as key_codec
 from db.errors import ModelError
-from db.features import FeatureBatch
-from db.jobs import Job
-from db.key_ranges import KeyRange
-from db.queue import Claim
-from db.sequences import SequenceRows
-from db.sources import Source
+from db.jobs import job_ranges, jobs
+from db.jobs.jobs import Job
+from db.scoring import features, queue
+from db.scoring.features import FeatureBatch
+from db.scoring.queue import Claim
+from db.scoring.windows import SequenceRows
+from db.sources import sources
+from db.sources.sources import Source
+from db.sql import key_types
+from db.sql.key_ranges import KeyRange
+from db.versions import aliases, version_rows
 from models_store import registry
 from models_store.registry import LoadedVersion
 from worker import sequences, shadow
@@ -137,5 +140,5 @@ def _without_waiting(
     waiting = set(job_ranges.waiting(connection, source, claim))
     if not waiting:
         return rows
-    found = key_codec.to_parameters(rows.keys, source.definition.key_type)
+    found = key_types.to_parameters(rows.keys, source.definition.key_type)
     return rows.take(np.array([key not in waiting for key in found], dtype=np.bool_))

@@ -14,10 +14,13 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection
 
-from db import aliases, job_ranges, jobs, queue, sources
 from db.errors import JobError, ModelError
-from db.jobs import Job, Kind
-from db.sources import Source
+from db.jobs import job_ranges, jobs
+from db.jobs.jobs import Job, Kind
+from db.scoring import queue
+from db.sources import sources
+from db.sources.sources import Source
+from db.versions import aliases
 from models_store import registry
 from worker import failures, scoring, versions
 from worker.job_ranges import NothingScores, Overtaken, RangeFailed, work_one
@@ -277,7 +280,7 @@ def resume(runtime: Runtime, job_id: int) -> bool:
 
 
 def described(runtime: Runtime, job_id: int) -> dict[str, Any]:
-    """A job with how far it is, as `db.jobs.listed` gives it. Raises JobError if there is no such job."""
+    """A job with how far it is, as `db.jobs.jobs.listed` gives it. Raises JobError if there is no such job."""
     with runtime.engine.begin() as connection:
         jobs.find(connection, job_id)
         return jobs.listed(connection, job_id=job_id, limit=1)[0]

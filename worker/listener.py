@@ -14,7 +14,7 @@ from psycopg.conninfo import make_conninfo
 
 from db.engine import KEEPALIVES
 from db.errors import first_line
-from db.identifiers import CHANNEL, FLAGGED_CHANNEL
+from db.sql.identifiers import CHANNEL, FLAGGED_CHANNEL
 
 log = structlog.get_logger()
 

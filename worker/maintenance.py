@@ -8,8 +8,11 @@ import psycopg
 import structlog
 from sqlalchemy.exc import DBAPIError
 
-from db import notices, pruning, quarantine, queue, sources
 from db.errors import PgoutlierError, first_line
+from db.notices import notices
+from db.scoring import quarantine, queue
+from db.sources import sources
+from db.upkeep import pruning
 from worker import versions
 from worker.runtime import Runtime
 

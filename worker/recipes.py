@@ -7,10 +7,11 @@ import json
 from sqlalchemy import Connection
 
 import detector
-from db import catalog, verdicts
-from db.definition import SourceDefinition
 from db.errors import ModelError, SourceError
-from db.sources import Source
+from db.source import catalog
+from db.source.definition import SourceDefinition
+from db.sources.sources import Source
+from db.verdicts import verdicts
 from detector import DetectorError, Recipe
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from db import schedules
 from db.errors import ScheduleError
-from db.schedules import Schedule
+from db.schedules import schedules
+from db.schedules.schedules import Schedule
 from db.tables import SCHEDULE_NAME_PATTERN
 from worker import scheduling, timing
 from worker.runtime import Runtime

@@ -17,9 +17,10 @@ from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from db import schedules, sources
 from db.errors import PgoutlierError, ScheduleError
-from db.schedules import Schedule
+from db.schedules import schedules
+from db.schedules.schedules import Schedule
+from db.sources import sources
 from db.tables import SHORTEST_INTERVAL_SECONDS
 from worker.app import app
 from worker.runtime import Runtime

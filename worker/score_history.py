@@ -6,9 +6,10 @@ from typing import Any
 
 import structlog
 
-from db import keys as key_codec
-from db import score_history, sources
 from db.errors import SourceError
+from db.history import score_history
+from db.sources import sources
+from db.sql import key_types
 from worker.runtime import Runtime
 
 log = structlog.get_logger()
@@ -36,14 +37,14 @@ def stop(runtime: Runtime, source_name: str, *, drop: bool = False) -> bool:
 
 
 def of_row(runtime: Runtime, source_name: str, key: str) -> list[dict[str, Any]]:
-    """Every score the row of this key has had, the newest first, see `db.score_history.of_key`.
+    """Every score the row of this key has had, the newest first, see `db.history.score_history.of_key`.
 
     Raises SourceError if there is no such source, no earlier scores are kept, or it cannot be a key of the source.
     """
     with runtime.engine.begin() as connection:
         definition = sources.find(connection, source_name).definition
         try:
-            canonical = key_codec.canonical(key, definition.key_type)
+            canonical = key_types.canonical(key, definition.key_type)
         except ValueError:
             raise SourceError(
                 f"{key!r} cannot be a key of source {source_name}, whose keys are of type {definition.key_type}."

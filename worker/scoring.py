@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 import psycopg
 
-from db import queue, sources
-from db.sources import Source
+from db.scoring import queue
+from db.sources import sources
+from db.sources.sources import Source
 from worker import failures, shadow
 from worker.batches import BatchFailed, BatchReader, BatchResult, settle
 from worker.runtime import Runtime

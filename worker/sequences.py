@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 from sqlalchemy import Connection
 
-from db import features, sequences
-from db.definition import SourceDefinition
 from db.errors import ModelError
-from db.features import FeatureBatch
-from db.queue import Claim
-from db.sequences import SequenceRows
-from db.sources import Source
+from db.scoring import features
+from db.scoring import windows as sequences
+from db.scoring.features import FeatureBatch
+from db.scoring.queue import Claim
+from db.scoring.windows import SequenceRows
+from db.source.definition import SourceDefinition
+from db.sources.sources import Source
 from detector import Recipe, window_positions
 from models_store import registry
 from worker.runtime import Runtime

@@ -16,15 +16,16 @@ import structlog
 from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection
 
-from db import aliases, scores, shadow
-from db import keys as key_codec
-from db.aliases import Aliases, Challenger
 from db.engine import driver_connection
-from db.features import FeatureBatch
-from db.queue import Claim
-from db.scores import ScoredRows
-from db.sequences import SequenceRows
-from db.sources import Source
+from db.scoring import scores
+from db.scoring.features import FeatureBatch
+from db.scoring.queue import Claim
+from db.scoring.scores import ScoredRows
+from db.scoring.windows import SequenceRows
+from db.sources.sources import Source
+from db.sql import key_types
+from db.versions import aliases, challenger_scores
+from db.versions.aliases import Aliases, Challenger
 from detector import Detector, exceeds
 from worker import sequences
 from worker.failures import sentence
@@ -77,7 +78,7 @@ class Shadow:
     def begin(self, batch: FeatureBatch) -> None:
         """Start computing in another thread, if that is worth it and needs nothing from PostgreSQL.
 
-        batch: one row a key, in the order of `db.keys.sortable`.
+        batch: one row a key, in the order of `db.sql.key_types.sortable`.
         """
         detector = self._runtime.cache.loaded(self._challenger.version_id)
         if detector is None or detector.recipe.window > 1 or len(batch) < _ROWS_WORTH_A_THREAD:
@@ -91,7 +92,7 @@ class Shadow:
         Raises nothing unless the transaction itself is lost.
         """
         try:
-            with self._connection.begin_nested(), shadow.bounded(self._connection):
+            with self._connection.begin_nested(), challenger_scores.bounded(self._connection):
                 finite = self._write(batch, scored)
         except Exception as error:
             if driver_connection(self._connection).info.transaction_status != TransactionStatus.INTRANS:
@@ -175,9 +176,9 @@ def _errors(batch: FeatureBatch, detector: Detector) -> _Errors:
     return _Errors(sound, values)
 
 
-def _among(keys: key_codec.Keys, wanted: key_codec.Keys, key_type: str) -> npt.NDArray[np.bool_]:
+def _among(keys: key_types.Keys, wanted: key_types.Keys, key_type: str) -> npt.NDArray[np.bool_]:
     found: npt.NDArray[np.bool_] = np.isin(
-        key_codec.sortable(keys, key_type), key_codec.sortable(wanted, key_type)
+        key_types.sortable(keys, key_type), key_types.sortable(wanted, key_type)
     )
     return found
 

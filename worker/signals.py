@@ -9,9 +9,9 @@ import structlog
 from celery.signals import celeryd_after_setup, setup_logging, worker_shutting_down
 from sqlalchemy.exc import SQLAlchemyError
 
-from db import sources
 from db.errors import PgoutlierError
 from db.settings import load_settings
+from db.sources import sources
 from detector import load_tensorflow
 from models_store import registry
 from models_store.artifact import ArtifactRefused

@@ -7,7 +7,8 @@ from typing import Any
 
 from kombu.exceptions import OperationalError as BrokerUnavailable
 
-from db import jobs, overview
+from db.jobs import jobs
+from db.status import overview
 from worker import schedules
 from worker.app import app
 from worker.runtime import Runtime

@@ -8,9 +8,11 @@ from datetime import timedelta
 from typing import Any
 
 import detector
-from db import aliases, sources, what_if
 from db.errors import ModelError
-from db.what_if import Cut, Figures, Scored
+from db.sources import sources
+from db.thresholds import what_if
+from db.thresholds.what_if import Cut, Figures, Scored
+from db.versions import aliases
 from detector import DetectorError, Recipe
 from worker.runtime import Runtime
 

@@ -13,10 +13,12 @@ import structlog
 from sqlalchemy import Connection
 
 import detector
-from db import schedules, sources, training_rows, training_runs
 from db.errors import ModelError, TrainingBusy
-from db.sources import Source
-from db.training_rows import TrainingRows
+from db.schedules import schedules
+from db.sources import sources
+from db.sources.sources import Source
+from db.training import training_rows, training_runs
+from db.training.training_rows import TrainingRows
 from detector import DetectorError, FitResult, Progress, Recipe
 from models_store import registry
 from models_store.registry import TrainingWindow

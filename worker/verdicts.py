@@ -8,12 +8,12 @@ from itertools import islice
 
 import structlog
 
-from db import keys as key_codec
-from db import sources
-from db import verdicts as verdict_log
-from db.definition import SourceDefinition
 from db.errors import VerdictError
-from db.verdicts import Verdict, VisibleRows
+from db.source.definition import SourceDefinition
+from db.sources import sources
+from db.sql import key_types
+from db.verdicts import verdicts
+from db.verdicts.verdicts import Verdict, VisibleRows
 from worker.runtime import Runtime
 
 log = structlog.get_logger()
@@ -41,7 +41,7 @@ def label(
     by: str | None = None,
 ) -> Given:
     """Say the same of each of these rows. verdict: fraud, normal or withdrawn. Else as `give`."""
-    word = verdict_log.named(verdict)
+    word = verdicts.named(verdict)
     return give(runtime, source_name, [Verdict(key, word, note) for key in keys], by=by)
 
 
@@ -67,13 +67,13 @@ def give(
         checked = _checked(source.definition, given)
         while batch := list(islice(checked, BATCH)):
             keys = [verdict.key for verdict in batch]
-            absent = verdict_log.first_without_row(connection, source.definition, rows, keys)
+            absent = verdicts.first_without_row(connection, source.definition, rows, keys)
             if absent is not None:
                 what = "no scored row" if rows.scored_only else "no row"
                 raise _unusable(
                     batch[absent], f"there is {what} of {source_name} with the key {keys[absent]!r}"
                 )
-            n_given += verdict_log.give(connection, source.definition, batch, by=by)
+            n_given += verdicts.give(connection, source.definition, batch, by=by)
             n_read += len(batch)
             if on_progress is not None:
                 on_progress(n_read)
@@ -87,7 +87,7 @@ def _checked(source: SourceDefinition, given: Iterable[Verdict]) -> Iterator[Ver
     for verdict in given:
         key = key_of(source, verdict)
         try:
-            key_codec.canonical(verdict.note or "", "text")
+            key_types.canonical(verdict.note or "", "text")
         except ValueError:
             raise _unusable(verdict, "the note is not text that PostgreSQL can keep") from None
         if key in seen:
@@ -100,7 +100,7 @@ def _checked(source: SourceDefinition, given: Iterable[Verdict]) -> Iterator[Ver
 def key_of(source: SourceDefinition, verdict: Verdict) -> str:
     """The key as PostgreSQL prints it. Raises VerdictError if it is none of the source's."""
     try:
-        return key_codec.canonical(verdict.key, source.key_type)
+        return key_types.canonical(verdict.key, source.key_type)
     except ValueError:
         raise _unusable(
             verdict,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import structlog
 
-from db import sources
 from db.errors import ModelError
+from db.sources import sources
 from models_store import exchange, version_file
 from models_store.version_file import FileRefused
 from worker.runtime import Runtime

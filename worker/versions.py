@@ -8,10 +8,12 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection
 
-from db import aliases, catalog, source_objects, sources, version_rows
-from db import versions as version_sql
+from db.ddl import installation
 from db.errors import ModelError
-from db.sources import Source
+from db.source import catalog
+from db.sources import sources
+from db.sources.sources import Source
+from db.versions import aliases, version_care, version_rows
 from models_store import registry
 from worker.runtime import Runtime
 from worker.sequences import index_advice, require_order
@@ -68,7 +70,7 @@ def with_threshold(
     number = registry.with_threshold(connection, source, version, threshold, max_bytes=most, signing_key=key)
     if number == version:
         return version
-    version_sql.record(
+    version_care.record(
         connection, source.id, number, "threshold", f"{threshold:.6g}, else as version {version}"
     )
     reason = f"threshold set to {threshold:.6g}"
@@ -86,9 +88,9 @@ def challenge(runtime: Runtime, source_name: str, version: int, *, reason: str) 
     """
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
-        if source_objects.lacks_of_shadow(connection, source.definition):
+        if installation.lacks_of_shadow(connection, source.definition):
             columns = catalog.inspect(connection, source.definition.relation).own_columns
-            source_objects.add_shadow(connection, source.definition, columns)
+            installation.add_shadow(connection, source.definition, columns)
         moved = registry.challenge(
             connection,
             source,
@@ -148,10 +150,10 @@ def _tag(runtime: Runtime, source_name: str, version: int, name: str, *, wanted:
         # A prune at the same time sees either the tag or no version.
         aliases.lock_alias(connection, source.id)
         _require(connection, source, version)
-        change = version_sql.tag if wanted else version_sql.untag
+        change = version_care.tag if wanted else version_care.untag
         changed = change(connection, source.id, version, name)
         if changed:
-            version_sql.record(connection, source.id, version, "tag" if wanted else "untag", name)
+            version_care.record(connection, source.id, version, "tag" if wanted else "untag", name)
     return changed
 
 
@@ -165,12 +167,12 @@ def prune(runtime: Runtime, source_name: str, *, keep: int | None = None, dry_ru
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
         aliases.lock_alias(connection, source.id)
-        gone = version_sql.dispensable(connection, source.id, keep=keep)
+        gone = version_care.dispensable(connection, source.id, keep=keep)
         if dry_run or not gone:
             return gone
-        version_sql.delete(connection, source.id, gone)
+        version_care.delete(connection, source.id, gone)
         for version in gone:
-            version_sql.record(connection, source.id, version, "prune", f"kept the newest {keep}")
+            version_care.record(connection, source.id, version, "prune", f"kept the newest {keep}")
     log.info("versions_pruned", source=source_name, versions=gone, keep=keep)
     return gone
 
@@ -205,7 +207,7 @@ def history(
         raise ModelError(f"{alias!r} is not an alias; write champion or challenger.")
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
-        return version_sql.history(connection, source.id, alias=alias, limit=limit)
+        return version_care.history(connection, source.id, alias=alias, limit=limit)
 
 
 def described(runtime: Runtime, source_name: str, version: int) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from typing import Any
 
 import structlog
 
-from db import deliveries, notices, sources, webhooks
 from db.errors import DeliveryFailed, WebhookError
-from db.webhooks import MOST_PER_MINUTE, Webhook
+from db.notices import deliveries, notices, webhooks
+from db.notices.webhooks import MOST_PER_MINUTE, Webhook
+from db.sources import sources
 from worker import delivering, webhook_messages, webhook_url
 from worker.http_post import NoAnswer
 from worker.runtime import Runtime

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import structlog
 
-from db import sources, write_back
+from db.scoring import write_back
+from db.sources import sources
 from worker.runtime import Runtime
 
 log = structlog.get_logger()

@@ -1,6 +1,6 @@
 """Challengers and their moves, tags of versions, and what else becomes of a version.
 
-The tables of shadow scores are made for each source, see db.source_ddl.
+The tables of shadow scores are made for each source, see db.ddl.core_objects.
 
 Revision ID: 0005
 Revises: 0004
@@ -12,8 +12,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-from db.identifiers import ours
-from db.statements import as_text, compose
+from db.sql.identifiers import ours
+from db.sql.statements import as_text, compose
 
 revision = "0005"
 down_revision = "0004"

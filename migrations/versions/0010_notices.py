@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-from db.identifiers import ours
-from db.statements import as_text, compose
+from db.sql.identifiers import ours
+from db.sql.statements import as_text, compose
 
 revision = "0010"
 down_revision = "0009"

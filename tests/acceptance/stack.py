@@ -22,11 +22,13 @@ import psutil
 import psycopg
 from psycopg import sql
 
-from db import attach, embedded, features, migrate, sources
+from db import embedded, migrate
 from db.embedded import ServerKit
+from db.scoring import features
 from db.settings import Settings
-from db.sources import Source
-from db.statements import compose
+from db.sources import attach, sources
+from db.sources.sources import Source
+from db.sql.statements import compose
 from detector import Detector, Recipe
 from detector.recipes import Layer, QuantileThreshold, Split
 from models_store import registry

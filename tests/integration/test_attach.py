@@ -13,12 +13,14 @@ import pytest
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from db import attach, queue, source_ddl, source_objects, sources
-from db.attach import AttachRequest
+from db.ddl import core_objects, installation
 from db.engine import make_engine
 from db.errors import MissingPrivilege, SourceError
-from db.identifiers import Relation
+from db.scoring import queue
 from db.settings import Settings
+from db.sources import attach, sources
+from db.sources.attach import AttachRequest
+from db.sql.identifiers import Relation
 from detector import recipe_named
 from tests.conftest import Connect
 from tests.servers import Postgres
@@ -454,7 +456,7 @@ def test_any_name_can_be_attached_scored_and_detached(
     attached.drain()
     assert attached.quarantined() == {"2": ("null", feature)}
     with runtime.engine.begin() as connection:
-        assert source_objects.triggers_enabled(connection, attached.source.definition) == {
+        assert installation.triggers_enabled(connection, attached.source.definition) == {
             "insert": True,
             "update": True,
         }
@@ -573,7 +575,7 @@ def test_the_dry_run_prints_what_attach_does(
     request = AttachRequest(relation='"50% Sales"', key='"Key %s"', features=features, name="sales")
     with runtime.engine.begin() as connection:
         definition, columns = attach.resolve(connection, request)
-        script = source_ddl.script(source_objects.plan(connection, definition, columns))
+        script = core_objects.script(installation.plan(connection, definition, columns))
     before = objects(user)
     postgres.run("psql", database_url, "--no-psqlrc", "--set=ON_ERROR_STOP=1", "--quiet", stdin=script)
     by_hand = objects(user)
@@ -645,7 +647,7 @@ def test_attaching_at_once_makes_one_source(user: User, runtime: Runtime) -> Non
 def test_a_table_in_use_is_waited_for_until_attach_gives_up_with_a_sentence(
     user: User, runtime: Runtime, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source_objects, "LOCK_TIMEOUT", "200ms")
+    monkeypatch.setattr(installation, "LOCK_TIMEOUT", "200ms")
     user.execute("CREATE TABLE t (id int PRIMARY KEY, x float8)")
     writer = connect(autocommit=False)
     writer.execute("INSERT INTO t VALUES (1, 1)")

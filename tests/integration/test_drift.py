@@ -12,9 +12,9 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
-from db import drift as drift_sql
-from db import overview
+from db.drift import drift_reports
 from db.errors import ModelError
+from db.status import overview
 from tests.support import Table, attach_table, plain_recipe
 from worker import drift, maintenance, training
 from worker.runtime import Runtime
@@ -189,7 +189,7 @@ def test_a_report_is_logged_kept_shown_in_the_status_and_pruned(payments: Table)
     assert [entry["reasons"] for entry in logs if entry["event"] == "drift_found"] == [report["reasons"]]
     with payments.runtime.engine.begin() as connection:
         (described,) = overview.sources(connection)
-        (kept,) = drift_sql.reports(connection, payments.source.id, limit=5)
+        (kept,) = drift_reports.reports(connection, payments.source.id, limit=5)
     assert described["drift"]["reasons"] == report["reasons"] == kept["reasons"]
     for _ in range(3):
         drift.measure(payments.runtime, "payments")

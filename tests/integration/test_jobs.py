@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from db import jobs as job_sql
-from db import key_ranges
 from db.errors import JobError, ModelError, SourceError
+from db.jobs import jobs as job_sql
+from db.sql import key_ranges
 from detector import exceeds
 from tests.conftest import Connect
 from tests.integration.conftest import Run

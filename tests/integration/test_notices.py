@@ -10,7 +10,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from db import notices, source_objects
+from db.ddl import installation
+from db.notices import notices
 from tests.conftest import Connect
 from tests.support import FEATURES, Table, detach_table, make_detector
 from worker import maintenance, webhooks
@@ -141,7 +142,7 @@ def test_attaching_again_mends_the_triggers(told: Table) -> None:
     source = told.source
     with told.runtime.engine.begin() as connection:
         assert set(notices.triggers_enabled(connection, "transactions").values()) == {False}
-        source_objects.repair(connection, source.definition, ("id", *FEATURES, "note"))
+        installation.repair(connection, source.definition, ("id", *FEATURES, "note"))
         assert set(notices.triggers_enabled(connection, "transactions").values()) == {True}
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from db import queue
 from db.engine import driver_connection
+from db.scoring import queue
 from db.settings import Settings
 from tests.servers import Postgres
 from tests.support import FEATURES, Table, attach_table, make_detector

@@ -12,12 +12,14 @@ import psycopg
 import pytest
 from sqlalchemy import Connection, Engine
 
-from db import features, quarantine, queue, scores, source_objects, sources
-from db.features import read_claimed
-from db.identifiers import CHANNEL
-from db.quarantine import Entry
-from db.queue import Claim
-from db.source_ddl import TRIGGERS
+from db.ddl import installation
+from db.ddl.core_objects import TRIGGERS
+from db.scoring import features, quarantine, queue, scores
+from db.scoring.features import read_claimed
+from db.scoring.quarantine import Entry
+from db.scoring.queue import Claim
+from db.sources import sources
+from db.sql.identifiers import CHANNEL
 from models_store import registry
 from tests.conftest import Connect
 from tests.support import Table, attach_table, make_detector, make_table, until, waits
@@ -542,7 +544,7 @@ def test_a_swept_row_never_outranks_a_change(
 def test_triggers_that_are_off_can_be_seen(transactions: Table) -> None:
     def enabled() -> dict[str, bool]:
         with transactions.runtime.engine.begin() as connection:
-            return source_objects.triggers_enabled(connection, transactions.source.definition)
+            return installation.triggers_enabled(connection, transactions.source.definition)
 
     assert enabled() == dict.fromkeys(TRIGGERS, True)
     transactions.user.execute("ALTER TABLE transactions DISABLE TRIGGER outlier_transactions_insert")

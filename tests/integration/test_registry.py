@@ -16,8 +16,8 @@ import pytest
 from pydantic import SecretStr
 from safetensors.numpy import save
 
-from db import aliases, version_rows
 from db.errors import ModelError
+from db.versions import aliases, version_rows
 from detector import RECIPES, Detector, Recipe
 from detector.recipes import DropColumns, Standardise
 from models_store import artifact, registry

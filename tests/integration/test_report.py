@@ -13,8 +13,10 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
-from db import report, training_rows, version_rows
 from db.errors import ModelError, SourceError
+from db.report import report_rows
+from db.training import training_rows
+from db.versions import version_rows
 from detector.drift import Reference
 from tests.support import Table, attach_table, plain_recipe, quote
 from worker import drift, jobs, maintenance, training
@@ -169,7 +171,7 @@ def test_the_command_writes_what_was_kept(shop: Table, environment: dict[str, st
     with shop.runtime.engine.begin() as connection:
         found = version_rows.version_id(connection, shop.source.id, version)
         assert found is not None
-        report.keep(connection, found, "<p>kept</p>")
+        report_rows.keep(connection, found, "<p>kept</p>")
     path = tmp_path / "page.html"
     command = [
         sys.executable,
@@ -209,7 +211,7 @@ def test_rows_and_errors_of_a_text_key_belong_together(user: User, runtime: Runt
     table.promote()
     score(table)
     with runtime.engine.begin() as connection:
-        sample = report.scored_sample(
+        sample = report_rows.scored_sample(
             connection, table.source.definition, version=1, newest=200, imputes=False
         )
         labelled = training_rows.labelled_fraud(connection, table.source.definition, newest=200, most=10)

@@ -18,10 +18,10 @@ from kombu.exceptions import OperationalError as BrokerUnavailable
 from psycopg.rows import dict_row
 from typer.testing import CliRunner
 
-from db import overview
-from db import schedules as store
 from db.errors import ScheduleError, SourceError
-from db.statements import run
+from db.schedules import schedules as store
+from db.sql.statements import run
+from db.status import overview
 from tests.conftest import Connect
 from tests.support import Table
 from worker import schedules, scheduling, training

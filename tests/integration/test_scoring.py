@@ -12,8 +12,8 @@ import numpy as np
 import psycopg
 import pytest
 
-from db import sources
 from db.errors import ModelError, SourceError
+from db.sources import sources
 from detector import Detector, exceeds
 from detector.recipes import DropColumns, Standardise
 from tests.conftest import Connect

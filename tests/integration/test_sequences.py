@@ -9,9 +9,10 @@ import numpy as np
 import psycopg
 import pytest
 
-from db import sequences, training_rows
 from db.engine import driver_connection
 from db.errors import ModelError
+from db.scoring import windows as sequences
+from db.training import training_rows
 from detector import Detector
 from detector.recipes import Recurrent
 from tests.conftest import Connect

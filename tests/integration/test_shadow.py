@@ -10,10 +10,12 @@ import numpy as np
 import psycopg
 import pytest
 
-from db import aliases, overview, source_objects
+from db.ddl import installation
 from db.engine import driver_connection
 from db.errors import MissingPrivilege, ModelError
-from db.statements import run
+from db.sql.statements import run
+from db.status import overview
+from db.versions import aliases
 from detector import Detector
 from detector.recipes import Recurrent
 from tests.conftest import Connect
@@ -609,7 +611,7 @@ def test_a_worker_s_role_that_may_not_make_tables_says_who_has_to(earlier: Table
         versions.challenge(limited, "transactions", version, reason="test")
     limited.engine.dispose()
     with earlier.runtime.engine.begin() as connection:
-        assert len(source_objects.lacks_of_shadow(connection, earlier.source.definition)) == 3
+        assert len(installation.lacks_of_shadow(connection, earlier.source.definition)) == 3
 
 
 def test_a_worker_s_role_may_do_all_of_it(transactions: Table, role: str) -> None:

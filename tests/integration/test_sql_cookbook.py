@@ -8,8 +8,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from db import overview
-from db.statements import run
+from db.sql.statements import run
+from db.status import overview
 from tests import cookbook
 from tests.cookbook import ANALYSTS, OPERATORS, PAGE, SHOP, SHOWN, Rows
 from tests.support import Table, attach_table, make_detector, register

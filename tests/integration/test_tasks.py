@@ -14,8 +14,8 @@ import pytest
 from celery import Celery
 from sqlalchemy import make_url
 
-from db import overview
-from db.statements import run
+from db.sql.statements import run
+from db.status import overview
 from tests.support import Table, make_detector, register, until
 from worker.runtime import Runtime
 

@@ -10,9 +10,11 @@ import numpy as np
 import psycopg
 import pytest
 
-from db import aliases, training_rows, what_if
 from db.errors import ModelError, SourceError
-from db.what_if import Scored
+from db.thresholds import what_if
+from db.thresholds.what_if import Scored
+from db.training import training_rows
+from db.versions import aliases
 from detector import exceeds, parse_threshold
 from tests.integration.conftest import Run
 from tests.support import FEATURES, Table, attach_table, make_detector, plain_recipe

@@ -11,8 +11,8 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from db import aliases, version_rows
 from db.errors import ModelError, SourceError, TrainingBusy
+from db.versions import aliases, version_rows
 from detector import Progress
 from tests.support import FEATURES, Table, attach_table, make_detector, plain_recipe, until
 from worker import training

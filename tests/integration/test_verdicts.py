@@ -14,11 +14,16 @@ from psycopg import sql
 from pydantic import SecretStr
 from sqlalchemy import make_url
 
-from db import features, labels, overview, report, source_objects, training_rows
+from db.ddl import installation
 from db.errors import SourceError, VerdictError
-from db.identifiers import identifier
-from db.statements import run as execute
-from db.verdicts import Verdict
+from db.report import report_rows
+from db.scoring import features
+from db.source import labels
+from db.sql.identifiers import identifier
+from db.sql.statements import run as execute
+from db.status import overview
+from db.training import training_rows
+from db.verdicts.verdicts import Verdict
 from tests.conftest import Connect
 from tests.integration.conftest import Run
 from tests.support import FEATURES, Table, attach_table, detach_table, make_detector, plain_recipe, quote
@@ -545,9 +550,9 @@ def test_a_label_column_and_verdicts_are_counted_together(labelled: Table, run: 
 
 
 def test_the_report_knows_the_verdicts(scored: Table) -> None:
-    def sample() -> report.ScoredSample:
+    def sample() -> report_rows.ScoredSample:
         with scored.runtime.engine.begin() as connection:
-            return report.scored_sample(
+            return report_rows.scored_sample(
                 connection, scored.source.definition, version=1, newest=12, imputes=False
             )
 
@@ -585,7 +590,7 @@ def columns(table: Table, view: str) -> list[str]:
 def test_attaching_again_gives_the_views_what_they_lack(earlier: Table, role: str) -> None:
     before = columns(earlier, "scored")
     with earlier.runtime.engine.begin() as connection:
-        assert source_objects.lacks(connection, earlier.source.definition) == [
+        assert installation.lacks(connection, earlier.source.definition) == [
             "scored_transactions.verdict",
             "flagged_transactions.verdict",
             "quality_transactions",

@@ -20,9 +20,11 @@ from psycopg import sql
 from pydantic import SecretStr
 from sqlalchemy.exc import OperationalError
 
-from db import deliveries, overview, sources
 from db.errors import DeliveryFailed, MissingPrivilege, SourceError, WebhookError
-from db.statements import run as execute
+from db.notices import deliveries
+from db.sources import sources
+from db.sql.statements import run as execute
+from db.status import overview
 from tests.integration.conftest import Run
 from tests.receiver import KEY, SECRET, Receiver, receiving, status
 from tests.receiver import kill as kill_sender

@@ -15,14 +15,18 @@ from hypothesis import settings as examples
 from psycopg import sql
 from sqlalchemy import Connection
 
-from db import attach, migrate, overview, queue, source_ddl, source_objects, sources, write_back
-from db.attach import AttachRequest
-from db.definition import Feature, SourceDefinition
+from db import migrate
+from db.ddl import core_objects, installation
 from db.engine import make_engine
 from db.errors import MissingPrivilege, SchemaNotReady, SourceError
-from db.features import read_claimed
-from db.identifiers import CHANNEL
-from db.statements import run as execute
+from db.scoring import queue, write_back
+from db.scoring.features import read_claimed
+from db.source.definition import Feature, SourceDefinition
+from db.sources import attach, sources
+from db.sources.attach import AttachRequest
+from db.sql.identifiers import CHANNEL
+from db.sql.statements import run as execute
+from db.status import overview
 from models_store import registry
 from tests.conftest import Connect
 from tests.integration.conftest import Run
@@ -412,7 +416,7 @@ def test_the_dry_run_with_columns_prints_what_attach_does(
     }
     with runtime.engine.begin() as connection:
         definition, shown = attach.resolve(connection, AttachRequest(**asked, write_columns=True))
-        script = source_ddl.script(source_objects.plan(connection, definition, shown))
+        script = core_objects.script(installation.plan(connection, definition, shown))
     before = objects(user)
     attach_table(user, runtime, **asked, write_columns=True)
     made = objects(user)
@@ -609,7 +613,9 @@ def test_any_names_can_be_written_to(user: User, schema: str, table: str, key: s
             f"CREATE TABLE {relation} ({quote(key)} bigint PRIMARY KEY, {quote(feature)} float8,"
             " reconstruction_error float8, flagged boolean)"
         )
-        user.execute(source_ddl.script(source_ddl.create(definition, (key, feature), by_event_time=False)))
+        user.execute(
+            core_objects.script(core_objects.create(definition, (key, feature), by_event_time=False))
+        )
         user.execute(f"INSERT INTO {relation} VALUES (1, 2)")
         user.execute(
             "INSERT INTO outlier.scores_odd (key, change_id, reconstruction_error, model_version, flagged)"

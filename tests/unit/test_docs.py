@@ -191,8 +191,8 @@ def test_every_recipe_is_described() -> None:
 
 
 def test_every_transform_and_label_is_explained() -> None:
-    from db.definition import TRANSFORMS
-    from db.labels import FRAUD_LABELS
+    from db.source.definition import TRANSFORMS
+    from db.source.labels import FRAUD_LABELS
 
     guide = read("guide.md")
     assert all(f"`{name}(" in guide for name in TRANSFORMS)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from db.errors import VerdictError
-from db.verdicts import VERDICTS, Verdict
+from db.verdicts.verdicts import VERDICTS, Verdict
 from worker import verdict_csv
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=20)

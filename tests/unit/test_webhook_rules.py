@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from db.errors import WebhookError
+from db.notices.webhook_secret import keys_of
 from db.settings import Settings
-from db.webhook_secret import keys_of
 from tests.receiver import KEY, SECRET, Received
 from worker import webhook_messages, webhook_url
 from worker.http_post import Answer

@@ -16,10 +16,12 @@ from rich.markup import escape
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from db import catalog, migrate, overview
-from db import schedules as schedule_store
-from db import sources as source_store
+from db import migrate
 from db.errors import PgoutlierError, first_line
+from db.schedules import schedules as schedule_store
+from db.source import catalog
+from db.sources import sources
+from db.status import overview
 from worker import schedules
 from worker.cli.context import open_runtime, settings_with_servers
 from worker.cli.doctor_source import Finding, of_source
@@ -64,7 +66,7 @@ def _examine() -> Iterator[Finding]:
         return
     if schema.ok:
         with runtime.engine.begin() as connection:
-            for source in source_store.every(connection):
+            for source in sources.every(connection):
                 yield from of_source(connection, runtime, source)
             yield _listeners(connection)
             yield _beat(connection)

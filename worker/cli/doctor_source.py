@@ -8,9 +8,14 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 from sqlalchemy import Connection
 
-from db import aliases, catalog, notices, overview, source_objects, write_back, written_columns
+from db.ddl import installation, written_columns
 from db.errors import PgoutlierError, first_line
-from db.sources import Source
+from db.notices import notices
+from db.scoring import write_back
+from db.source import catalog
+from db.sources.sources import Source
+from db.status import overview
+from db.versions import aliases
 from detector import Recipe
 from models_store import registry
 from models_store.artifact import ArtifactRefused
@@ -58,7 +63,7 @@ def _relation(connection: Connection, _: Runtime, source: Source) -> Finding:
 
 
 def _triggers(connection: Connection, _: Runtime, source: Source) -> Finding:
-    states = source_objects.triggers_enabled(connection, source.definition)
+    states = installation.triggers_enabled(connection, source.definition)
     missing = [event for event, on in states.items() if not on]
     if not missing:
         return Finding(f"{source.name} triggers", True, "on INSERT and UPDATE")
@@ -72,7 +77,7 @@ def _triggers(connection: Connection, _: Runtime, source: Source) -> Finding:
 
 
 def _views(connection: Connection, _: Runtime, source: Source) -> Finding:
-    what, lacking = f"{source.name} views", source_objects.lacks(connection, source.definition)
+    what, lacking = f"{source.name} views", installation.lacks(connection, source.definition)
     if not lacking:
         return Finding(what, True, "all there")
     return Finding(

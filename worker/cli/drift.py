@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from db import drift as drift_sql
-from db import sources as source_store
+from db.drift import drift_reports
 from db.errors import ModelError
+from db.sources import sources
 from worker import drift as use_case
 from worker.cli.context import open_runtime
 from worker.cli.output import console, print_json, print_table
@@ -37,8 +37,8 @@ def drift(
     if measure:
         use_case.measure(runtime, source)
     with runtime.engine.begin() as connection:
-        found = source_store.find(connection, source)
-        reports = drift_sql.reports(connection, found.id, limit=history or 1)
+        found = sources.find(connection, source)
+        reports = drift_reports.reports(connection, found.id, limit=history or 1)
     if as_json:
         print_json(reports)
         return

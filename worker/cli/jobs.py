@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from db import aliases
 from db.errors import ModelError
+from db.versions import aliases
 from worker import jobs as use_case
 from worker import tasks, versions
 from worker.cli.context import open_runtime

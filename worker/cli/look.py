@@ -11,9 +11,9 @@ import typer
 from rich.live import Live
 from rich.table import Table
 
-from db import overview
-from db import sources as source_store
 from db.errors import SourceError
+from db.sources import sources
+from db.status import overview
 from worker import status as status_figures
 from worker.cli.context import open_runtime
 from worker.cli.jobs import share
@@ -156,7 +156,7 @@ def flagged(
     moment = parse_since(since)
     runtime = open_runtime()
     with runtime.engine.begin() as connection:
-        found = source_store.find(connection, source)
+        found = sources.find(connection, source)
         rows = overview.flagged(connection, found.definition, since=moment, limit=limit)
     if as_json:
         print_json(rows)

@@ -8,8 +8,8 @@ import typer
 from rich.console import Console
 
 import detector
-from db import sources as source_store
-from db import version_rows
+from db.sources import sources
+from db.versions import version_rows
 from worker import gate, training, versions
 from worker.cli.context import open_runtime
 from worker.cli.output import console, epoch_bar, print_json, print_table
@@ -127,7 +127,7 @@ def models_policy(
     runtime = open_runtime()
     changed = promotion is not None and gate.set_promotion(runtime, source, promotion)
     with runtime.engine.begin() as connection:
-        present = source_store.find(connection, source).promotion
+        present = sources.find(connection, source).promotion
     if as_json:
         print_json({"source": source, "promotion": present, "changed": changed})
     else:
@@ -139,7 +139,7 @@ def models_list(source: SourceName, as_json: AsJson = False) -> None:
     """All versions, the newest first."""
     runtime = open_runtime()
     with runtime.engine.begin() as connection:
-        rows = version_rows.versions(connection, source_store.find(connection, source).id)
+        rows = version_rows.versions(connection, sources.find(connection, source).id)
     if as_json:
         print_json([{k: v for k, v in row.items() if k not in {"metrics", "recipe"}} for row in rows])
         return

@@ -14,10 +14,11 @@ from rich.markup import escape
 from rich.text import Text
 from sqlalchemy import make_url
 
-from db import embedded, migrate, overview
+from db import embedded, migrate
 from db.errors import SettingsError
 from db.settings import load_settings
-from db.statements import as_text, run
+from db.sql.statements import as_text, run
+from db.status import overview
 from worker.cli.context import data_dir_text, open_runtime, settings_with_servers
 from worker.cli.output import console, print_json
 from worker.cli.sources import AsJson

@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 
 import detector
-from db import attach as attaching
-from db import quarantine as quarantine_store
-from db import source_ddl, source_objects
-from db import sources as source_store
-from db.attach import AttachRequest
-from db.definition import WRITTEN_COLUMNS
+from db.ddl import core_objects, installation
+from db.scoring import quarantine as quarantine_store
+from db.source.definition import WRITTEN_COLUMNS
+from db.sources import attach as attaching
+from db.sources import sources as source_store
+from db.sources.attach import AttachRequest
 from worker import jobs, maintenance, recipes, tasks, write_back
 from worker.cli.context import open_runtime
 from worker.cli.output import console, print_json, print_table
@@ -101,7 +101,7 @@ def attach(
         recipes.check_columns(connection, chosen, definition)
         had_columns = source_store.writes_columns(connection, definition.name)
         if dry_run:
-            console.file.write(source_ddl.script(source_objects.plan(connection, definition, columns)))
+            console.file.write(core_objects.script(installation.plan(connection, definition, columns)))
             return
         made = source_store.attach(
             connection, definition, columns, chosen.model_dump(mode="json"), backfill=False

@@ -12,10 +12,10 @@ from typing import Annotated, BinaryIO
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from db import sources as source_store
-from db import verdicts as verdict_log
 from db.errors import VerdictError
-from db.verdicts import Verdict
+from db.sources import sources
+from db.verdicts import verdicts as verdict_log
+from db.verdicts.verdicts import Verdict
 from worker import verdict_csv
 from worker import verdicts as giving
 from worker.cli.context import open_runtime
@@ -126,7 +126,7 @@ def verdicts(
     """
     runtime = open_runtime()
     with runtime.engine.begin() as connection:
-        found = source_store.find(connection, source)
+        found = sources.find(connection, source)
         key = None if key is None else giving.key_of(found.definition, Verdict(key, "normal"))
         rows = verdict_log.listed(connection, source, history=history, key=key, limit=limit)
     if as_json:

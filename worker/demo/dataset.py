@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from db.errors import PgoutlierError
-from db.labels import FRAUD_LABELS
+from db.source.labels import FRAUD_LABELS
 from worker.demo import simulator
 from worker.evaluation.files import check_header, column_names, read_table
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from db.demo_tables import Totals
+from db.demo.demo_tables import Totals
 from detector import metrics
 
 

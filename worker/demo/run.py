@@ -16,11 +16,13 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from db import aliases, attach, demo_tables, embedded, migrate
-from db import sources as source_store
-from db.identifiers import display
+from db import embedded, migrate
+from db.demo import demo_tables
 from db.settings import PREFIX, Settings
-from db.sources import Source
+from db.sources import attach, sources
+from db.sources.sources import Source
+from db.sql.identifiers import display
+from db.versions import aliases
 from worker import maintenance, recipes
 from worker.cli.models import print_trained, train_with_progress
 from worker.cli.output import errors, seconds_text
@@ -157,8 +159,8 @@ def _prepare(console: Console, runtime: Runtime, dataset: Dataset, history: list
     with runtime.engine.begin() as connection:
         definition, table_columns = attach.resolve(connection, request)
         recipe = recipes.chosen_recipe("default", threshold=dataset.threshold).model_dump(mode="json")
-        source_store.attach(connection, definition, table_columns, recipe, backfill=True)
-        source = source_store.find(connection, SOURCE)
+        sources.attach(connection, definition, table_columns, recipe, backfill=True)
+        source = sources.find(connection, SOURCE)
     _say(console, f"Attached {definition.describe()}.")
     return source
 

@@ -11,8 +11,8 @@ from itertools import pairwise
 import numpy as np
 from sqlalchemy import Engine
 
-from db import demo_tables
-from db.sources import Source
+from db.demo import demo_tables
+from db.sources.sources import Source
 from worker.demo.dataset import Dataset
 
 _STATEMENTS_PER_SECOND = 50

@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection
 
-from db import drift as drift_sql
-from db import report, sources, training_rows, version_rows
+from db.drift import drift_reports
 from db.errors import ModelError
-from db.sources import Source
-from db.training_rows import TrainingRows
+from db.report import report_rows
+from db.sources import sources
+from db.sources.sources import Source
+from db.training import training_rows
+from db.training.training_rows import TrainingRows
+from db.versions import version_rows
 from detector import FitResult
 from detector.drift import Reference
 from models_store import registry
@@ -54,7 +57,7 @@ def kept_page(runtime: Runtime, source_name: str, version: int) -> str:
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
         found = version_rows.version_id(connection, source.id, version)
-        kept = None if found is None else report.kept(connection, found)
+        kept = None if found is None else report_rows.kept(connection, found)
         trained = version_rows.errors_of(connection, source.id, version)
     if found is None:
         raise ModelError(
@@ -86,7 +89,7 @@ def keep_training_report(
     with runtime.engine.begin() as connection:
         found = version_rows.version_id(connection, source.id, version)
         if found is not None:
-            report.keep(connection, found, drawn)
+            report_rows.keep(connection, found, drawn)
 
 
 def _training_data(
@@ -126,8 +129,8 @@ def _training_data(
 
 def _live_data(connection: Connection, source: Source, champion: LoadedVersion, newest: int) -> ReportData:
     detector, version = champion.detector, champion.version
-    about = report.version(connection, source.id, version)
-    sample = report.scored_sample(
+    about = report_rows.version(connection, source.id, version)
+    sample = report_rows.scored_sample(
         connection,
         source.definition,
         version=version,
@@ -160,13 +163,13 @@ def _live_data(connection: Connection, source: Source, champion: LoadedVersion, 
             ),
         ],
     )
-    n_flagged, top = report.flagged_features(
+    n_flagged, top = report_rows.flagged_features(
         connection, source.definition, version=version, newest=_NEWEST_FLAGGED
     )
     data = replace(
         data, top_features=tuple(FlaggedFeature(**feature) for feature in top), n_flagged_looked_at=n_flagged
     )
-    measured = drift_sql.reports(connection, source.id, limit=1)
+    measured = drift_reports.reports(connection, source.id, limit=1)
     if measured and measured[0]["version"] == version:
         return replace(data, drift=build.drift_as_measured(measured[0]))
     if about["drift_reference"] is None:

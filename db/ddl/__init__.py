@@ -1,0 +1,1 @@
+"""The objects made for each source, one file a kind."""

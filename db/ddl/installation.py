@@ -1,0 +1,141 @@
+"""The objects made for a source: made, looked for, and mended; db.ddl.core_objects says what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from psycopg import errors, sql
+from sqlalchemy import Connection
+
+from db.ddl import challenger_objects, core_objects, notice_objects, source_views, written_columns
+from db.errors import MissingPrivilege, SourceError
+from db.source import catalog
+from db.source.definition import SourceDefinition
+from db.sql.identifiers import SCHEMA, Relation
+from db.sql.statements import one, run
+
+LOCK_TIMEOUT = "10s"
+
+
+def plan(
+    connection: Connection, definition: SourceDefinition, columns: tuple[str, ...]
+) -> list[sql.Composed]:
+    """The statements that `attach` runs."""
+    made = core_objects.create(definition, columns, by_event_time=_by_event_time(connection, definition))
+    return [*columns_to_add(connection, definition), *made]
+
+
+def columns_to_add(connection: Connection, definition: SourceDefinition) -> list[sql.Composed]:
+    """Those of them that add the columns of `--write-columns` to the user's table."""
+    if not definition.write_columns:
+        return []
+    return written_columns.add(catalog.inspect(connection, definition.relation))
+
+
+def _by_event_time(connection: Connection, definition: SourceDefinition) -> bool:
+    return catalog.is_time(connection, definition.relation, definition.time_column)
+
+
+def run_our_ddl(
+    connection: Connection, definition: SourceDefinition, statements: Sequence[sql.Composed]
+) -> None:
+    """Statements on a source's objects that wait for their locks no longer than LOCK_TIMEOUT, and not beside an attach.
+
+    Raises SourceError if the locks are not to be had.
+    """
+    run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.attach'))")
+    limit_lock_waits(connection)
+    run_ddl(connection, definition, statements)
+
+
+def limit_lock_waits(connection: Connection) -> None:
+    """Whoever waits for the lock on a table makes every later writer of it wait, too."""
+    run(connection, sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(LOCK_TIMEOUT)))
+
+
+def run_ddl(connection: Connection, definition: SourceDefinition, statements: Sequence[sql.Composed]) -> None:
+    """Run statements on a source's objects. Raises SourceError if a lock on them is not to be had in time."""
+    try:
+        for statement in statements:
+            run(connection, statement)
+    except (errors.LockNotAvailable, errors.DeadlockDetected):
+        raise SourceError(
+            f"{definition.relation} is in use: no lock on it within {LOCK_TIMEOUT}, and nothing was changed; end"
+            " the transactions that wrote to it, and try again."
+        ) from None
+
+
+def repair(connection: Connection, definition: SourceDefinition, columns: tuple[str, ...]) -> None:
+    """Make triggers, functions and views again that somebody dropped or disabled. Tables are never touched.
+
+    Views of an earlier version of this program get the columns that they lack.
+    """
+    kinds = ("CREATE OR REPLACE FUNCTION", "REVOKE ALL ON FUNCTION", "CREATE OR REPLACE TRIGGER")
+    planned = plan(connection, definition, columns)
+    statements = [s for s in planned if core_objects.script([s]).lstrip().startswith(kinds)]
+    run_ddl(connection, definition, [*statements, *_views_to_mend(connection, definition, columns)])
+    add_shadow(connection, definition, columns)
+    if one(connection, "SELECT EXISTS (SELECT FROM outlier.webhooks WHERE source = %s)", (definition.name,)):
+        run_ddl(connection, definition, notice_objects.create(definition.name))
+
+
+def _views_to_mend(
+    connection: Connection, definition: SourceDefinition, columns: tuple[str, ...]
+) -> list[sql.Composed]:
+    by_event_time = _by_event_time(connection, definition)
+    mended = []
+    for kind, made in source_views.views(definition, columns, by_event_time=by_event_time).items():
+        shown = catalog.view_columns(connection, Relation(SCHEMA, f"{kind}_{definition.name}"))
+        if shown is None:
+            mended.append(made)
+        elif kind != "quality" and source_views.VERDICT_COLUMN not in shown:
+            # A column that the table got since then would come before ours, where none can be put in.
+            kept = tuple(c for c in columns if source_views.alias(c, columns) in shown)
+            mended.append(source_views.views(definition, kept, by_event_time=by_event_time)[kind])
+    return mended
+
+
+def lacks(connection: Connection, definition: SourceDefinition) -> list[str]:
+    """Names of what an earlier version of this program did not make: views, columns of views, the shadow."""
+    lacking = []
+    for kind in source_views.VIEWS:
+        view = f"{kind}_{definition.name}"
+        shown = catalog.view_columns(connection, Relation(SCHEMA, view))
+        if shown is None:
+            lacking.append(view)
+        elif kind != "quality" and source_views.VERDICT_COLUMN not in shown:
+            lacking.append(f"{view}.{source_views.VERDICT_COLUMN}")
+    return lacking + [f"{kind}_{definition.name}" for kind in lacks_of_shadow(connection, definition)]
+
+
+def add_shadow(connection: Connection, definition: SourceDefinition, columns: tuple[str, ...]) -> bool:
+    """Make what the source lacks of its shadow, as one attached by an earlier version does. Returns whether it did.
+
+    Raises MissingPrivilege if the role may not.
+    """
+    missing = lacks_of_shadow(connection, definition)
+    made = core_objects.shadow(definition, columns)
+    try:
+        run_ddl(connection, definition, [s for kind in missing for s in made[kind]])
+    except errors.InsufficientPrivilege:
+        raise MissingPrivilege(
+            f"{definition.name} was attached before there were challengers, and this role may not make the table of"
+            " their scores; the role that attached it has to run the same pgoutlier attach again, and then"
+            " pgoutlier db grant for each role that had it."
+        ) from None
+    return bool(missing)
+
+
+def lacks_of_shadow(connection: Connection, definition: SourceDefinition) -> list[str]:
+    """Those of db.ddl.challenger_objects.KINDS that are not there."""
+    return [
+        kind
+        for kind in challenger_objects.KINDS
+        if not catalog.exists(connection, Relation(SCHEMA, f"{kind}_{definition.name}"))
+    ]
+
+
+def triggers_enabled(connection: Connection, definition: SourceDefinition) -> dict[str, bool]:
+    """For each of our triggers: whether it exists and fires for ordinary sessions."""
+    live = catalog.live_triggers(connection, definition.relation)
+    return {event: f"outlier_{definition.name}_{event}" in live for event in core_objects.TRIGGERS}

@@ -1,0 +1,1 @@
+"""What drift is measured on, and the reports of it."""

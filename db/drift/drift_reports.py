@@ -1,0 +1,109 @@
+"""What drift is measured on, block by block, and the reports of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from psycopg.types.json import Jsonb
+from sqlalchemy import Connection
+
+from db.report import report_rows
+from db.source.definition import SourceDefinition
+from db.sql.statements import compose, one, run, run_dicts
+from db.training.training_rows import newest_rows
+
+_ROWS_PER_BLOCK = 5_000
+
+
+@dataclass(frozen=True)
+class ScoredBlock:
+    """Rows that a version scored. matrix (n, d) float64, NaN where a value is missing; errors (n,); flagged (n,)."""
+
+    matrix: npt.NDArray[np.float64]
+    errors: npt.NDArray[np.float64]
+    flagged: npt.NDArray[np.bool_]
+
+
+def scored_blocks(
+    connection: Connection, source: SourceDefinition, *, version: int, newest: int
+) -> Iterator[ScoredBlock]:
+    """Those of the `newest` rows of the table whose score is of this version, a few thousand at a time.
+
+    Their keys, scores and flags are read at once, their features by block.
+    """
+    rows = report_rows.scored_rows(connection, source, version=version, newest=newest)
+    for first in range(0, len(rows), _ROWS_PER_BLOCK):
+        block = rows[first : first + _ROWS_PER_BLOCK]
+        batch = report_rows.features_of(connection, source, [row[0] for row in block])
+        sound = batch.problems >= 0
+        places = batch.change_ids[sound]
+        yield ScoredBlock(
+            matrix=batch.matrix[sound],
+            errors=np.array([row[1] for row in block], dtype=np.float64)[places],
+            flagged=np.array([row[4] for row in block], dtype=np.bool_)[places],
+        )
+
+
+def quarantined_among(
+    connection: Connection, source: SourceDefinition, source_id: int, *, newest: int
+) -> tuple[int, int]:
+    """(how many of the newest rows of the table are in quarantine, how many of these rows there are)."""
+    row = run(
+        connection,
+        compose(
+            "SELECT count(h.key), count(*) FROM ({window}) w LEFT JOIN outlier.quarantine h"
+            " ON h.source_id = %(source_id)s AND h.key = w.key::text",
+            window=newest_rows(source, newest),
+        ),
+        {"source_id": source_id},
+    ).fetchone()
+    return (0, 0) if row is None else (int(row[0]), int(row[1]))
+
+
+def keep(connection: Connection, source_id: int, row: dict[str, Any]) -> int:
+    """Store a report. Returns its id."""
+    return int(
+        one(
+            connection,
+            """
+            INSERT INTO outlier.drift_reports
+                (source_id, version, n_rows, features, error_psi, error_limit, flag_rate, expected_flag_rate,
+                 quarantine_rate, drifted, reasons)
+            VALUES (%(source_id)s, %(version)s, %(n_rows)s, %(features)s, %(error_psi)s, %(error_limit)s,
+                    %(flag_rate)s, %(expected_flag_rate)s, %(quarantine_rate)s, %(drifted)s, %(reasons)s)
+            RETURNING id
+            """,
+            {
+                **row,
+                "source_id": source_id,
+                "features": Jsonb(row["features"]),
+                "reasons": Jsonb(row["reasons"]),
+            },
+        )
+    )
+
+
+def reports(connection: Connection, source_id: int, *, limit: int) -> list[dict[str, Any]]:
+    """The newest reports of a source first."""
+    return run_dicts(
+        connection,
+        "SELECT version, measured_at, n_rows, features, error_psi, error_limit, flag_rate, expected_flag_rate,"
+        " quarantine_rate, drifted, reasons FROM outlier.drift_reports WHERE source_id = %s"
+        " ORDER BY id DESC LIMIT %s",
+        (source_id, limit),
+    )
+
+
+def first_flag_rate(connection: Connection, source_id: int, version: int) -> tuple[int, int] | None:
+    """(flagged rows, rows) of the first report of a version, or None."""
+    row = run(
+        connection,
+        "SELECT round(flag_rate * n_rows)::bigint, n_rows FROM outlier.drift_reports"
+        " WHERE source_id = %s AND version = %s AND flag_rate IS NOT NULL ORDER BY id LIMIT 1",
+        (source_id, version),
+    ).fetchone()
+    return None if row is None else (int(row[0]), int(row[1]))

@@ -1,0 +1,1 @@
+"""Earlier scores of rows."""

@@ -1,0 +1,109 @@
+"""Earlier scores of rows that another version has scored since: kept where somebody wanted it.
+
+What it is made of: db.ddl.history_objects.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection
+
+from db.ddl import history_objects, installation
+from db.errors import SourceError
+from db.source import catalog
+from db.source.definition import SourceDefinition
+from db.sources import sources
+from db.sources.sources import Source
+from db.sql.identifiers import SCHEMA, Relation, identifier, ours
+from db.sql.key_types import scalar_type
+from db.sql.statements import compose, run, run_dicts
+
+
+def is_kept(connection: Connection, source: SourceDefinition) -> bool:
+    """Whether earlier scores are kept now."""
+    live = catalog.live_triggers(connection, Relation(SCHEMA, f"scores_{source.name}"))
+    return history_objects.TRIGGER in live
+
+
+def exists(connection: Connection, source: SourceDefinition) -> bool:
+    """Whether there is a table of earlier scores."""
+    return catalog.exists(connection, _table(source))
+
+
+def _table(source: SourceDefinition) -> Relation:
+    return Relation(SCHEMA, f"score_history_{source.name}")
+
+
+def keep(connection: Connection, source: Source) -> bool:
+    """Keep earlier scores from now on. Returns False if that is so already."""
+    run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.attach'))")
+    if is_kept(connection, source.definition):
+        return False
+    table = [] if exists(connection, source.definition) else history_objects.table(source.definition)
+    installation.run_our_ddl(
+        connection, source.definition, [*table, *history_objects.trigger(source.definition)]
+    )
+    sources.record(connection, source.name, "keep_history")
+    return True
+
+
+def stop(connection: Connection, source: Source, *, drop: bool) -> bool:
+    """Keep earlier scores no more; drop: and remove those that were kept. Returns False if there was nothing to do."""
+    run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.attach'))")
+    kept = is_kept(connection, source.definition)
+    if not kept and not (drop and exists(connection, source.definition)):
+        return False
+    statements = history_objects.drop if drop else history_objects.drop_trigger
+    installation.run_our_ddl(connection, source.definition, statements(source.definition))
+    sources.record(connection, source.name, "drop_history" if drop else "stop_history")
+    return True
+
+
+def of_key(connection: Connection, source: SourceDefinition, key: str) -> list[dict[str, Any]]:
+    """Every score the row of this key has had, the newest first; replaced_at is None for the one it has.
+
+    Raises SourceError if there is no table of earlier scores.
+    """
+    if not exists(connection, source):
+        raise SourceError(
+            f"No earlier scores of {source.name} are kept; keep them from now on: pgoutlier history keep {source.name}"
+        )
+    return run_dicts(
+        connection,
+        compose(
+            """
+            SELECT model_version, reconstruction_error, flagged, scored_at, replaced_at, top_features FROM (
+                SELECT model_version, reconstruction_error, flagged, scored_at, NULL::timestamptz AS replaced_at,
+                       top_features FROM {scores} WHERE key = %(key)s::{type}
+                UNION ALL
+                SELECT model_version, reconstruction_error, flagged, scored_at, replaced_at, top_features
+                FROM {history} WHERE key = %(key)s::{type}
+            ) s ORDER BY replaced_at DESC NULLS FIRST
+            """,
+            scores=ours("scores", source.name),
+            history=ours("score_history", source.name),
+            type=scalar_type(source.key_type),
+        ),
+        {"key": key},
+    )
+
+
+def prune(connection: Connection, source: SourceDefinition, *, days: int) -> int:
+    """Delete earlier scores that were replaced longer ago than that, and those of rows that are gone.
+
+    Returns how many; none where this role may not.
+    """
+    if not catalog.has_table_privilege(connection, _table(source), "DELETE"):
+        return 0
+    return run(
+        connection,
+        compose(
+            "DELETE FROM {history} h WHERE h.replaced_at < now() - make_interval(days => %(days)s)"
+            " OR NOT EXISTS (SELECT FROM {relation} t WHERE t.{key} = h.key)",
+            history=ours("score_history", source.name),
+            relation=source.relation.sql(),
+            key=identifier(source.key_column),
+        ),
+        {"days": days},
+    ).rowcount

@@ -1,0 +1,195 @@
+"""Ranges of a job: cut, claimed, worked and marked as finished.
+
+The last three are one transaction, so that a killed worker leaves a range as it was. All that is written stays right
+whatever live scoring does meanwhile: a score is written under the id of the change that the row was read at (see
+db.scoring.queue), so that one of a later change stays. Rows to be scored go through a row of the source's queue that is
+made and removed in the same transaction, which nobody else ever sees.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from psycopg import sql
+from sqlalchemy import Connection
+
+from db.ddl.notice_objects import QUIET_SETTING
+from db.jobs.jobs import BACKFILL, REFLAG, RESCORE, Job
+from db.scoring import queue
+from db.scoring.queue import NEIGHBOUR, Claim, next_id
+from db.source.definition import SourceDefinition
+from db.sources.sources import Source
+from db.sql import key_ranges, key_types
+from db.sql.identifiers import identifier, ours
+from db.sql.key_ranges import KeyRange
+from db.sql.statements import compose, one, run
+from db.versions.version_rows import SAME_ERRORS
+
+
+def cut(connection: Connection, source: Source, job: Job, *, at_most: int) -> None:
+    """Make the ranges of the rows that there are to do now, so many in each."""
+    run(
+        connection,
+        key_ranges.plan(_key(job.kind, source.definition), _to_do(source, job.kind)),
+        {**_params(source, job.version), "job": job.id, "size": at_most},
+    )
+
+
+def prepare(connection: Connection) -> None:
+    """Set this transaction up for one range."""
+    queue.prepare(connection)
+    # Nobody is told of old rows as if they were new.
+    run(connection, "SELECT set_config(%s, 'on', true)", (QUIET_SETTING,))
+
+
+def claim_range(connection: Connection, job_id: int) -> KeyRange | None:
+    """Lock the first range that is due and that nobody else holds; None if there is none, or the job is not running."""
+    row = run(
+        connection,
+        "SELECT r.number, r.first_key, r.last_key, r.attempts FROM outlier.job_ranges r"
+        " WHERE r.job_id = %(job)s AND r.finished_at IS NULL AND (r.not_before IS NULL OR r.not_before <= now())"
+        " AND EXISTS (SELECT FROM outlier.jobs j WHERE j.id = %(job)s AND j.status = 'running')"
+        " ORDER BY r.number LIMIT 1 FOR UPDATE OF r SKIP LOCKED",
+        {"job": job_id},
+    ).fetchone()
+    return None if row is None else KeyRange(job_id, *row)
+
+
+def lock_range(connection: Connection, keys: KeyRange) -> bool:
+    """Whether a range is still to be done and nobody else is at it; then it is locked."""
+    return bool(
+        run(
+            connection,
+            "SELECT FROM outlier.job_ranges WHERE job_id = %s AND number = %s AND finished_at IS NULL"
+            " FOR UPDATE SKIP LOCKED",
+            (keys.job_id, keys.number),
+        ).rowcount
+    )
+
+
+def claim_rows(connection: Connection, source: Source, job: Job, keys: KeyRange) -> Claim:
+    """The rows of a range that are still to be scored, as a claim of this transaction; empty if there are none.
+
+    The claim's scores are written under change 0, those of a rescore under the id of the score that is there.
+    """
+    definition = source.definition
+    row = run(
+        connection,
+        compose(
+            "INSERT INTO {queue} (change_id, keys, n_keys, rescore)"
+            " SELECT {change}, array_agg({key} ORDER BY {key}), count(*), {rescore} FROM {to_do} AND {within}"
+            " HAVING count(*) > 0 RETURNING id, n_keys",
+            queue=ours("queue", source.name),
+            # Nothing changed, so the rows behind these need no new score.
+            change=sql.Literal(NEIGHBOUR if definition.time_column else 0),
+            key=_key(job.kind, definition),
+            rescore=sql.Literal(job.kind == RESCORE),
+            to_do=_to_do(source, job.kind),
+            within=key_ranges.within(_key(job.kind, definition), definition.key_type),
+        ),
+        {**_params(source, job.version), **keys.params},
+    ).fetchone()
+    if row is None:
+        return Claim([], 0, 0, rescore=False)
+    # Drawn before the rows are read, see db.scoring.windows.
+    change_id = (
+        one(connection, compose("SELECT {id}", id=next_id(definition))) if definition.time_column else None
+    )
+    return Claim([row[0]], row[1], keys.attempts, rescore=job.kind == RESCORE, change_id=change_id)
+
+
+def waiting(connection: Connection, source: Source, claim: Claim) -> list[Any]:
+    """Keys of a claim of `claim_rows` that live scoring has yet to score; asked after their rows were read.
+
+    A change that the read saw and that is not among them has been scored and committed, so that its score outranks
+    the job's. INTERSECT, whose time does not depend on what the planner takes the length of arrays for.
+    """
+    return [
+        row[0]
+        for row in run(
+            connection,
+            compose(
+                "SELECT unnest(keys) FROM {queue} WHERE id = ANY (%(ids)s)"
+                " INTERSECT SELECT unnest(keys) FROM {queue} WHERE id <> ALL (%(ids)s)",
+                queue=ours("queue", source.name),
+            ),
+            {"ids": claim.queue_ids},
+        ).fetchall()
+    ]
+
+
+def reflag(connection: Connection, source: Source, job: Job, keys: KeyRange) -> tuple[int, int]:
+    """Flag the scores of a range by the threshold of the job's version. Returns (how many, how many are flagged).
+
+    Those of versions with the same errors, see model_versions.errors_of. A flag is what `detector.exceeds` says.
+    """
+    row = run(
+        connection,
+        compose(
+            # Locked in the order in which workers write scores, so that none waits for another in a circle.
+            "WITH place AS MATERIALIZED (SELECT s.key FROM {to_do} AND {within} ORDER BY {in_order}"
+            " FOR UPDATE OF s), written AS (UPDATE {scores} s"
+            " SET flagged = s.reconstruction_error > v.threshold, model_version = v.version"
+            " FROM place p, outlier.model_versions v WHERE s.key = p.key AND v.source_id = %(source)s"
+            " AND v.version = %(version)s RETURNING s.flagged)"
+            " SELECT count(*), count(*) FILTER (WHERE flagged) FROM written",
+            to_do=_to_do(source, REFLAG),
+            within=key_ranges.within(sql.SQL("s.key"), source.definition.key_type),
+            in_order=key_types.writing_order(sql.SQL("s.key"), source.definition.key_type),
+            scores=ours("scores", source.name),
+        ),
+        {**_params(source, job.version), **keys.params},
+    ).fetchone()
+    return (0, 0) if row is None else (row[0], row[1])
+
+
+def finish_range(
+    connection: Connection, keys: KeyRange, *, n_done: int, n_flagged: int, n_quarantined: int
+) -> None:
+    """Mark a range as done; with what it wrote in the same transaction, it is done once."""
+    run(
+        connection,
+        "UPDATE outlier.job_ranges SET n_done = %s, n_flagged = %s, n_quarantined = %s,"
+        " finished_at = clock_timestamp(), last_error = NULL WHERE job_id = %s AND number = %s",
+        (n_done, n_flagged, n_quarantined, keys.job_id, keys.number),
+    )
+
+
+def postpone_range(connection: Connection, keys: KeyRange, *, error: str, delay_seconds: float) -> None:
+    """Put a range off after a failure."""
+    run(
+        connection,
+        "UPDATE outlier.job_ranges SET attempts = attempts + 1, last_error = %s,"
+        " not_before = now() + make_interval(secs => %s) WHERE job_id = %s AND number = %s AND finished_at IS NULL",
+        (error, delay_seconds, keys.job_id, keys.number),
+    )
+
+
+def _key(kind: str, source: SourceDefinition) -> sql.Composable:
+    return compose("t.{key}", key=identifier(source.key_column)) if kind == BACKFILL else sql.SQL("s.key")
+
+
+def _to_do(source: Source, kind: str) -> sql.Composable:
+    """FROM and WHERE of the rows that a job of this kind has to do, whatever it has done already."""
+    scores = ours("scores", source.name)
+    if kind == BACKFILL:
+        return compose(
+            "{relation} t WHERE {key} IS NOT NULL AND NOT EXISTS (SELECT FROM {scores} s WHERE s.key = {key})"
+            " AND NOT EXISTS (SELECT FROM outlier.quarantine h WHERE h.source_id = %(source)s AND h.key = {key}::text)",
+            relation=source.definition.relation.sql(),
+            key=_key(kind, source.definition),
+            scores=scores,
+        )
+    if kind == RESCORE:
+        return compose("{scores} s WHERE s.model_version <> %(version)s", scores=scores)
+    return compose(
+        "{scores} s WHERE s.model_version <> %(version)s AND s.model_version IN (SELECT k.version"
+        " FROM outlier.model_versions k JOIN outlier.model_versions v ON v.source_id = k.source_id"
+        " AND {same_errors} WHERE v.source_id = %(source)s AND v.version = %(version)s)",
+        scores=scores,
+        same_errors=SAME_ERRORS,
+    )
+
+
+def _params(source: Source, version: int | None) -> dict[str, Any]:
+    return {"source": source.id, "version": version}

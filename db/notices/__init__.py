@@ -1,0 +1,1 @@
+"""Notices of flagged rows, and their delivery to webhooks."""

@@ -1,0 +1,90 @@
+"""Notices of flagged rows: turned on and off by source, counted, pruned. Their delivery is in db.notices.deliveries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from psycopg import errors
+from sqlalchemy import Connection
+
+from db.ddl import installation, notice_objects
+from db.errors import MissingPrivilege
+from db.source import catalog
+from db.sources.sources import Source
+from db.sql.identifiers import SCHEMA, Relation, identifier
+from db.sql.statements import compose, run, run_dicts
+
+
+def turn_on(connection: Connection, source: Source) -> None:
+    """Make the triggers that write the source's notices. Raises MissingPrivilege if the role may not."""
+    _change(connection, source, on=True)
+
+
+def turn_off(connection: Connection, source: Source) -> None:
+    """Drop the triggers. Raises MissingPrivilege if the role may not."""
+    _change(connection, source, on=False)
+
+
+def _change(connection: Connection, source: Source, *, on: bool) -> None:
+    statements = notice_objects.create(source.name) if on else notice_objects.drop(source.name)
+    try:
+        installation.run_our_ddl(connection, source.definition, statements)
+    except errors.InsufficientPrivilege:
+        raise MissingPrivilege(
+            f"This role may not {'make' if on else 'drop'} the triggers on the scores of {source.name}; the role that"
+            " attached it has to do that, by the same command."
+        ) from None
+
+
+def triggers_enabled(connection: Connection, source_name: str) -> dict[str, bool]:
+    """For each of the triggers: whether it exists and fires for ordinary sessions."""
+    live = catalog.live_triggers(connection, Relation(SCHEMA, f"scores_{source_name}"))
+    return {event: notice_objects.trigger_name(event) in live for event in notice_objects.EVENTS}
+
+
+def figures(connection: Connection, source_name: str) -> dict[str, Any] | None:
+    """n_pending: notices to be delivered; n_dead: those in dead letters; enabled, problem, sends: whether there is a
+    URL. None where notices are off."""
+    found = run_dicts(
+        connection,
+        "SELECT (SELECT count(*) FROM outlier.notices n WHERE n.source = w.source AND n.waits)"
+        " + (SELECT coalesce(sum(d.n_notices), 0) FROM outlier.deliveries d WHERE d.source = w.source)"
+        " AS n_pending, (SELECT coalesce(sum(l.n_notices), 0) FROM outlier.dead_letters l"
+        " WHERE l.source = w.source) AS n_dead, w.enabled, w.problem, w.url IS NOT NULL AS sends"
+        " FROM outlier.webhooks w WHERE w.source = %s",
+        (source_name,),
+    )
+    if not found:
+        return None
+    return {**found[0], "n_pending": int(found[0]["n_pending"]), "n_dead": int(found[0]["n_dead"])}
+
+
+def prune(
+    connection: Connection, source_name: str, *, keep_seconds: float, keep_undelivered_seconds: float
+) -> int:
+    """Delete notices that are older than keep_seconds and are delivered or were not to be, and those that are older
+    than keep_undelivered_seconds, with deliveries and dead letters. Returns how many notices."""
+    values = {
+        "source": source_name,
+        "keep": keep_seconds,
+        "keep_undelivered": max(keep_seconds, keep_undelivered_seconds),
+    }
+    for table in ("deliveries", "dead_letters"):
+        run(
+            connection,
+            compose(
+                "DELETE FROM {table} WHERE source = %(source)s"
+                " AND created_at < now() - make_interval(secs => %(keep_undelivered)s)",
+                table=identifier(SCHEMA, table),
+            ),
+            values,
+        )
+    # One that is in a delivery or a dead letter stays as long as that: what is sent again is the same.
+    return run(
+        connection,
+        "DELETE FROM outlier.notices n WHERE source = %(source)s AND created_at < now() - make_interval(secs =>"
+        " CASE WHEN waits THEN %(keep_undelivered)s ELSE %(keep)s END)"
+        " AND NOT EXISTS (SELECT FROM outlier.deliveries d WHERE d.id = n.delivery_id)"
+        " AND NOT EXISTS (SELECT FROM outlier.dead_letters l WHERE l.id = n.delivery_id)",
+        values,
+    ).rowcount

@@ -1,0 +1,155 @@
+"""What a report is made of: a bounded sample of scored rows, top features of flagged ones; and the pages kept."""
+
+from __future__ import annotations
+
+import gzip
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from psycopg import sql
+from sqlalchemy import Connection
+
+from db.scoring import features
+from db.scoring.features import FeatureBatch
+from db.source.definition import SourceDefinition
+from db.sql import key_types
+from db.sql.identifiers import identifier, ours
+from db.sql.statements import compose, one, run, run_dicts
+from db.training.training_rows import newest_rows
+from db.verdicts import verdicts
+
+_ROWS_PER_BLOCK = 10_000
+
+
+@dataclass(frozen=True)
+class ScoredSample:
+    """The newest rows that a version scored, the oldest of them first.
+
+    matrix (n, d) float64; errors (n,); labels (n,) True for fraud, None without a label column.
+    first, last: event time (or key) of the oldest and the newest, as text.
+    """
+
+    matrix: npt.NDArray[np.float64]
+    errors: npt.NDArray[np.float64]
+    labels: npt.NDArray[np.bool_] | None
+    first: str | None
+    last: str | None
+
+
+def scored_sample(
+    connection: Connection, source: SourceDefinition, *, version: int, newest: int, imputes: bool
+) -> ScoredSample:
+    """Those of the `newest` rows of the table whose score is of this version and whose features are complete.
+
+    imputes: the recipe fills gaps, so a row with some is not incomplete.
+    """
+    rows = scored_rows(connection, source, version=version, newest=newest)
+    batch = features_of(connection, source, [row[0] for row in rows])
+    complete = batch.sound(imputes=imputes)
+    places = batch.change_ids[complete]
+    labels = np.array([row[2] for row in rows], dtype=np.bool_)[places]
+    is_labelled = source.label_column is not None or verdicts.any_given(connection, source.name)
+    moments = [rows[place][3] for place in places[[0, -1]]] if len(places) else [None, None]
+    return ScoredSample(
+        matrix=batch.matrix[complete],
+        errors=np.array([row[1] for row in rows], dtype=np.float64)[places],
+        labels=labels if is_labelled else None,
+        first=moments[0],
+        last=moments[1],
+    )
+
+
+def scored_rows(
+    connection: Connection, source: SourceDefinition, *, version: int, newest: int
+) -> list[tuple[Any, ...]]:
+    """Those of the `newest` rows of the table that have a score of this version, the oldest first.
+
+    Of each its key, reconstruction error, whether it is known to be fraud, moment as text, and whether it is flagged.
+    """
+    rows: list[tuple[Any, ...]] = run(
+        connection,
+        compose(
+            "SELECT w.key, s.reconstruction_error, coalesce(w.fraud, false), w.moment::text, s.flagged"
+            " FROM ({window}) w JOIN {scores} s ON s.key = w.key WHERE s.model_version = %(version)s"
+            " ORDER BY w.moment, w.key",
+            window=newest_rows(source, newest),
+            scores=ours("scores", source.name),
+        ),
+        {"version": version},
+    ).fetchall()
+    return rows
+
+
+def features_of(connection: Connection, source: SourceDefinition, keys: list[Any]) -> FeatureBatch:
+    """The features of the rows with these keys, in their order; change_ids are the places of the keys."""
+    batch = features.read(
+        connection,
+        source,
+        origin=compose(
+            "FROM unnest(%(keys)s::{keys}) WITH ORDINALITY w (key, place) JOIN {relation} t ON t.{key} = w.key",
+            keys=key_types.array_type(source.key_type),
+            relation=source.feature_relation.sql(),
+            key=identifier(source.key_column),
+        ),
+        params={"keys": keys},
+        order=sql.SQL("w.place - 1"),
+        longest_key_bytes=max((len(str(key).encode()) for key in keys), default=0),
+        rows_per_block=_ROWS_PER_BLOCK,
+    )
+    return batch.take(np.argsort(batch.change_ids))
+
+
+def flagged_features(
+    connection: Connection, source: SourceDefinition, *, version: int, newest: int
+) -> tuple[int, list[dict[str, Any]]]:
+    """(how many flagged rows were looked at, the newest; name, n_rows and mean contribution of their top features)."""
+    last = compose(
+        "SELECT top_features FROM {scores} WHERE flagged AND model_version = %(version)s"
+        " AND top_features IS NOT NULL ORDER BY scored_at DESC LIMIT {newest}",
+        scores=ours("scores", source.name),
+        newest=sql.Literal(newest),
+    )
+    params = {"version": version}
+    n_rows = one(connection, compose("SELECT count(*) FROM ({last}) l", last=last), params)
+    found = run_dicts(
+        connection,
+        compose(
+            "SELECT f.feature AS name, count(*) AS n_rows, avg(f.contribution) AS contribution FROM ({last}) l"
+            " CROSS JOIN LATERAL jsonb_to_recordset(l.top_features) AS f (feature text, contribution float8)"
+            " GROUP BY 1 ORDER BY 2 DESC, 3 DESC",
+            last=last,
+        ),
+        params,
+    )
+    return int(n_rows), found
+
+
+def version(connection: Connection, source_id: int, number: int) -> dict[str, Any]:
+    """What a report says of a version that there is: training rows, metrics, drift reference."""
+    rows = run_dicts(
+        connection,
+        "SELECT id, version, n_training_rows, training_from, training_to, metrics, drift_reference, created_at,"
+        " created_by FROM outlier.model_versions WHERE source_id = %s AND version = %s",
+        (source_id, number),
+    )
+    return rows[0]
+
+
+def keep(connection: Connection, version_id: int, page: str) -> None:
+    """Keep a page with its version, in place of one that was there."""
+    run(
+        connection,
+        "INSERT INTO outlier.model_reports (model_version_id, page) VALUES (%s, %s)"
+        " ON CONFLICT (model_version_id) DO UPDATE SET page = excluded.page, created_at = now()",
+        (version_id, gzip.compress(page.encode(), mtime=0)),
+    )
+
+
+def kept(connection: Connection, version_id: int) -> str | None:
+    """The page that is kept with a version, or None."""
+    found = one(
+        connection, "SELECT page FROM outlier.model_reports WHERE model_version_id = %s", (version_id,)
+    )
+    return None if found is None else gzip.decompress(bytes(found)).decode()

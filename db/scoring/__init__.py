@@ -1,0 +1,1 @@
+"""From queued keys to written scores."""

@@ -1,0 +1,169 @@
+"""Rows that cannot be scored, kept with the reason until they are mended or retried."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection
+
+from db.scoring import queue
+from db.source.definition import SourceDefinition
+from db.sql import key_types
+from db.sql.identifiers import identifier, ours
+from db.sql.statements import compose, run, run_dicts
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row that cannot be scored. reason: null, nan, infinite, wrong_length, missing or error."""
+
+    key: str
+    change_id: int
+    reason: str
+    column_name: str | None = None
+    detail: str | None = None
+
+
+def put(connection: Connection, source: SourceDefinition, source_id: int, entries: Sequence[Entry]) -> None:
+    """Quarantine rows and take out scores of earlier changes of theirs. A score of a later change wins.
+
+    The caller holds the places of their scores, see `take_places`.
+    """
+    if not entries:
+        return
+    run(
+        connection,
+        compose(
+            """
+            WITH entry AS (
+                SELECT DISTINCT ON (e.key) * FROM unnest(%(keys)s::text[], %(changes)s::bigint[],
+                    %(reasons)s::text[], %(columns)s::text[], %(details)s::text[])
+                    AS e (key, change_id, reason, column_name, detail) ORDER BY e.key, e.change_id DESC
+            ), outdated AS (
+                DELETE FROM {scores} s USING entry e
+                WHERE s.key = (e.key)::{key_type} AND s.change_id <= e.change_id
+            )
+            INSERT INTO outlier.quarantine AS h (source_id, key, change_id, reason, column_name, detail)
+            SELECT %(source_id)s, e.key, e.change_id, e.reason, e.column_name, e.detail FROM entry e
+            WHERE NOT EXISTS (SELECT FROM {scores} s
+                              WHERE s.key = (e.key)::{key_type} AND s.change_id > e.change_id)
+            ON CONFLICT (source_id, key) DO UPDATE SET change_id = excluded.change_id,
+                reason = excluded.reason, column_name = excluded.column_name, detail = excluded.detail,
+                quarantined_at = excluded.quarantined_at
+            WHERE h.change_id <= excluded.change_id
+            """,
+            scores=ours("scores", source.name),
+            key_type=key_types.scalar_type(source.key_type),
+        ),
+        {
+            "source_id": source_id,
+            "keys": [entry.key for entry in entries],
+            "changes": [entry.change_id for entry in entries],
+            "reasons": [entry.reason for entry in entries],
+            "columns": [entry.column_name for entry in entries],
+            "details": [entry.detail for entry in entries],
+        },
+    )
+
+
+def take_places(connection: Connection, source: SourceDefinition, entries: Sequence[Entry]) -> None:
+    """Write a score for each key, which `put` then deletes; for those that `db.scoring.scores.write` has not written.
+
+    A score of an earlier change that another worker has written and not committed yet cannot be seen, but it
+    holds this place; and a score or entry that another worker writes later has to wait for ours.
+    """
+    if not entries:
+        return
+    run(
+        connection,
+        compose(
+            "INSERT INTO {scores} AS s (key, change_id, reconstruction_error, model_version, flagged)"
+            " SELECT (e.key)::{key_type} AS key, max(e.change_id), 0, 0, false"
+            " FROM unnest(%(keys)s::text[], %(changes)s::bigint[]) AS e (key, change_id) GROUP BY 1 ORDER BY 1"
+            " ON CONFLICT (key) DO UPDATE SET change_id = excluded.change_id"
+            " WHERE s.change_id <= excluded.change_id",
+            scores=ours("scores", source.name),
+            key_type=key_types.scalar_type(source.key_type),
+        ),
+        {"keys": [entry.key for entry in entries], "changes": [entry.change_id for entry in entries]},
+    )
+
+
+def settle(
+    connection: Connection, source: SourceDefinition, source_id: int, queue_ids: Sequence[int]
+) -> None:
+    """After scores were written for claimed rows: leave each key either a score or an entry, the later one.
+
+    Costs one index probe while nothing is quarantined.
+    """
+    if not run(
+        connection, "SELECT FROM outlier.quarantine WHERE source_id = %s LIMIT 1", (source_id,)
+    ).rowcount:
+        return
+    pairs = compose(
+        "outlier.quarantine h, {queue} q, unnest(q.keys) AS k WHERE q.id = ANY (%(ids)s)"
+        " AND h.source_id = %(source_id)s AND h.key = k::text AND s.key = k",
+        queue=ours("queue", source.name),
+    )
+    scores = ours("scores", source.name)
+    params = {"ids": list(queue_ids), "source_id": source_id}
+    run(
+        connection,
+        compose(
+            "DELETE FROM {scores} s USING {pairs} AND s.change_id < h.change_id", scores=scores, pairs=pairs
+        ),
+        params,
+    )
+    run(
+        connection,
+        compose(
+            "DELETE FROM outlier.quarantine h USING {queue} q, unnest(q.keys) AS k, {scores} s"
+            " WHERE q.id = ANY (%(ids)s) AND h.source_id = %(source_id)s AND h.key = k::text AND s.key = k"
+            " AND s.change_id >= h.change_id",
+            queue=ours("queue", source.name),
+            scores=scores,
+        ),
+        params,
+    )
+
+
+def entries(connection: Connection, source_id: int, *, limit: int) -> list[dict[str, Any]]:
+    """The newest entries of a source first."""
+    return run_dicts(
+        connection,
+        "SELECT key, reason, column_name, detail, quarantined_at FROM outlier.quarantine"
+        " WHERE source_id = %s ORDER BY id DESC LIMIT %s",
+        (source_id, limit),
+    )
+
+
+def retry(
+    connection: Connection, source: SourceDefinition, source_id: int, keys: Sequence[str] | None
+) -> int:
+    """Move entries (all, or those of these keys) back into the queue. Returns how many were moved."""
+    moved = run(
+        connection,
+        "DELETE FROM outlier.quarantine WHERE source_id = %(source_id)s"
+        " AND (%(keys)s::text[] IS NULL OR key = ANY (%(keys)s::text[])) RETURNING key, change_id",
+        {"source_id": source_id, "keys": None if keys is None else list(keys)},
+    ).fetchall()
+    return queue.enqueue(connection, source, moved)
+
+
+def prune(connection: Connection, source: SourceDefinition, source_id: int) -> int:
+    """Remove entries whose row is gone. Returns how many."""
+    return run(
+        connection,
+        compose(
+            # By ctid: an entry that is written anew meanwhile has moved, and stays.
+            "DELETE FROM outlier.quarantine h USING (SELECT o.ctid AS place FROM outlier.quarantine o"
+            " WHERE o.source_id = %(source_id)s AND NOT EXISTS"
+            " (SELECT FROM {relation} t WHERE t.{key} = (o.key)::{key_type})) orphan WHERE h.ctid = orphan.place",
+            relation=source.relation.sql(),
+            key=identifier(source.key_column),
+            key_type=key_types.scalar_type(source.key_type),
+        ),
+        {"source_id": source_id},
+    ).rowcount

@@ -1,0 +1,300 @@
+"""The queue of keys to be scored: one row holds up to 10,000 keys put there by one statement of a writer.
+
+A queue row carries the id of the change that asked for the scores; a row made by a trigger is its own
+change. For any one key a later change has the larger id, because the writer holds the row's lock while the
+trigger draws it. Swept-up rows are change 0: any change a trigger saw outranks them.
+
+For a source with a time column this does not do, because a row is also scored again when a row before it changes:
+there each claim draws an id for all the scores that follow from it, see db.scoring.windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from psycopg import sql
+from sqlalchemy import Connection
+
+from db.source.definition import SourceDefinition
+from db.sql import key_types
+from db.sql.identifiers import CHANNEL, identifier, ours
+from db.sql.statements import as_text, compose, one, run, run_dicts
+
+KEYS_PER_QUEUE_ROW = 10_000
+# The change id of rows that did not change themselves: a row before them did.
+NEIGHBOUR = -1
+# How far behind the oldest due row a batch may look for further rows of its size, in queue ids.
+_LOOK_AHEAD = 50_000
+# Transaction numbers are compared around a circle: age() of anything older than this has wrapped.
+_OLDEST_AGE = 2**31 - 2
+_LONGEST_HOLD = "5min"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Queue rows locked by this transaction. attempts: the highest number of earlier failures among them.
+
+    change_id: the id that all scores of this claim are written under, of a source with a time column.
+    """
+
+    queue_ids: list[int]
+    n_keys: int
+    attempts: int
+    rescore: bool
+    change_id: int | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.queue_ids)
+
+
+def prepare(connection: Connection) -> None:
+    """Set a transaction up that claims.
+
+    The claim and the scores are lost together or not at all, so neither needs to wait for the disk. A worker that hangs
+    with its claim loses it after a while, for others to take.
+    """
+    run(
+        connection,
+        "SELECT set_config('synchronous_commit', 'off', true),"
+        " set_config('idle_in_transaction_session_timeout', %s, true)",
+        (_LONGEST_HOLD,),
+    )
+
+
+def claim(
+    connection: Connection, source: SourceDefinition, *, at_most: int, whole_batch_attempts: int
+) -> Claim:
+    """Lock the oldest due queue rows that nobody else holds, with about `at_most` keys in all.
+
+    The oldest row decides the size class: rows with no more keys than it join, as many as fit, so that
+    thousands of one-key rows make one batch and a 10,000-key row is a batch by itself. Rows that failed more
+    than `whole_batch_attempts` times are tried in ever smaller groups, down to a single one.
+    """
+    statement = compose(
+        """
+        WITH head AS MATERIALIZED (
+            SELECT id, n_keys, attempts, rescore,
+                   greatest(1, %(at_most)s / n_keys
+                               >> least(30, 2 * greatest(0, attempts - %(whole)s + 1))) AS room
+            FROM {queue} WHERE not_before IS NULL OR not_before <= now()
+            ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED
+        ), others AS MATERIALIZED (
+            SELECT q.id, q.n_keys, q.attempts, q.rescore
+            FROM {queue} q, head
+            WHERE q.id > head.id AND q.id < head.id + %(look_ahead)s AND q.n_keys <= head.n_keys
+              AND (q.not_before IS NULL OR q.not_before <= now())
+              AND (q.attempts >= %(whole)s) = (head.attempts >= %(whole)s)
+            ORDER BY q.id LIMIT (SELECT room - 1 FROM head) FOR UPDATE OF q SKIP LOCKED
+        )
+        SELECT array_agg(id), coalesce(sum(n_keys), 0), coalesce(max(attempts), 0), coalesce(bool_or(rescore), false),
+               CASE WHEN count(*) > 0 THEN {change_id} END
+        FROM (SELECT id, n_keys, attempts, rescore FROM head UNION ALL SELECT * FROM others) claimed
+        """,
+        queue=ours("queue", source.name),
+        change_id=next_id(source) if source.time_column else sql.SQL("NULL::bigint"),
+    )
+    row = run(
+        connection,
+        statement,
+        {"at_most": at_most, "whole": whole_batch_attempts, "look_ahead": _LOOK_AHEAD},
+    ).fetchone()
+    if row is None:
+        raise AssertionError("an aggregate always returns one row")
+    return Claim(
+        queue_ids=row[0] or [], n_keys=int(row[1]), attempts=row[2], rescore=row[3], change_id=row[4]
+    )
+
+
+def next_id(source: SourceDefinition) -> sql.Composable:
+    """SQL that draws an id for a change."""
+    queue = as_text(ours("queue", source.name))
+    return compose("nextval(pg_get_serial_sequence({queue}, 'id'))", queue=sql.Literal(queue))
+
+
+def finish(connection: Connection, source: SourceDefinition, queue_ids: Sequence[int]) -> None:
+    """Take finished queue rows out; with the scores in the same transaction, this is exactly once."""
+    run(
+        connection,
+        compose("DELETE FROM {queue} WHERE id = ANY (%(ids)s)", queue=ours("queue", source.name)),
+        {"ids": list(queue_ids)},
+    )
+
+
+def postpone(
+    connection: Connection,
+    source: SourceDefinition,
+    queue_ids: Sequence[int],
+    *,
+    delay_seconds: float,
+    error: str,
+    count_attempt: bool,
+) -> None:
+    """Put claimed rows off after a failure. count_attempt=False: the rows are not to blame."""
+    run(
+        connection,
+        compose(
+            "UPDATE {queue} SET attempts = attempts + %(count)s, last_error = %(error)s,"
+            " not_before = now() + make_interval(secs => %(delay)s)"
+            " WHERE id IN (SELECT id FROM {queue} WHERE id = ANY (%(ids)s) FOR UPDATE SKIP LOCKED)",
+            queue=ours("queue", source.name),
+        ),
+        {"ids": list(queue_ids), "delay": delay_seconds, "error": error, "count": int(count_attempt)},
+    )
+
+
+def bisect(connection: Connection, source: SourceDefinition, queue_ids: Sequence[int], *, error: str) -> None:
+    """Make the groups of a failing batch smaller: rows of many keys are split in two, all are due at once.
+
+    Rows of one key only get their attempt counted, which makes `claim` put fewer of them in a group.
+    """
+    queue = ours("queue", source.name)
+    locked = compose(
+        "SELECT id FROM {queue} WHERE id = ANY (%(ids)s) ORDER BY id FOR UPDATE SKIP LOCKED", queue=queue
+    )
+    params = {"ids": list(queue_ids), "error": error}
+    run(
+        connection,
+        compose(
+            """
+            WITH split AS (
+                DELETE FROM {queue} WHERE id IN ({locked}) AND n_keys > 1
+                RETURNING id, change_id, keys, n_keys, queued_at, attempts, rescore
+            )
+            INSERT INTO {queue} (change_id, keys, n_keys, queued_at, attempts, rescore, last_error)
+            SELECT coalesce(change_id, id), half.keys, cardinality(half.keys), queued_at, attempts + 1,
+                   rescore, %(error)s
+            FROM split, LATERAL (VALUES (keys[: n_keys / 2]), (keys[n_keys / 2 + 1 :])) AS half (keys)
+            """,
+            queue=queue,
+            locked=locked,
+        ),
+        params,
+    )
+    run(
+        connection,
+        compose(
+            "UPDATE {queue} SET attempts = attempts + 1, not_before = NULL, last_error = %(error)s"
+            " WHERE id IN ({locked})",
+            queue=queue,
+            locked=locked,
+        ),
+        params,
+    )
+
+
+def take_single(connection: Connection, source: SourceDefinition, queue_id: int) -> tuple[str, int] | None:
+    """Take out a queue row of one key; returns (key as text, change id), or None if it is no longer there."""
+    return run(
+        connection,
+        compose(
+            "DELETE FROM {queue} WHERE id = %(id)s AND n_keys = 1"
+            " RETURNING keys[1]::text, coalesce(change_id, id)",
+            queue=ours("queue", source.name),
+        ),
+        {"id": queue_id},
+    ).fetchone()
+
+
+def enqueue(connection: Connection, source: SourceDefinition, keys: Sequence[tuple[str, int]]) -> int:
+    """Queue (key as text, change id) pairs again, for instance out of quarantine. Returns how many.
+
+    They keep the id of the change that asked for the score: a newer id could outrank a change that is not
+    committed yet.
+    """
+    if not keys:
+        return 0
+    run(
+        connection,
+        compose(
+            "INSERT INTO {queue} (change_id, keys, n_keys, rescore)"
+            " SELECT change_id, array_agg(k), count(*), true FROM (SELECT k, change_id, row_number()"
+            " OVER (PARTITION BY change_id) / {chunk} AS chunk"
+            " FROM unnest(%(keys)s::text[]::{key_array}, %(changes)s::bigint[]) AS r (k, change_id)) s"
+            " GROUP BY change_id, chunk",
+            queue=ours("queue", source.name),
+            key_array=key_types.array_type(source.key_type),
+            chunk=sql.Literal(KEYS_PER_QUEUE_ROW),
+        ),
+        {"keys": [key for key, _ in keys], "changes": [change for _, change in keys]},
+    )
+    wake(connection, source)
+    return len(keys)
+
+
+def sweep(
+    connection: Connection, source: SourceDefinition, *, source_id: int, attached_xid: int | None
+) -> int:
+    """Queue rows that have neither score, queue entry nor quarantine entry. Returns how many were found.
+
+    attached_xid: rows written by transactions before this one are left alone (they were there before attach);
+    None takes them too.
+    """
+    # One sweep at a time: the next one sees what this one queued.
+    run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.sweep'), %s)", (source_id,))
+    newer: sql.Composable = sql.SQL("true")
+    if attached_xid is not None:
+        n_since = one(connection, "SELECT pg_current_xact_id()::text::bigint") - attached_xid
+        newer = compose("age(t.xmin) <= {n}", n=sql.Literal(min(n_since, _OLDEST_AGE)))
+    found = one(
+        connection,
+        compose(
+            """
+            WITH queued AS MATERIALIZED (SELECT unnest(keys) AS key FROM {queue}),
+            missing AS (
+                SELECT t.{key} AS key FROM {relation} t
+                WHERE t.{key} IS NOT NULL AND {newer}
+                  AND NOT EXISTS (SELECT FROM {scores} s WHERE s.key = t.{key})
+                  AND NOT EXISTS (SELECT FROM queued q WHERE q.key = t.{key})
+                  AND NOT EXISTS (SELECT FROM outlier.quarantine h
+                                  WHERE h.source_id = %(source_id)s AND h.key = t.{key}::text)
+            ), entered AS (
+                INSERT INTO {queue} (change_id, keys, n_keys)
+                SELECT 0, array_agg(key ORDER BY key), count(*)
+                FROM (SELECT key, (row_number() OVER (ORDER BY key) - 1) / {chunk} AS chunk FROM missing) s
+                GROUP BY chunk ORDER BY chunk RETURNING n_keys
+            )
+            SELECT coalesce(sum(n_keys), 0) FROM entered
+            """,
+            queue=ours("queue", source.name),
+            scores=ours("scores", source.name),
+            relation=source.relation.sql(),
+            key=identifier(source.key_column),
+            newer=newer,
+            chunk=sql.Literal(KEYS_PER_QUEUE_ROW),
+        ),
+        {"source_id": source_id},
+    )
+    run(connection, "UPDATE outlier.sources SET swept_at = now() WHERE id = %s", (source_id,))
+    if found:
+        wake(connection, source)
+    return int(found)
+
+
+def wake(connection: Connection, source: SourceDefinition) -> None:
+    """Ring the listener's bell when this transaction commits."""
+    run(connection, "SELECT pg_notify(%s, %s)", (CHANNEL, source.name))
+
+
+def has_due(connection: Connection, source: SourceDefinition) -> bool:
+    """Whether anything could be claimed now. One index probe in the usual case."""
+    # EXISTS would read the table from its start, where the rows that were finished last lie dead.
+    statement = compose(
+        "SELECT id FROM {queue} WHERE not_before IS NULL OR not_before <= now() ORDER BY id LIMIT 1",
+        queue=ours("queue", source.name),
+    )
+    return one(connection, statement) is not None
+
+
+def depth(connection: Connection, source: SourceDefinition) -> dict[str, float | int | str | None]:
+    """n_keys, n_rows, oldest_seconds, n_postponed and last_error of the queue."""
+    return run_dicts(
+        connection,
+        compose(
+            "SELECT coalesce(sum(n_keys), 0)::bigint AS n_keys, count(*) AS n_rows,"
+            " extract(epoch from clock_timestamp() - min(queued_at))::float8 AS oldest_seconds,"
+            " coalesce(sum(n_keys) FILTER (WHERE not_before > now()), 0)::bigint AS n_postponed,"
+            " max(last_error) AS last_error FROM {queue}",
+            queue=ours("queue", source.name),
+        ),
+    )[0]

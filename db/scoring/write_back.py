@@ -1,0 +1,287 @@
+"""The current score of each row, kept in two columns of the user's own table: what attach --write-columns makes.
+
+Statement triggers on scores_<source> copy what was written there, so every way of writing a score is covered.
+Whoever writes the columns of a row holds its score in the same transaction, so of two writers the later one has the
+later score. A row that another transaction has locked is never waited for: its key is queued once more, with the
+change of the score that could not be copied, and that score is made and copied again later.
+
+The functions run with the rights and the search path of whoever scores, because the UPDATE fires the user's own
+triggers: so every name in them is written in full.
+"""
+
+from __future__ import annotations
+
+from psycopg import sql
+from sqlalchemy import Connection
+
+from db.scoring.queue import KEYS_PER_QUEUE_ROW, NEIGHBOUR
+from db.source import catalog
+from db.source.definition import WRITTEN_COLUMNS, SourceDefinition
+from db.sql import key_types
+from db.sql.identifiers import SCHEMA, Relation, identifier, ours
+from db.sql.statements import as_text, compose, dollar_quote, run
+
+TRIGGERS = ("insert", "update", "delete")
+# How long a row that somebody has locked is left alone, and one whose UPDATE an error of the user's refused.
+_LOCKED_SECONDS = 3
+_REFUSED_SECONDS = 300
+
+
+def create(source: SourceDefinition) -> list[sql.Composed]:
+    """Statements that make the functions, and the triggers on the scores."""
+    return [
+        _function(
+            compose("{f}{signature}", f=_writer(source.name), signature=_arguments(source)), _write(source)
+        ),
+        _function(
+            compose("{f}()", f=_trigger_function(source.name)), _copy(source), returns=sql.SQL("trigger")
+        ),
+        *(_trigger(source, event) for event in TRIGGERS),
+    ]
+
+
+def drop(source: SourceDefinition) -> list[sql.Composed]:
+    """Statements that remove them again, wherever they are."""
+    return [
+        compose("DROP FUNCTION IF EXISTS {f}() CASCADE", f=_trigger_function(source.name)),
+        compose(
+            "DROP FUNCTION IF EXISTS {f}{signature}", f=_writer(source.name), signature=_arguments(source)
+        ),
+    ]
+
+
+def _writer(source_name: str) -> sql.Composable:
+    return ours("write_columns", source_name)
+
+
+def _trigger_function(source_name: str) -> sql.Composable:
+    return ours("write_back", source_name)
+
+
+def trigger_name(event: str) -> str:
+    return f"write_back_{event}"
+
+
+def _arguments(source: SourceDefinition) -> sql.Composed:
+    return compose(
+        "(keys {keys}, change_ids bigint[], errors double precision[], flags boolean[])",
+        keys=key_types.array_type(source.key_type),
+    )
+
+
+def _function(
+    head: sql.Composable, body: sql.Composed, *, returns: sql.Composable = sql.SQL("void")
+) -> sql.Composed:
+    return compose(
+        "CREATE OR REPLACE FUNCTION {head} RETURNS {returns}\nLANGUAGE plpgsql AS {quote}{body}{quote}",
+        head=head,
+        returns=returns,
+        quote=dollar_quote(as_text(body)),
+        body=body,
+    )
+
+
+def _trigger(source: SourceDefinition, event: str) -> sql.Composed:
+    return compose(
+        "CREATE OR REPLACE TRIGGER {name} AFTER {event} ON {scores} REFERENCING {rows}"
+        " FOR EACH STATEMENT EXECUTE FUNCTION {f}()",
+        name=identifier(trigger_name(event)),
+        event=sql.SQL({"insert": "INSERT", "update": "UPDATE", "delete": "DELETE"}[event]),
+        scores=ours("scores", source.name),
+        rows=sql.SQL("OLD TABLE AS old_rows" if event == "delete" else "NEW TABLE AS new_rows"),
+        f=_trigger_function(source.name),
+    )
+
+
+def _copy(source: SourceDefinition) -> sql.Composed:
+    """Version 0 has only held the place of a score, see db.scoring.quarantine.take_places."""
+    collect = sql.SQL("pg_catalog.array_agg(s.key), pg_catalog.array_agg(s.change_id)")
+    return compose(
+        """
+BEGIN
+    IF TG_OP OPERATOR(pg_catalog.=) 'DELETE' THEN
+        PERFORM {writer}({collect}, pg_catalog.array_agg(NULL::double precision), pg_catalog.array_agg(NULL::boolean))
+        FROM old_rows s;
+    ELSE
+        PERFORM {writer}({collect}, pg_catalog.array_agg(s.reconstruction_error), pg_catalog.array_agg(s.flagged))
+        FROM new_rows s WHERE s.model_version OPERATOR(pg_catalog.>) 0;
+    END IF;
+    RETURN NULL;
+END
+""",
+        writer=_writer(source.name),
+        collect=collect,
+    )
+
+
+def _write(source: SourceDefinition) -> sql.Composed:
+    """Locks the rows that differ and nobody else has locked, updates them, and queues the others of those again.
+
+    An array out of a subquery has no known length, so rows are looked up by key; else the planner read a table of
+    100,000 rows as a whole for every batch.
+    """
+    error, flag = (identifier(name) for name in WRITTEN_COLUMNS)
+    return compose(
+        """
+#variable_conflict use_variable
+DECLARE
+    mine {keys};
+    mine_errors double precision[];
+    mine_flags boolean[];
+    refused {keys};
+    complaint text;
+BEGIN
+    SELECT pg_catalog.array_agg(l.key), pg_catalog.array_agg(l.error), pg_catalog.array_agg(l.flag)
+    INTO mine, mine_errors, mine_flags
+    FROM (
+        SELECT g.key, g.error, g.flag
+        FROM unnest((SELECT keys), (SELECT errors), (SELECT flags)) AS g (key, error, flag)
+        JOIN {relation} t ON t.{key} OPERATOR(pg_catalog.=) g.key
+        WHERE {differs} FOR NO KEY UPDATE OF t SKIP LOCKED
+    ) l;
+    IF mine IS NOT NULL THEN
+        BEGIN
+            UPDATE {relation} t SET {error} = g.error, {flag} = g.flag
+            FROM unnest((SELECT mine), (SELECT mine_errors), (SELECT mine_flags)) AS g (key, error, flag)
+            WHERE t.{key} OPERATOR(pg_catalog.=) g.key;
+        EXCEPTION WHEN {by_a_row} THEN
+            FOR i IN 1 .. pg_catalog.cardinality(mine) LOOP
+                BEGIN
+                    UPDATE {relation} t SET {error} = mine_errors[i], {flag} = mine_flags[i]
+                    WHERE t.{key} OPERATOR(pg_catalog.=) mine[i];
+                EXCEPTION WHEN {by_a_row} THEN
+                    refused := pg_catalog.array_append(refused, mine[i]);
+                    complaint := SQLERRM;
+                END;
+            END LOOP;
+        END;
+    END IF;
+    IF refused IS NOT NULL THEN
+        {queue_refused}
+    END IF;
+    IF mine IS NULL OR pg_catalog.cardinality(mine) OPERATOR(pg_catalog.<) pg_catalog.cardinality(keys) THEN
+        {queue_locked}
+    END IF;
+END
+""",
+        keys=key_types.array_type(source.key_type),
+        relation=source.relation.sql(),
+        key=identifier(source.key_column),
+        error=error,
+        flag=flag,
+        differs=_differs(),
+        # Data, integrity, RAISE: what a constraint or trigger of the user's says to one row, as in worker.failures.
+        by_a_row=sql.SQL(
+            "data_exception OR integrity_constraint_violation OR cardinality_violation OR plpgsql_error"
+            " OR external_routine_exception OR external_routine_invocation_exception"
+        ),
+        queue_refused=_queue_again(
+            source,
+            compose("g.key OPERATOR(pg_catalog.=) ANY (refused)"),
+            seconds=_REFUSED_SECONDS,
+            problem=sql.SQL("pg_catalog.concat('columns not written: ', complaint)"),
+        ),
+        queue_locked=_queue_again(
+            source,
+            compose(
+                "{differs} AND NOT EXISTS (SELECT FROM pg_catalog.unnest(mine) AS m (key)"
+                " WHERE m.key OPERATOR(pg_catalog.=) g.key)",
+                differs=_differs(),
+            ),
+            seconds=_LOCKED_SECONDS,
+            problem=sql.SQL("NULL"),
+        ),
+    )
+
+
+def _differs() -> sql.Composed:
+    """Compared as stored bytes, as the trigger on the user's table compares features."""
+    return compose(
+        "ROW({ours})::record OPERATOR(pg_catalog.*<>) ROW(g.error, g.flag)::record", ours=_both("t")
+    )
+
+
+def _both(table: str) -> sql.Composable:
+    return sql.SQL(", ").join(
+        compose("{t}.{c}", t=identifier(table), c=identifier(name)) for name in WRITTEN_COLUMNS
+    )
+
+
+def _queue_again(
+    source: SourceDefinition, condition: sql.Composable, *, seconds: int, problem: sql.Composable
+) -> sql.Composed:
+    """Under the change of the score, so that it outranks no later one; where claims draw ids, as a neighbour."""
+    change = sql.Literal(NEIGHBOUR) if source.time_column else sql.SQL("g.change_id")
+    return compose(
+        """INSERT INTO {queue} (change_id, keys, n_keys, rescore, not_before, last_error)
+        SELECT r.change_id, pg_catalog.array_agg(r.key), pg_catalog.count(*), true,
+               pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => {seconds}),
+               {problem}
+        FROM (
+            SELECT {change} AS change_id, g.key, pg_catalog.row_number() OVER (PARTITION BY {change})
+                   OPERATOR(pg_catalog./) {chunk} AS chunk
+            FROM unnest((SELECT keys), (SELECT change_ids), (SELECT errors), (SELECT flags))
+                 AS g (key, change_id, error, flag)
+            JOIN {relation} t ON t.{key} OPERATOR(pg_catalog.=) g.key WHERE {condition}
+        ) r GROUP BY r.change_id, r.chunk;""",
+        queue=ours("queue", source.name),
+        seconds=sql.Literal(seconds),
+        problem=problem,
+        change=change,
+        chunk=sql.Literal(KEYS_PER_QUEUE_ROW),
+        relation=source.relation.sql(),
+        key=identifier(source.key_column),
+        condition=condition,
+    )
+
+
+def lacks(connection: Connection, source: SourceDefinition) -> list[str]:
+    """What is not there of the columns, and of the triggers on the scores that fire for ordinary sessions."""
+    columns = catalog.inspect(connection, source.relation).columns
+    triggers = catalog.live_triggers(connection, Relation(SCHEMA, f"scores_{source.name}"))
+    return [
+        *(f"column {name}" for name in WRITTEN_COLUMNS if name not in columns),
+        *(
+            f"trigger {trigger_name(event)} on outlier.scores_{source.name}"
+            for event in TRIGGERS
+            if trigger_name(event) not in triggers
+        ),
+    ]
+
+
+def fill(
+    connection: Connection, source: SourceDefinition, *, source_id: int, after: str | None, at_most: int
+) -> tuple[int, str | None]:
+    """Copy stored scores into the rows, those of the next keys behind `after` (a key as text; None: from the first).
+
+    Returns how many scores were looked at, and the last key of them; None when there are no more.
+    """
+    # One at a time: rows that another one has locked would be queued to be scored again.
+    run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.fill'), %s)", (source_id,))
+    row = run(
+        connection,
+        compose(
+            # Held so that none of them changes before its copy is committed; in the order in which workers write them.
+            """
+            WITH held AS MATERIALIZED (
+                SELECT s.key, s.change_id, s.reconstruction_error, s.flagged FROM {scores} s
+                WHERE s.key IN (SELECT p.key FROM {scores} p {behind} ORDER BY p.key LIMIT %(at_most)s)
+                ORDER BY {order} FOR SHARE OF s
+            )
+            SELECT count(*), (array_agg(h.key ORDER BY h.key DESC))[1]::text,
+                   {writer}(array_agg(h.key), array_agg(h.change_id), array_agg(h.reconstruction_error),
+                            array_agg(h.flagged))
+            FROM held h
+            """,
+            scores=ours("scores", source.name),
+            behind=sql.SQL("")
+            if after is None
+            else compose("WHERE p.key > %(after)s::{type}", type=key_types.scalar_type(source.key_type)),
+            order=key_types.writing_order(sql.SQL("s.key"), source.key_type),
+            writer=_writer(source.name),
+        ),
+        {"at_most": at_most, **({} if after is None else {"after": after})},
+    ).fetchone()
+    if row is None:
+        raise AssertionError("an aggregate always returns one row")
+    return int(row[0]), row[1]

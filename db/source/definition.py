@@ -1,0 +1,112 @@
+"""What a source is: the watched relation, its key, and its features, as validated data."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Literal
+
+from psycopg import sql
+from pydantic import BaseModel, ConfigDict, Field
+
+from db.sql.identifiers import Relation, display, identifier
+from db.sql.statements import compose
+
+MAX_FEATURES = 1_500  # PostgreSQL returns at most 1,664 columns from one query
+
+# What attach --write-columns adds to the user's table, and how the comment on each begins, which says that it is ours.
+WRITTEN_COLUMNS = {"reconstruction_error": "double precision", "flagged": "boolean"}
+WRITTEN_MARK = "Written by pgoutlier"
+
+# A declared transform turns a timestamp into a number; time zones are taken as UTC so that a session setting
+# cannot change a score.
+_HOUR = "(extract(hour from {x}) + extract(minute from {x}) / 60.0 + extract(second from {x}) / 3600.0)"
+TRANSFORMS: dict[str, str] = {
+    "hour": _HOUR,
+    "hour_sin": f"sin(2 * pi() * {_HOUR} / 24)",
+    "hour_cos": f"cos(2 * pi() * {_HOUR} / 24)",
+    "weekday": "(extract(isodow from {x}) - 1)",
+    "monthday": "extract(day from {x})",
+    "epoch": "extract(epoch from {x})",
+}
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Feature(Frozen):
+    """One declared feature: a column taken as it is, an array column of fixed length, or a transform of a time.
+
+    kind "number" includes every numeric type; `length` > 0 for arrays only.
+    """
+
+    column: str
+    kind: Literal["double", "number", "boolean", "array", "timestamp", "timestamptz"]
+    transform: str | None = None
+    length: int = Field(0, ge=0, le=MAX_FEATURES)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the matrix columns it fills."""
+        if self.length:
+            return tuple(f"{self.column}[{i}]" for i in range(1, self.length + 1))
+        return (f"{self.transform}({self.column})" if self.transform else self.column,)
+
+    def expression(self, table: str) -> sql.Composable:
+        """SQL for its value as double precision, or double precision[] for an array."""
+        column = compose("{t}.{c}", t=identifier(table), c=identifier(self.column))
+        if self.transform:
+            moment = compose("({c} AT TIME ZONE 'UTC')", c=column) if self.kind == "timestamptz" else column
+            template = TRANSFORMS[self.transform]
+            return compose("({value})::double precision", value=sql.SQL(template).format(x=moment))
+        if self.kind == "double":
+            return column
+        if self.kind == "boolean":
+            return compose("{c}::integer::double precision", c=column)
+        if self.kind == "array":
+            return compose("{c}::double precision[]", c=column)
+        return compose("{c}::double precision", c=column)
+
+
+class SourceDefinition(Frozen):
+    """A watched table. Two attaches are the same if their definitions are equal."""
+
+    name: str
+    relation_schema: str
+    relation_name: str
+    key_column: str
+    key_type: Literal["smallint", "integer", "bigint", "uuid", "text"]
+    features: tuple[Feature, ...]
+    feature_view_schema: str | None = None
+    feature_view_name: str | None = None
+    time_column: str | None = None
+    entity_column: str | None = None
+    label_column: str | None = None
+    # Whether the score is kept in columns of the table as well, see db.scoring.write_back.
+    write_columns: bool = False
+
+    @property
+    def relation(self) -> Relation:
+        return Relation(self.relation_schema, self.relation_name)
+
+    @property
+    def feature_view(self) -> Relation | None:
+        if self.feature_view_schema is None or self.feature_view_name is None:
+            return None
+        return Relation(self.feature_view_schema, self.feature_view_name)
+
+    @property
+    def feature_relation(self) -> Relation:
+        """Where features are read from: the feature view if there is one, else the table."""
+        return self.feature_view or self.relation
+
+    @cached_property
+    def feature_names(self) -> tuple[str, ...]:
+        return tuple(name for feature in self.features for name in feature.names)
+
+    @cached_property
+    def n_features(self) -> int:
+        return len(self.feature_names)
+
+    def describe(self) -> str:
+        return f"{self.relation} by {display(self.key_column)}, {self.n_features} features"

@@ -1,0 +1,106 @@
+"""What is known of a row: the verdict that an analyst gave it, else what its label column says."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from psycopg import sql
+from sqlalchemy import Connection
+
+from db.source.definition import SourceDefinition
+from db.sql import key_types
+from db.sql.identifiers import identifier
+from db.sql.statements import compose, run
+
+# How a label column says fraud, in any case; anything else says that the row is none. NULL says nothing.
+FRAUD_LABELS = ("1", "1.0", "t", "true", "y", "yes", "fraud", "anomaly")
+FRAUD, NORMAL, UNKNOWN = 1, 0, -1
+
+
+def is_fraud(column: sql.Composable) -> sql.Composable:
+    """SQL for whether the label in `column`, of any type, says fraud; NULL where it is NULL."""
+    words = sql.SQL(", ").join(sql.Literal(word) for word in FRAUD_LABELS)
+    return compose("(lower({column}::text) IN ({words}))", column=column, words=words)
+
+
+def by_column(source: SourceDefinition, table: str) -> sql.Composable:
+    """SQL for what the label column of `table` says, NULL where the source has none."""
+    if source.label_column is None:
+        return sql.SQL("NULL::boolean")
+    return is_fraud(compose("{t}.{label}", t=identifier(table), label=identifier(source.label_column)))
+
+
+def verdicts(source: SourceDefinition) -> sql.Composable:
+    """SQL of the source's current verdicts: key as text, verdict."""
+    return compose(
+        "(SELECT c.key, c.verdict FROM outlier.current_verdicts c WHERE c.source = {source})",
+        source=sql.Literal(source.name),
+    )
+
+
+def same_key(source: SourceDefinition, verdict_key: sql.Composable, key: sql.Composable) -> sql.Composable:
+    """SQL for whether a verdict's key, which is text, is the key of a row."""
+    if source.key_type == "text":  # whatever collation the user's column has
+        return compose('{text} = ({key})::text COLLATE "C"', text=verdict_key, key=key)
+    return compose(
+        "({text})::{type} = {key}", text=verdict_key, type=key_types.scalar_type(source.key_type), key=key
+    )
+
+
+def with_verdicts(source: SourceDefinition, key: sql.Composable) -> sql.Composable:
+    """SQL that joins to rows with this key their verdict, as v.verdict; for questions about many rows."""
+    return compose(
+        " LEFT JOIN {verdicts} v ON {same}",
+        verdicts=verdicts(source),
+        same=same_key(source, sql.SQL("v.key"), key),
+    )
+
+
+def known(source: SourceDefinition, label: sql.Composable) -> sql.Composable:
+    """SQL for whether a row is fraud, NULL where nobody knows: a verdict (v.verdict) wins over the label."""
+    if source.label_column is None:  # PostgreSQL sees that only rows with a verdict are known
+        return sql.SQL("(v.verdict = 'fraud')")
+    return compose("coalesce(v.verdict = 'fraud', {label})", label=label)
+
+
+def verdict_of_row(source: SourceDefinition, table: str) -> sql.Composable:
+    """SQL for fraud, normal or NULL by one index probe, for a view that mostly shows few rows of `table`.
+
+    Where the column is not asked for, the probe is not made.
+    """
+    explicit = compose(
+        # Compared as text, so that the index on (source, key, id) gives the last one.
+        "(SELECT nullif(v.verdict, 'withdrawn') FROM outlier.verdicts v WHERE v.source = {source}"
+        ' AND v.key = ({t}.{key})::text COLLATE "C" ORDER BY v.id DESC LIMIT 1)',
+        source=sql.Literal(source.name),
+        t=identifier(table),
+        key=identifier(source.key_column),
+    )
+    if source.label_column is None:
+        return explicit
+    return compose(
+        "coalesce({explicit}, CASE {label} WHEN true THEN 'fraud' WHEN false THEN 'normal' END)",
+        explicit=explicit,
+        label=by_column(source, table),
+    )
+
+
+def of_keys(connection: Connection, source: SourceDefinition, keys: key_types.Keys) -> npt.NDArray[np.int8]:
+    """FRAUD, NORMAL or UNKNOWN of each row, (n,), in the order of the keys.
+
+    keys: (n,) in wire form, as `db.scoring.features` reads them. A key whose row is gone still has its verdict.
+    """
+    rows = run(
+        connection,
+        compose(
+            "SELECT {known} FROM unnest(%(keys)s::{keys}) WITH ORDINALITY k (key, place)"
+            " LEFT JOIN {relation} t ON t.{key} = k.key{verdicts} ORDER BY k.place",
+            known=known(source, by_column(source, "t")),
+            keys=key_types.array_type(source.key_type),
+            relation=source.relation.sql(),
+            key=identifier(source.key_column),
+            verdicts=with_verdicts(source, sql.SQL("k.key")),
+        ),
+        {"keys": key_types.to_parameters(keys, source.key_type)},
+    ).fetchall()
+    return np.array([UNKNOWN if fraud is None else int(fraud) for (fraud,) in rows], dtype=np.int8)

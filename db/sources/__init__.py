@@ -1,0 +1,1 @@
+"""Sources as they are stored: attached, found, changed, detached."""

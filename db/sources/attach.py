@@ -1,0 +1,301 @@
+"""From what a user asked for to a source: every check that can refuse, then the statements."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from db.ddl import written_columns
+from db.errors import MissingPrivilege, SourceError
+from db.source import catalog
+from db.source.catalog import ColumnInfo, RelationInfo
+from db.source.definition import MAX_FEATURES, TRANSFORMS, Feature, SourceDefinition
+from db.sources import sources
+from db.sql.identifiers import (
+    Relation,
+    check_source_name,
+    default_source_name,
+    display,
+    parse_identifier,
+    parse_identifiers,
+    parse_relation,
+    split_identifiers,
+)
+
+_WITH_ARGUMENT = re.compile(r"^(?P<transform>[a-z_]+)\((?P<column>.+)\)$", re.DOTALL)
+_WITH_LENGTH = re.compile(r"^(?P<column>.+)\[(?P<length>[0-9]{1,5})\]$", re.DOTALL)
+_KIND_NAMES = {
+    "v": "a view",
+    "m": "a materialised view",
+    "f": "a foreign table",
+    "S": "a sequence",
+    "i": "an index",
+    "c": "a composite type",
+}
+
+
+@dataclass(frozen=True)
+class AttachRequest:
+    """What was asked for, as typed. features: comma-separated; None with all_numeric_except.
+
+    write_columns: None leaves it as it is.
+    """
+
+    relation: str
+    key: str
+    features: str | None = None
+    all_numeric_except: str | None = None
+    feature_view: str | None = None
+    time: str | None = None
+    entity: str | None = None
+    label: str | None = None
+    name: str | None = None
+    write_columns: bool | None = None
+
+
+def resolve(connection: Connection, request: AttachRequest) -> tuple[SourceDefinition, tuple[str, ...]]:
+    """The definition asked for, and the columns of the table that are the user's.
+
+    Raises SourceError with one sentence otherwise.
+    """
+    table = catalog.inspect(connection, parse_relation(request.relation))
+    _check_kind(table)
+    _check_family(connection, table)
+    key = _key_column(table, parse_identifier(request.key))
+    others = {
+        role: table.column(parse_identifier(text)).name
+        for role, text in (("time", request.time), ("entity", request.entity), ("label", request.label))
+        if text is not None
+    }
+    feature_table = table
+    if request.feature_view is not None:
+        feature_table = catalog.inspect(connection, parse_relation(request.feature_view))
+        _check_feature_view(feature_table, table, key)
+    _check_privileges(connection, table, feature_table if request.feature_view else None)
+    features = _features(connection, feature_table, request, kept_out={key.name, *others.values()})
+    view = feature_table.relation if request.feature_view is not None else None
+    _check_not_written(
+        connection, table, view, {*others.values(), *(f.column for f in features if view is None)}
+    )
+    name = check_source_name(request.name) if request.name else default_source_name(table.relation)
+    write_columns = request.write_columns
+    if write_columns is None:
+        write_columns = sources.writes_columns(connection, name)
+    if write_columns:
+        written_columns.check(connection, table)
+    definition = SourceDefinition(
+        name=name,
+        relation_schema=table.relation.schema,
+        relation_name=table.relation.name,
+        key_column=key.name,
+        key_type=key.key_type,
+        features=features,
+        feature_view_schema=view.schema if view else None,
+        feature_view_name=view.name if view else None,
+        time_column=others.get("time"),
+        entity_column=others.get("entity"),
+        label_column=others.get("label"),
+        write_columns=write_columns,
+    )
+    return definition, table.own_columns
+
+
+def _check_kind(table: RelationInfo) -> None:
+    if table.kind in {"r", "p"} and table.persistence != "t":
+        return
+    what = "a temporary table" if table.persistence == "t" else _KIND_NAMES.get(table.kind, "not a table")
+    advice = (
+        "Attach the table beneath it, and name the view with --feature-view to take its columns as features."
+        if table.kind in {"v", "m"}
+        else "Attach an ordinary table."
+    )
+    raise SourceError(
+        f"{table.relation} is {what}; triggers that see whole statements need a table. {advice}"
+    )
+
+
+def _check_family(connection: Connection, table: RelationInfo) -> None:
+    parent, child = catalog.family(connection, table)
+    if parent is not None:
+        raise SourceError(
+            f"{table.relation} is a part of {parent}, and statements on {parent} do not fire its triggers; attach"
+            f" {parent}."
+        )
+    if child is not None and table.kind != "p":
+        raise SourceError(
+            f"{child} inherits from {table.relation}, so a key may be in both; attach a partitioned table, or one"
+            " that nothing inherits from."
+        )
+
+
+def _key_column(table: RelationInfo, name: str) -> ColumnInfo:
+    if "," in name and name not in table.columns:
+        raise SourceError(
+            f"A key of several columns ({name}) cannot be used; give {table.relation} a single unique column,"
+            " for instance: ALTER TABLE … ADD COLUMN row_id bigint GENERATED ALWAYS AS IDENTITY UNIQUE."
+        )
+    column = table.column(name)
+    if (name,) not in table.unique_columns:
+        composite = next((u for u in table.unique_columns if name in u), None)
+        partitioned = (
+            " (a partitioned table's unique key must hold its partition key)" if table.kind == "p" else ""
+        )
+        if composite:
+            raise SourceError(
+                f"{display(name)} is only part of the key ({', '.join(map(display, composite))}) of"
+                f" {table.relation}{partitioned}; pgoutlier needs one column that is unique by itself."
+            )
+        raise SourceError(
+            f"{display(name)} is not unique in {table.relation}{partitioned}; add a primary key or a plain"
+            f" unique constraint: ALTER TABLE {table.relation} ADD UNIQUE ({display(name)});"
+        )
+    if column.key_type is None:
+        raise SourceError(
+            f"The key {display(name)} has type {column.type_name}; a key is smallint, integer, bigint, uuid or text."
+        )
+    if not column.not_null:
+        raise SourceError(
+            f"The key {display(name)} may be NULL; declare it: ALTER TABLE {table.relation}"
+            f" ALTER COLUMN {display(name)} SET NOT NULL;"
+        )
+    return column
+
+
+def _check_feature_view(view: RelationInfo, table: RelationInfo, key: ColumnInfo) -> None:
+    if view.kind not in {"v", "m", "r", "p"}:
+        raise SourceError(f"{view.relation} cannot be a feature view; name a view over {table.relation}.")
+    if key.name not in view.columns:
+        raise SourceError(
+            f"The feature view {view.relation} has no column {display(key.name)}; it must hold the key of"
+            f" {table.relation} under the same name."
+        )
+    if view.columns[key.name].key_type != key.key_type:
+        raise SourceError(
+            f"{display(key.name)} is {view.columns[key.name].type_name} in {view.relation} but {key.type_name}"
+            f" in {table.relation}; cast it to {key.type_name} in the view."
+        )
+
+
+def _features(
+    connection: Connection, table: RelationInfo, request: AttachRequest, *, kept_out: set[str]
+) -> tuple[Feature, ...]:
+    if request.features is not None and request.all_numeric_except is not None:
+        raise SourceError("Give either --features or --all-numeric-except, not both.")
+    if request.features is not None:
+        features = [_declared(connection, table, text) for text in split_identifiers(request.features, ",")]
+    else:
+        if request.all_numeric_except is None and request.feature_view is None:
+            raise SourceError("Name the features: --features amount,hour or --all-numeric-except a,b.")
+        left_out = {table.column(name).name for name in parse_identifiers(request.all_numeric_except or "")}
+        features = [
+            _plain(connection, table, column)
+            for column in table.columns.values()
+            if column.feature_kind in {"double", "number", "boolean"}
+            and not column.is_written
+            and column.name not in left_out | kept_out
+        ]
+    names = [name for feature in features for name in feature.names]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise SourceError(f"The feature {display(twice)} is named twice; name it once.")
+    if not names:
+        raise SourceError(f"No numeric column of {table.relation} is left to be a feature.")
+    if len(names) > MAX_FEATURES:
+        raise SourceError(f"{len(names)} features are more than the {MAX_FEATURES} that one query can read.")
+    return tuple(features)
+
+
+def _declared(connection: Connection, table: RelationInfo, text: str) -> Feature:
+    """One entry of --features: column, transform(column) or array_column[length]."""
+    if text in table.columns:
+        return _plain(connection, table, table.columns[text])
+    if match := _WITH_ARGUMENT.match(text):
+        return _transformed(
+            table, match["transform"], table.column(parse_identifier(match["column"].strip()))
+        )
+    if match := _WITH_LENGTH.match(text):
+        column = table.column(parse_identifier(match["column"].strip()))
+        if column.feature_kind != "array" or int(match["length"]) == 0:
+            raise SourceError(f"{text} asks for an array, but {display(column.name)} is {column.type_name}.")
+        if int(match["length"]) > MAX_FEATURES:
+            raise SourceError(f"{text} is longer than the {MAX_FEATURES} features that one query can read.")
+        return Feature(column=column.name, kind="array", length=int(match["length"]))
+    return _plain(connection, table, table.column(parse_identifier(text)))
+
+
+def _plain(connection: Connection, table: RelationInfo, column: ColumnInfo) -> Feature:
+    kind = column.feature_kind
+    if column.is_virtual:
+        raise SourceError(
+            f"{display(column.name)} of {table.relation} is a virtual generated column, whose changes a trigger"
+            " does not see; declare it STORED, leave it out, or take it through a --feature-view."
+        )
+    if kind in {"timestamp", "timestamptz"}:
+        known = ", ".join(f"{t}({display(column.name)})" for t in TRANSFORMS)
+        raise SourceError(f"{display(column.name)} is a time; declare how it becomes a number: {known}.")
+    if kind is None:
+        raise SourceError(
+            f"The feature {display(column.name)} of {table.relation} has type {column.type_name}, which is not"
+            " numeric. Make a view that turns it into a number and name it with --feature-view."
+        )
+    if kind != "array":
+        return Feature(column=column.name, kind=kind)
+    lengths = catalog.array_lengths(connection, table.relation, column.name)
+    if len(lengths) != 1 or 0 in lengths:
+        seen = (
+            f"lengths {', '.join(map(str, sorted(lengths)))} were seen"
+            if lengths
+            else "it has no rows to tell"
+        )
+        raise SourceError(f"Declare the length of the array {display(column.name)}[n]: {seen}.")
+    return Feature(column=column.name, kind="array", length=lengths.pop())
+
+
+def _transformed(table: RelationInfo, transform: str, column: ColumnInfo) -> Feature:
+    if transform not in TRANSFORMS:
+        raise SourceError(f"There is no transform {transform}; known are {', '.join(TRANSFORMS)}.")
+    if column.feature_kind not in {"timestamp", "timestamptz"}:
+        raise SourceError(
+            f"{transform}({display(column.name)}) needs a timestamp or date, but {display(column.name)} of"
+            f" {table.relation} is {column.type_name}."
+        )
+    if column.type_name == "date" and transform.startswith("hour"):
+        raise SourceError(
+            f"{display(column.name)} is a date and has no hour; use weekday, monthday or epoch."
+        )
+    return Feature(column=column.name, kind=column.feature_kind, transform=transform)
+
+
+def _check_not_written(
+    connection: Connection, table: RelationInfo, view: Relation | None, named: set[str]
+) -> None:
+    """What pgoutlier writes must say nothing about a row to itself."""
+    written = [column for column in table.columns.values() if column.is_written]
+    for column in written:
+        if column.name in named:
+            raise SourceError(
+                f"{display(column.name)} of {table.relation} is written by pgoutlier, so it can be no feature, time,"
+                " entity or label; leave it out."
+            )
+        if view is not None and catalog.view_reads(connection, view, table.relation, column.name):
+            raise SourceError(
+                f"The feature view {view} reads {display(column.name)} of {table.relation}, which pgoutlier writes, so"
+                " each score would change the next; leave it out of the view."
+            )
+
+
+def _check_privileges(connection: Connection, table: RelationInfo, view: RelationInfo | None) -> None:
+    needed = [(table.relation, "SELECT"), (table.relation, "TRIGGER")]
+    if view is not None:
+        needed.append((view.relation, "SELECT"))
+    grants = catalog.missing_grants(connection, needed)
+    if grants:
+        raise MissingPrivilege(f"The connected role may not do this; an owner has to run: {' '.join(grants)}")
+    blind = catalog.role_with_hidden_rows(connection, table)
+    if blind is not None:
+        raise MissingPrivilege(
+            f"Row-level security hides rows of {table.relation} from {blind}, and those would never be scored; a"
+            f" superuser has to run: ALTER ROLE {blind} BYPASSRLS;"
+        )

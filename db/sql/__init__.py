@@ -1,0 +1,1 @@
+"""How SQL is written: statements, identifiers, key types. Nothing of ours is named here."""

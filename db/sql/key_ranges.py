@@ -1,0 +1,55 @@
+"""Ranges of a source's keys, in the order of its column; the keys at both ends are kept as text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from db.sql import key_types
+from db.sql.statements import compose
+
+
+@dataclass(frozen=True)
+class KeyRange:
+    """A range of a job, both ends included. attempts: how often it has failed."""
+
+    job_id: int
+    number: int
+    first_key: str
+    last_key: str
+    attempts: int
+
+    @property
+    def params(self) -> dict[str, str]:
+        """The parameters of `within`."""
+        return {"first_key": self.first_key, "last_key": self.last_key}
+
+
+def plan(key: sql.Composable, to_do: sql.Composable) -> sql.Composed:
+    """The statement that cuts rows into ranges of so many (%(size)s) keys, for a job (%(job)s).
+
+    key: SQL of the key. to_do: FROM and WHERE of the rows.
+    """
+    return compose(
+        """
+        INSERT INTO outlier.job_ranges (job_id, number, first_key, last_key, n_keys)
+        SELECT %(job)s, place / %(size)s, max(key::text) FILTER (WHERE place %% %(size)s = 0),
+               max(key::text) FILTER (WHERE place %% %(size)s = %(size)s - 1 OR is_last), max(place) - min(place) + 1
+        FROM (SELECT {key} AS key, row_number() OVER w - 1 AS place, lead({key}) OVER w IS NULL AS is_last
+              FROM {to_do} WINDOW w AS (ORDER BY {key})) ends
+        WHERE place %% %(size)s IN (0, %(size)s - 1) OR is_last
+        GROUP BY place / %(size)s
+        """,
+        key=key,
+        to_do=to_do,
+    )
+
+
+def within(key: sql.Composable, key_type: str) -> sql.Composed:
+    """The condition that a key is in a range, see KeyRange.params."""
+    return compose(
+        "{key} >= %(first_key)s::{type} AND {key} <= %(last_key)s::{type}",
+        key=key,
+        type=key_types.scalar_type(key_type),
+    )

@@ -1,0 +1,1 @@
+"""What versions are trained on, and the record of each training."""

@@ -1,0 +1,257 @@
+"""Which rows of a source are trained on, and reading them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from psycopg import sql
+from sqlalchemy import Connection
+
+from db.scoring import features, windows
+from db.source import catalog, labels
+from db.source.definition import SourceDefinition
+from db.sql.identifiers import identifier, ours
+from db.sql.statements import compose, one, run, run_dicts
+
+# Far below the 1 GB of one array, however many features there are.
+_ROWS_PER_BLOCK = 10_000
+# What the order of the rows is multiplied by, to make room for what each row is.
+_KINDS = 3
+_NORMAL, _LABELLED_FRAUD, _FLAGGED = range(_KINDS)
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """matrix (n, d) float64, the oldest row first; left_out: rows not to be fitted on, by reason.
+
+    normal, fraud (n,): the rows to fit on, and those known to be fraud by a verdict or a label; a row that is
+    neither is flagged. Only normal rows are there unless all were asked for.
+    first, last: event time (or key) of the oldest and the newest normal row, as text. runs (n,): where rows are
+    scored with those before them, rows of one run are of one entity, with none left out between them.
+    """
+
+    matrix: npt.NDArray[np.float64]
+    normal: npt.NDArray[np.bool_]
+    fraud: npt.NDArray[np.bool_]
+    left_out: dict[str, int]
+    first: str | None
+    last: str | None
+    runs: npt.NDArray[np.int64] | None = None
+
+    @property
+    def n_normal(self) -> int:
+        return int(self.normal.sum())
+
+    def without_last(self, n_rows: int) -> TrainingRows:
+        """Without the newest n_rows; what was left out, first and last stay those of all."""
+        if n_rows == 0:
+            return self
+        earlier = slice(None, -n_rows)
+        return replace(
+            self,
+            matrix=self.matrix[earlier],
+            normal=self.normal[earlier],
+            fraud=self.fraud[earlier],
+            runs=None if self.runs is None else self.runs[earlier],
+        )
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the rows and of which of them are normal: the same rows in the same order give the same."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.matrix).data)
+        digest.update(np.ascontiguousarray(self.normal).data)
+        return digest.hexdigest()
+
+
+def read(
+    connection: Connection,
+    source: SourceDefinition,
+    source_id: int,
+    *,
+    newest: int,
+    most: int | None = None,
+    imputes: bool = False,
+    with_frauds_and_flagged: bool = False,
+    in_runs: bool = False,
+) -> TrainingRows:
+    """The newest rows that are neither flagged, nor known to be fraud, nor in quarantine, nor incomplete.
+
+    A flagged row that a verdict or label says is normal is among them: it was a false alarm.
+    most: of more rows a sample of about so many is read, the same one each time, drawn by the hash of the key; left_out
+    then says how many normal rows were not sampled. Rows in runs are not sampled but cut: the newest `most` of them.
+    imputes: the recipe fills gaps, so a row with some is not incomplete. with_frauds_and_flagged: these rows
+    come along, not as normal ones, for a threshold that is drawn from all rows. in_runs: tell whose history each
+    row is in; the source has a time column.
+    """
+    window = newest_rows(source, min(newest, most) if in_runs and most else newest)
+    reason = _reason(source)
+    params: dict[str, Any] = {"source_id": source_id}
+    counted = run_dicts(
+        connection,
+        compose(
+            "SELECT {reason} AS reason, count(*) AS n, min({moment})::text AS first, max({moment})::text AS last"
+            " FROM ({window}) w GROUP BY 1",
+            reason=reason,
+            window=window,
+            moment=_comparable_moment(source),
+        ),
+        params,
+    )
+    kept = next((row for row in counted if row["reason"] is None), None)
+    along = [row for row in counted if row["reason"] not in (None, "quarantined") and with_frauds_and_flagged]
+    n_wanted = sum(int(row["n"]) for row in (*along, *([kept] if kept else [])))
+    one_in = 1 if most is None else max(1, -(-n_wanted // most))
+    origin = compose(
+        "FROM {window} w JOIN {relation} t ON t.{key} = w.key WHERE (w.reason IS NULL{or_along}){sampled}",
+        window=_in_runs(window, reason)
+        if in_runs
+        else compose("(SELECT w.*, {reason} AS reason FROM ({window}) w)", reason=reason, window=window),
+        relation=source.feature_relation.sql(),
+        key=identifier(source.key_column),
+        or_along=sql.SQL(" OR w.reason <> 'quarantined'" if with_frauds_and_flagged else ""),
+        sampled=compose(" AND hashtextextended(w.key::text, 0) %% {one_in} = 0", one_in=sql.Literal(one_in))
+        if one_in > 1
+        else sql.SQL(""),
+    )
+    place = sql.SQL("row_number() OVER (ORDER BY w.moment, w.key)")
+    longest = _longest_key(connection, source) if source.key_type == "text" else 0
+    batch = features.read(
+        connection,
+        source,
+        origin=origin,
+        params=params,
+        order=compose(
+            "{kinds} * {number} + CASE w.reason"
+            " WHEN 'fraud_verdict' THEN {fraud} WHEN 'labelled_fraud' THEN {fraud} WHEN 'flagged' THEN {flagged}"
+            " ELSE {normal} END",
+            number=windows.numbered(place, sql.SQL("w.run")) if in_runs else place,
+            kinds=sql.Literal(_KINDS),
+            fraud=sql.Literal(_LABELLED_FRAUD),
+            flagged=sql.Literal(_FLAGGED),
+            normal=sql.Literal(_NORMAL),
+        ),
+        longest_key_bytes=longest,
+        rows_per_block=_KINDS * _ROWS_PER_BLOCK * (windows.PLACE if in_runs else 1),
+    )
+    batch = batch.take(np.argsort(batch.change_ids))
+    kind = batch.change_ids % _KINDS
+    complete = batch.sound(imputes=imputes)
+    left_out = {row["reason"]: int(row["n"]) for row in counted if row["reason"] is not None}
+    if n_incomplete := int((~complete & (kind == _NORMAL)).sum()):
+        left_out["incomplete"] = n_incomplete
+    if one_in > 1 and kept:
+        left_out["not_sampled"] = int(kept["n"]) - int((kind == _NORMAL).sum())
+    return TrainingRows(
+        matrix=batch.matrix[complete],
+        normal=kind[complete] == _NORMAL,
+        fraud=kind[complete] == _LABELLED_FRAUD,
+        left_out=left_out,
+        first=kept["first"] if kept else None,
+        last=kept["last"] if kept else None,
+        runs=windows.unbroken(windows.run_numbers(batch.change_ids // _KINDS), complete) if in_runs else None,
+    )
+
+
+def _in_runs(window: sql.Composable, reason: sql.Composable) -> sql.Composable:
+    """The window's rows with the reason to leave each out, and its run: a row that is left out ends one."""
+    entity, alone = windows.run_of(sql.SQL("w.entity"), sql.SQL("w.moment"), sql.SQL("w.key"))
+    return compose(
+        "(SELECT w.*, dense_rank() OVER (ORDER BY {entity}, {alone}, w.n_left_out) AS run FROM (SELECT w.*,"
+        " count(w.reason) OVER (PARTITION BY w.entity ORDER BY w.moment, w.key) AS n_left_out"
+        " FROM (SELECT w.*, {reason} AS reason FROM ({window}) w) w) w)",
+        entity=entity,
+        alone=alone,
+        reason=reason,
+        window=window,
+    )
+
+
+def rows_per_day(connection: Connection, source: SourceDefinition, *, newest: int) -> float | None:
+    """How many of the newest rows there are to a day of the time they cover.
+
+    None where they cover none: fewer than two moments, or no column of times.
+    """
+    if not catalog.is_time(connection, source.relation, source.time_column):
+        return None
+    n_rows, days = run(
+        connection,
+        compose(
+            "SELECT count(*), extract(epoch FROM max(w.moment))::float8 / 86400"
+            " - extract(epoch FROM min(w.moment))::float8 / 86400 FROM ({window}) w WHERE isfinite(w.moment)",
+            window=newest_rows(source, newest),
+        ),
+    ).fetchone() or (0, None)
+    return n_rows / days if days else None
+
+
+def labelled_fraud(
+    connection: Connection, source: SourceDefinition, *, newest: int, most: int
+) -> npt.NDArray[np.float64]:
+    """The complete rows among the newest that are known to be fraud, (n, d), the oldest first, at most so many."""
+    batch = features.read(
+        connection,
+        source,
+        origin=compose(
+            "FROM ({window}) w JOIN {relation} t ON t.{key} = w.key WHERE w.fraud LIMIT {most}",
+            window=newest_rows(source, newest),
+            relation=source.feature_relation.sql(),
+            key=identifier(source.key_column),
+            most=sql.Literal(most),
+        ),
+        params={},
+        order=sql.SQL("row_number() OVER (ORDER BY w.moment, w.key)"),
+        longest_key_bytes=_longest_key(connection, source) if source.key_type == "text" else 0,
+        rows_per_block=_ROWS_PER_BLOCK,
+    )
+    batch = batch.take(np.argsort(batch.change_ids))
+    return batch.matrix[batch.sound(imputes=False)]
+
+
+def newest_rows(source: SourceDefinition, newest: int) -> sql.Composable:
+    """SELECT of the newest rows of the table: key, moment (event time, else key), entity, verdict, fraud.
+
+    fraud: whether the row is known to be fraud, by a verdict or a label; NULL where nobody knows.
+    """
+    return compose(
+        "SELECT r.key, r.moment, r.entity, v.verdict, {known} AS fraud FROM ("
+        "SELECT b.{key} AS key, b.{moment} AS moment, {entity} AS entity, {label} AS label FROM {relation} b"
+        " ORDER BY b.{moment} DESC NULLS LAST LIMIT {newest}) r{verdicts}",
+        known=labels.known(source, sql.SQL("r.label")),
+        key=identifier(source.key_column),
+        moment=identifier(source.time_column or source.key_column),
+        # One entity for all, where there is no column that tells them apart.
+        entity=compose("b.{e}", e=identifier(source.entity_column)) if source.entity_column else sql.SQL("0"),
+        label=labels.by_column(source, "b"),
+        relation=source.relation.sql(),
+        newest=sql.Literal(newest),
+        verdicts=labels.with_verdicts(source, sql.SQL("r.key")),
+    )
+
+
+def _comparable_moment(source: SourceDefinition) -> sql.Composable:
+    """There is no min(uuid); as text a uuid has the same order."""
+    by_uuid = source.time_column is None and source.key_type == "uuid"
+    return sql.SQL("w.moment::text" if by_uuid else "w.moment")
+
+
+def _reason(source: SourceDefinition) -> sql.Composable:
+    """SQL for why a row of the window is left out, NULL if it is trained on."""
+    return compose(
+        "CASE WHEN w.fraud THEN CASE WHEN w.verdict IS NULL THEN 'labelled_fraud' ELSE 'fraud_verdict' END"
+        " WHEN w.fraud IS NULL AND EXISTS (SELECT FROM {scores} s WHERE s.key = w.key AND s.flagged) THEN 'flagged'"
+        " WHEN EXISTS (SELECT FROM outlier.quarantine h WHERE h.source_id = %(source_id)s"
+        " AND h.key = w.key::text) THEN 'quarantined' END",
+        scores=ours("scores", source.name),
+    )
+
+
+def _longest_key(connection: Connection, source: SourceDefinition) -> int:
+    statement = compose(
+        "SELECT coalesce(max(octet_length(convert_to({key}::text, 'UTF8'))), 0) FROM {relation}",
+        key=identifier(source.key_column),
+        relation=source.relation.sql(),
+    )
+    return int(one(connection, statement))

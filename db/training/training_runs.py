@@ -1,0 +1,116 @@
+"""The record of each training, and which sources are to be trained again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from psycopg import sql
+from psycopg.types.json import Jsonb
+from sqlalchemy import Connection
+
+from db.sql.identifiers import identifier
+from db.sql.statements import one, run, run_dicts
+
+
+def try_training_lock(connection: Connection, source_id: int) -> bool:
+    """Whether this session now holds the one training lock of the source. Freed by closing the session."""
+    return bool(
+        one(connection, "SELECT pg_try_advisory_lock(hashtext('outlier.training'), %s)", (source_id,))
+    )
+
+
+def start_run(connection: Connection, source_id: int, *, recipe: dict[str, Any], seed: int) -> int:
+    """Open a training run; runs left open by a process that died are closed first. Returns its id.
+
+    The caller holds the training lock, so an open run of the same source has nobody left to finish it.
+    """
+    run(
+        connection,
+        "UPDATE outlier.training_runs SET status = 'abandoned', finished_at = now(),"
+        " error = 'the training process ended without a word'"
+        " WHERE source_id = %s AND status = 'running'",
+        (source_id,),
+    )
+    return int(
+        one(
+            connection,
+            "INSERT INTO outlier.training_runs (source_id, recipe, seed, n_scored_before)"
+            " SELECT s.id, %s, %s, (SELECT n_tup_ins + n_tup_upd FROM pg_stat_user_tables"
+            " WHERE schemaname = 'outlier' AND relname = 'scores_' || s.name)"
+            " FROM outlier.sources s WHERE s.id = %s RETURNING id",
+            (Jsonb(recipe), seed, source_id),
+        )
+    )
+
+
+def update_run(connection: Connection, run_id: int, **values: Any) -> None:
+    """Set columns of a training run, dicts as JSON, and its heartbeat."""
+    assignments = sql.SQL(", ").join(
+        sql.SQL("{} = {}").format(identifier(column), sql.Placeholder(column)) for column in values
+    )
+    statement = sql.SQL("UPDATE outlier.training_runs SET {}, heartbeat_at = now() WHERE id = %(run_id)s")
+    parameters = {k: Jsonb(v) if isinstance(v, dict) else v for k, v in values.items()}
+    run(connection, statement.format(assignments), {**parameters, "run_id": run_id})
+
+
+def finish_run(connection: Connection, run_id: int, *, status: str, **values: Any) -> None:
+    """Close a training run as succeeded or failed."""
+    update_run(connection, run_id, status=status, **values)
+    run(connection, "UPDATE outlier.training_runs SET finished_at = now() WHERE id = %s", (run_id,))
+
+
+def runs(connection: Connection, source_id: int, *, limit: int) -> list[dict[str, Any]]:
+    """The newest training runs of a source first."""
+    return run_dicts(
+        connection,
+        "SELECT * FROM outlier.training_runs WHERE source_id = %s ORDER BY id DESC LIMIT %s",
+        (source_id, limit),
+    )
+
+
+def trained_lately(connection: Connection, source_id: int, *, seconds: float) -> bool:
+    """Whether a training of the source was started within that time."""
+    return bool(
+        one(
+            connection,
+            "SELECT EXISTS (SELECT FROM outlier.training_runs WHERE source_id = %s"
+            " AND started_at > now() - make_interval(secs => %s))",
+            (source_id, seconds),
+        )
+    )
+
+
+def last_run(connection: Connection, source_id: int) -> int:
+    """Id of the training run that was started last, 0 if there was none."""
+    return int(
+        one(
+            connection,
+            "SELECT coalesce(max(id), 0) FROM outlier.training_runs WHERE source_id = %s",
+            (source_id,),
+        )
+    )
+
+
+def sources_to_retrain(
+    connection: Connection, *, older_than_seconds: float, after_rows: int
+) -> dict[str, int]:
+    """Names of sources with a version and no training run that was started within that time, each with the id of its
+    last run, 0 if there was none.
+
+    With after_rows also those that have had about so many rows scored since their last run began. The statistics
+    that tell this are lost when PostgreSQL crashes, after which the rows count from there on.
+    """
+    return dict(
+        run(
+            connection,
+            "SELECT s.name, coalesce(last.id, 0) FROM outlier.sources s"
+            " LEFT JOIN LATERAL (SELECT r.id, r.started_at, r.n_scored_before FROM outlier.training_runs r"
+            " WHERE r.source_id = s.id ORDER BY r.id DESC LIMIT 1) last ON true"
+            " WHERE EXISTS (SELECT FROM outlier.model_versions v WHERE v.source_id = s.id)"
+            " AND (last.started_at IS NULL OR last.started_at <= now() - make_interval(secs => %(seconds)s)"
+            " OR %(rows)s > 0 AND (SELECT n_tup_ins + n_tup_upd FROM pg_stat_user_tables"
+            " WHERE schemaname = 'outlier' AND relname = 'scores_' || s.name)"
+            " - last.n_scored_before >= %(rows)s) ORDER BY s.name",
+            {"seconds": older_than_seconds, "rows": after_rows},
+        ).fetchall()
+    )

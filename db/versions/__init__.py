@@ -1,0 +1,1 @@
+"""Model versions, their aliases, and what the challenger scored."""

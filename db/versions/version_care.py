@@ -1,0 +1,124 @@
+"""SQL of what becomes of model versions: tags, what was done with them, and which of them are kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection
+
+from db.sql.statements import one, run, run_dicts
+from db.versions.aliases import CHAMPION
+
+
+def tag(connection: Connection, source_id: int, version: int, name: str) -> bool:
+    """Give a version that there is a tag. Returns False if it has it already."""
+    return bool(
+        run(
+            connection,
+            "INSERT INTO outlier.model_tags (source_id, version, tag) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
+            (source_id, version, name),
+        ).rowcount
+    )
+
+
+def untag(connection: Connection, source_id: int, version: int, name: str) -> bool:
+    """Take a tag away. Returns False if the version does not have it."""
+    return bool(
+        run(
+            connection,
+            "DELETE FROM outlier.model_tags WHERE source_id = %s AND version = %s AND tag = %s",
+            (source_id, version, name),
+        ).rowcount
+    )
+
+
+def record(
+    connection: Connection, source_id: int, version: int, action: str, detail: str | None = None
+) -> None:
+    """Note who did what with a version, and when."""
+    run(
+        connection,
+        "INSERT INTO outlier.version_events (source_id, version, action, detail) VALUES (%s, %s, %s, %s)",
+        (source_id, version, action, detail),
+    )
+
+
+def history(
+    connection: Connection, source_id: int, *, alias: str | None = None, limit: int | None = None
+) -> list[dict[str, Any]]:
+    """Every move of an alias and whatever else was done with a version, the newest first.
+
+    Of a move, version is where the alias went, and detail why. alias: leave out all but the moves of this one.
+    """
+    return run_dicts(
+        connection,
+        """
+        SELECT created_at, created_by, action, alias, from_version, to_version AS version, reason AS detail
+        FROM outlier.alias_events
+        WHERE source_id = %(source_id)s AND alias = coalesce(%(alias)s, alias)
+        UNION ALL
+        SELECT created_at, created_by, action, NULL, NULL, version, detail
+        FROM outlier.version_events WHERE source_id = %(source_id)s AND %(alias)s::text IS NULL
+        ORDER BY created_at DESC, alias, version DESC LIMIT %(limit)s
+        """,
+        {"source_id": source_id, "alias": alias, "limit": limit},
+    )
+
+
+def described(connection: Connection, source_id: int, version: int) -> dict[str, Any] | None:
+    """What a version is besides its detector, or None if there is no such version."""
+    rows = run_dicts(
+        connection,
+        "SELECT created_at, created_by, metrics, n_training_rows, training_from, training_to, drift_reference"
+        " FROM outlier.model_versions WHERE source_id = %s AND version = %s",
+        (source_id, version),
+    )
+    return rows[0] if rows else None
+
+
+def same_artifact(connection: Connection, source_id: int, sha256: str) -> int | None:
+    """The version of the source with this artifact, the newest of several, or None."""
+    found: int | None = one(
+        connection,
+        "SELECT max(version) FROM outlier.model_versions WHERE source_id = %s AND sha256 = %s",
+        (source_id, sha256),
+    )
+    return found
+
+
+def dispensable(connection: Connection, source_id: int, *, keep: int) -> list[int]:
+    """Versions that are none of the newest `keep`, were never champion, have no alias, no job and no tag; rising.
+
+    A job may have left scores of its version, whose threshold and recipe have to stay known, and may be resumed.
+    """
+    return [
+        row[0]
+        for row in run(
+            connection,
+            """
+            SELECT v.version FROM outlier.model_versions v
+            WHERE v.source_id = %(source_id)s
+              AND v.version NOT IN (SELECT n.version FROM outlier.model_versions n
+                  WHERE n.source_id = %(source_id)s ORDER BY n.version DESC LIMIT %(keep)s)
+              AND NOT EXISTS (SELECT FROM outlier.model_aliases a
+                              WHERE a.source_id = v.source_id AND a.version = v.version)
+              AND NOT EXISTS (SELECT FROM outlier.alias_events e WHERE e.source_id = v.source_id
+                              AND e.alias = %(champion)s AND v.version IN (e.from_version, e.to_version))
+              AND NOT EXISTS (SELECT FROM outlier.jobs j
+                              WHERE j.source_id = v.source_id AND j.version = v.version)
+              AND NOT EXISTS (SELECT FROM outlier.model_tags t
+                              WHERE t.source_id = v.source_id AND t.version = v.version)
+            ORDER BY v.version
+            """,
+            {"source_id": source_id, "keep": keep, "champion": CHAMPION},
+        ).fetchall()
+    ]
+
+
+def delete(connection: Connection, source_id: int, versions: list[int]) -> None:
+    """Remove versions with their artifacts and reports. The caller holds `db.models.lock_alias`."""
+    run(
+        connection,
+        "DELETE FROM outlier.model_versions WHERE source_id = %s AND version = ANY (%s)",
+        (source_id, versions),
+    )

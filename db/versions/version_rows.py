@@ -1,0 +1,160 @@
+"""Model versions as they are stored: added, found, listed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from psycopg import sql
+from psycopg.types.json import Jsonb
+from sqlalchemy import Connection
+
+from db.sql.statements import compose, one, run, run_dicts
+
+# Of the versions v and k of a source.
+SAME_ERRORS = sql.SQL("coalesce(v.errors_of, v.version) = coalesce(k.errors_of, k.version)")
+_METRICS_OF_THRESHOLD = [
+    "threshold",
+    "calibration_flag_rate",
+    "calibration_precision",
+    "calibration_recall",
+    "not_normal_flag_rate",
+    "gate",
+]
+
+
+@dataclass(frozen=True)
+class StoredArtifact:
+    """What a worker needs to rebuild a detector. artifact is None if it is larger than was asked for."""
+
+    version_id: int
+    version: int
+    artifact: bytes | None
+    n_bytes: int
+    sha256: str
+    signature: str | None
+    feature_names: tuple[str, ...]
+
+
+def with_threshold(connection: Connection, source_id: int, version: int, threshold: float) -> int | None:
+    """The version with this threshold whose errors are those of `version`, itself first, or None."""
+    found: int | None = one(
+        connection,
+        compose(
+            "SELECT k.version FROM outlier.model_versions k JOIN outlier.model_versions v"
+            " ON v.source_id = k.source_id AND {same_errors}"
+            " WHERE v.source_id = %s AND v.version = %s AND k.threshold = %s"
+            " ORDER BY k.version <> v.version, k.version DESC LIMIT 1",
+            same_errors=SAME_ERRORS,
+        ),
+        (source_id, version, threshold),
+    )
+    return found
+
+
+def copy_version(connection: Connection, source_id: int, version: int, values: dict[str, Any]) -> int:
+    """Add a version like this one, with the same errors, but for `values` (recipe, artifact, sha256, signature,
+    threshold). Metrics that say something of the threshold are left out. Returns its number."""
+    (row,) = run_dicts(
+        connection,
+        "SELECT recipe_name, feature_names, metrics - %s::text[] AS metrics, n_training_rows, training_from,"
+        " training_to, version AS parent_version, drift_reference, imported_from,"
+        " coalesce(errors_of, version) AS errors_of FROM outlier.model_versions WHERE source_id = %s AND version = %s",
+        (_METRICS_OF_THRESHOLD, source_id, version),
+    )
+    return insert_version(connection, source_id, {**row, **values})
+
+
+def insert_version(connection: Connection, source_id: int, row: dict[str, Any]) -> int:
+    """Add an immutable version, numbered one past the source's highest. Returns its number."""
+    run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.versions'), %s)", (source_id,))
+    return int(
+        one(
+            connection,
+            """
+            INSERT INTO outlier.model_versions
+                (source_id, version, recipe_name, recipe, feature_names, artifact, sha256, signature, threshold,
+                 metrics, n_training_rows, training_from, training_to, parent_version, drift_reference,
+                 imported_from, errors_of)
+            SELECT %(source_id)s, coalesce(max(version), 0) + 1, %(recipe_name)s, %(recipe)s, %(feature_names)s,
+                   %(artifact)s, %(sha256)s, %(signature)s, %(threshold)s, %(metrics)s, %(n_training_rows)s,
+                   %(training_from)s, %(training_to)s, %(parent_version)s, %(drift_reference)s,
+                   %(imported_from)s, %(errors_of)s
+            FROM outlier.model_versions WHERE source_id = %(source_id)s
+            RETURNING version
+            """,
+            {
+                **row,
+                "source_id": source_id,
+                "recipe": Jsonb(row["recipe"]),
+                "feature_names": Jsonb(row["feature_names"]),
+                "metrics": Jsonb(row["metrics"]),
+                "drift_reference": Jsonb(row["drift_reference"]) if row["drift_reference"] else None,
+                "imported_from": Jsonb(row["imported_from"]) if row["imported_from"] else None,
+            },
+        )
+    )
+
+
+def version_id(connection: Connection, source_id: int, version: int) -> int | None:
+    """The id of a version, or None if there is no such version."""
+    found: int | None = one(
+        connection,
+        "SELECT id FROM outlier.model_versions WHERE source_id = %s AND version = %s",
+        (source_id, version),
+    )
+    return found
+
+
+def errors_of(connection: Connection, source_id: int, version: int) -> int | None:
+    """The version that this one is with another threshold, or None if it was trained or imported itself."""
+    found: int | None = one(
+        connection,
+        "SELECT errors_of FROM outlier.model_versions WHERE source_id = %s AND version = %s",
+        (source_id, version),
+    )
+    return found
+
+
+def artifact(
+    connection: Connection, source_id: int, version: int, *, max_bytes: int
+) -> StoredArtifact | None:
+    """A version's artifact; its bytes are not sent when there are more than max_bytes of them."""
+    row = run(
+        connection,
+        "SELECT id, version, CASE WHEN octet_length(artifact) <= %(max)s THEN artifact END, octet_length(artifact),"
+        " sha256, signature, feature_names FROM outlier.model_versions"
+        " WHERE source_id = %(source_id)s AND version = %(version)s",
+        {"max": max_bytes, "source_id": source_id, "version": version},
+        binary=True,
+    ).fetchone()
+    if row is None:
+        return None
+    return StoredArtifact(
+        version_id=row[0],
+        version=row[1],
+        artifact=None if row[2] is None else bytes(row[2]),
+        n_bytes=row[3],
+        sha256=row[4],
+        signature=row[5],
+        feature_names=tuple(row[6]),
+    )
+
+
+def versions(connection: Connection, source_id: int) -> list[dict[str, Any]]:
+    """All versions of a source without their artifacts, the newest first."""
+    return run_dicts(
+        connection,
+        """
+        SELECT v.version, v.recipe_name, v.threshold, v.n_training_rows, v.training_from, v.training_to,
+               v.parent_version, v.errors_of, v.metrics, v.created_at, v.created_by, v.sha256,
+               v.signature IS NOT NULL AS signed,
+               octet_length(v.artifact) AS n_bytes, v.feature_names, v.recipe, v.imported_from,
+               (SELECT array_agg(t.tag ORDER BY t.tag) FROM outlier.model_tags t
+                WHERE t.source_id = v.source_id AND t.version = v.version) AS tags,
+               (SELECT array_agg(a.alias::text ORDER BY a.alias) FROM outlier.model_aliases a
+                WHERE a.source_id = v.source_id AND a.version = v.version) AS aliases
+        FROM outlier.model_versions v WHERE v.source_id = %s ORDER BY v.version DESC
+        """,
+        (source_id,),
+    )
