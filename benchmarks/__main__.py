@@ -11,7 +11,7 @@ from rich.console import Console
 
 from benchmarks import latency, overhead, rivals, throughput
 from benchmarks.ground import Ground, ground
-from worker.cli.output import new_table
+from worker.console import new_table
 from worker.logs import configure_logs
 
 console = Console(stderr=False)

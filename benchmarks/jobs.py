@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from benchmarks import latency, throughput
 from benchmarks.ground import Ground, ground, median, seconds_of
 from benchmarks.shadow import second_version
-from worker import jobs, score_history
-from worker.jobs import Started
+from worker.history import keeping
+from worker.jobs import job_control
+from worker.jobs.job_control import Started
 from worker.logs import configure_logs
 
 SOURCE = "transactions"
@@ -29,8 +30,8 @@ def job_seconds(base: Ground, start: Callable[[], Started]) -> float:
 
     def work() -> None:
         job = start()
-        jobs.work(base.runtime, job.id, budget_seconds=_BUDGET_SECONDS)
-        done = jobs.described(base.runtime, job.id)
+        job_control.work(base.runtime, job.id, budget_seconds=_BUDGET_SECONDS)
+        done = job_control.described(base.runtime, job.id)
         if (done["status"], done["n_done"]) != ("succeeded", n_rows):
             raise RuntimeError(f"the job did {done['n_done']} of {n_rows} rows: {done['problem']}")
 
@@ -45,13 +46,13 @@ def measure(base: Ground, *, n_rounds: int) -> dict[str, float]:
     for number in range(n_rounds + 1):
         taken = {"drain": throughput.drain_seconds(base, n_rows)}
         base.connection.execute(f"TRUNCATE outlier.scores_{SOURCE}, outlier.queue_{SOURCE}")
-        taken["backfill"] = job_seconds(base, lambda: jobs.backfill(runtime, SOURCE))
-        taken["rescore"] = job_seconds(base, lambda: jobs.rescore(runtime, SOURCE, other))
-        score_history.keep(runtime, SOURCE)
-        taken["rescore_with_history"] = job_seconds(base, lambda: jobs.rescore(runtime, SOURCE))
-        score_history.stop(runtime, SOURCE, drop=True)
+        taken["backfill"] = job_seconds(base, lambda: job_control.backfill(runtime, SOURCE))
+        taken["rescore"] = job_seconds(base, lambda: job_control.rescore(runtime, SOURCE, other))
+        keeping.keep(runtime, SOURCE)
+        taken["rescore_with_history"] = job_seconds(base, lambda: job_control.rescore(runtime, SOURCE))
+        keeping.stop(runtime, SOURCE, drop=True)
         threshold = 5.0 + number
-        taken["reflag"] = job_seconds(base, lambda: jobs.reflag(runtime, SOURCE, threshold))  # noqa: B023
+        taken["reflag"] = job_seconds(base, lambda: job_control.reflag(runtime, SOURCE, threshold))  # noqa: B023
         if number:  # the first round compiles and fills caches
             rounds.append(taken)
     figures: dict[str, float] = {}
@@ -76,11 +77,11 @@ def rescoring(base: Ground, other: int) -> Iterator[None]:
     def go_on() -> None:
         versions = [other, None]
         while not stop.is_set():
-            job = jobs.rescore(base.runtime, SOURCE, versions[0])
+            job = job_control.rescore(base.runtime, SOURCE, versions[0])
             tasks.ask_for_work(job.id)
-            while jobs.described(base.runtime, job.id)["status"] == "running" and not stop.wait(0.2):
+            while job_control.described(base.runtime, job.id)["status"] == "running" and not stop.wait(0.2):
                 pass
-            jobs.cancel(base.runtime, job.id)
+            job_control.cancel(base.runtime, job.id)
             versions.reverse()
 
     thread = threading.Thread(target=go_on)

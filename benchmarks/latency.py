@@ -12,8 +12,8 @@ import psycopg
 
 from benchmarks.ground import COLUMNS, FEATURES, Ground
 from benchmarks.throughput import fill_queue
-from worker import scoring
 from worker.processes import Supervisor, plans
+from worker.scoring import draining
 
 _POLL_SECONDS = 0.001
 
@@ -30,7 +30,7 @@ def measure(
     beside: what else the workers are given to do while it is measured.
     """
     fill_queue(ground)
-    scoring.drain(ground.runtime, "transactions")
+    draining.drain(ground.runtime, "transactions")
     supervisor = Supervisor(
         plans(score_threads=2, log_level="WARNING"),
         on_line=lambda name, line: None,

@@ -10,8 +10,8 @@ import json
 
 from benchmarks import throughput
 from benchmarks.ground import Ground, ground, median
-from worker import webhooks
 from worker.logs import configure_logs
+from worker.notices import webhook_control
 
 SOURCE = "transactions"
 
@@ -19,9 +19,9 @@ SOURCE = "transactions"
 def drain_seconds(base: Ground, *, on: bool) -> float:
     """From a full queue to an empty one; every flagged row has a notice where they are on."""
     if on:
-        webhooks.set_webhook(base.runtime, SOURCE, None)
+        webhook_control.set_webhook(base.runtime, SOURCE, None)
     else:
-        webhooks.remove(base.runtime, SOURCE)
+        webhook_control.remove(base.runtime, SOURCE)
     base.connection.execute("TRUNCATE outlier.notices CASCADE")
     seconds = throughput.drain_seconds(base, len(base.rows))
     found = base.connection.execute(

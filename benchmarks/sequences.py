@@ -14,8 +14,9 @@ from db.sources import attach, sources
 from db.sources.attach import AttachRequest
 from models_store import registry
 from models_store.registry import TrainingWindow
-from worker import maintenance, scoring
 from worker.logs import configure_logs
+from worker.scoring import draining
+from worker.upkeep import maintenance
 
 RECIPES = ("default", "iforest-lstm-32-16")
 
@@ -60,7 +61,7 @@ def drain_seconds(base: Ground, version: int) -> float:
     maintenance.sweep(base.runtime, "readings")
     base.connection.execute("VACUUM ANALYZE outlier.queue_readings")
     base.connection.execute("CHECKPOINT")
-    return seconds_of(lambda: scoring.drain(base.runtime, "readings"))
+    return seconds_of(lambda: draining.drain(base.runtime, "readings"))
 
 
 def late_seconds(base: Ground) -> float:
@@ -73,7 +74,7 @@ def late_seconds(base: Ground) -> float:
             " WHERE id = %s",
             (key, 1_000 * number),
         )
-        taken.append(seconds_of(lambda: scoring.drain(base.runtime, "readings")))
+        taken.append(seconds_of(lambda: draining.drain(base.runtime, "readings")))
     return median(taken)
 
 

@@ -14,8 +14,8 @@ from benchmarks.ground import FEATURES, Ground, ground, median
 from db.sources import sources
 from models_store import registry
 from models_store.registry import TrainingWindow
-from worker import versions
 from worker.logs import configure_logs
+from worker.versions import versions
 
 
 def second_version(base: Ground) -> int:

@@ -9,7 +9,8 @@ import numpy as np
 import psutil
 
 from benchmarks.ground import COLUMNS, COPY_HEADER, COPY_TRAILER, Ground, copy_in, median, seconds_of
-from worker import maintenance, scoring
+from worker.scoring import draining
+from worker.upkeep import maintenance
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,10 @@ def floor_seconds(ground: Ground, n_rows: int) -> float:
 def drain_seconds(ground: Ground, n_rows: int, *, n_threads: int = 1) -> float:
     """The product's own loop, from a full queue to an empty one."""
     fill_queue(ground)
-    results: list[scoring.DrainResult] = []
+    results: list[draining.DrainResult] = []
 
     def one() -> None:
-        results.append(scoring.drain(ground.runtime, "transactions"))
+        results.append(draining.drain(ground.runtime, "transactions"))
 
     def drain() -> None:
         threads = [threading.Thread(target=one) for _ in range(n_threads)]

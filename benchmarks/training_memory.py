@@ -29,7 +29,7 @@ FEATURES = tuple(f"f{i}" for i in range(10))
 
 def trained(settings: Settings) -> dict[str, Any]:
     """Train in this process; seconds, rows and its peak resident size in MB."""
-    from worker import training
+    from worker.training import training
 
     configure_logs("json", level=40)
     started = time.perf_counter()

@@ -12,8 +12,8 @@ import json
 
 from benchmarks.ground import FEATURES, Ground, copy_in, ground, median, seconds_of
 from db.sources import attach, sources
-from worker import scoring
 from worker.logs import configure_logs
+from worker.scoring import draining
 
 FILLFACTORS = (100, 90, 50)
 BATCHES_OF_A_TRICKLE, ROWS_OF_A_BATCH = 200, 50
@@ -73,7 +73,7 @@ def bulk(base: Ground, *, on: bool, fillfactor: int = 100) -> dict[str, float]:
     base.connection.execute("VACUUM ANALYZE transactions")
     base.connection.execute("CHECKPOINT")
     before = sizes(base)
-    seconds = seconds_of(lambda: scoring.drain(base.runtime, "transactions"))
+    seconds = seconds_of(lambda: draining.drain(base.runtime, "transactions"))
     check(base, on=on, n_rows=len(base.rows))
     after = sizes(base)
     return {
@@ -94,7 +94,7 @@ def trickle(base: Ground, *, fillfactor: int) -> dict[str, float]:
         rows = base.rows[number * ROWS_OF_A_BATCH : (number + 1) * ROWS_OF_A_BATCH].tolist()
         with base.connection.transaction(), base.connection.cursor() as cursor:
             cursor.executemany(f"INSERT INTO transactions ({names}) VALUES ({places})", rows)
-        scoring.drain(base.runtime, "transactions")
+        draining.drain(base.runtime, "transactions")
     check(base, on=True, n_rows=BATCHES_OF_A_TRICKLE * ROWS_OF_A_BATCH)
     table, indexes = sizes(base)
     return {

@@ -19,9 +19,9 @@ from detector import Detector, Recipe, expected_arrays, recipe_named
 from detector.recipes import FixedThreshold, Layer, Standardise
 from models_store import registry
 from models_store.registry import TrainingWindow
-from worker import scoring
 from worker.runtime import Runtime
-from worker.scoring import DrainResult
+from worker.scoring import draining
+from worker.scoring.draining import DrainResult
 
 Connection = psycopg.Connection[Any]
 
@@ -71,7 +71,7 @@ class Table:
         return {row["key"]: (row["reason"], row["column_name"]) for row in found}
 
     def drain(self) -> DrainResult:
-        return scoring.drain(self.runtime, self.source_name)
+        return draining.drain(self.runtime, self.source_name)
 
     def make_due(self) -> None:
         """Put off no more what was put off."""

@@ -9,22 +9,18 @@ from typing import Any
 
 import structlog
 
-from worker import (
-    delivering,
-    drift,
-    gate,
-    jobs,
-    maintenance,
-    schedules,
-    score_history,
-    scoring,
-    training,
-    verdicts,
-    versions,
-    webhooks,
-)
 from worker.app import app, ring
+from worker.drift import measuring
+from worker.history import keeping
+from worker.jobs import job_control
+from worker.notices import delivering, webhook_control
 from worker.runtime import runtime
+from worker.schedules import schedule_control
+from worker.scoring import draining
+from worker.training import gate, training
+from worker.upkeep import maintenance
+from worker.verdicts import judging
+from worker.versions import versions
 
 log = structlog.get_logger()
 
@@ -35,7 +31,7 @@ HELP_EXPIRES_SECONDS = 5
 @app.task(name="score.drain")
 def drain(source: str) -> dict[str, int]:
     """Score what is queued for a source, for at most PGOUTLIER_DRAIN_BUDGET_SECONDS."""
-    result = scoring.drain(runtime(), source, call_for_help=lambda: ask_for_drain(source))
+    result = draining.drain(runtime(), source, call_for_help=lambda: ask_for_drain(source))
     if result.more:
         ring(drain, source)
     if result.n_batches:
@@ -51,7 +47,7 @@ def ask_for_drain(source: str) -> None:
 @app.task(name="score.drain_all")
 def drain_all() -> list[str]:
     """Ring the bell for every source with work that is due."""
-    names = scoring.sources_with_work(runtime())
+    names = draining.sources_with_work(runtime())
     for name in names:
         ask_for_drain(name)
     return names
@@ -110,13 +106,15 @@ def train_due(older_than_seconds: float | None = None) -> list[str]:
 @app.task(name="drift.measure")
 def measure_drift(source: str) -> bool:
     """Measure a source's drift and store the report. Returns whether it has drifted."""
-    return bool(drift.measure(runtime(), source)["drifted"])
+    return bool(measuring.measure(runtime(), source)["drifted"])
 
 
 @app.task(name="drift.measure_all")
 def measure_drift_all() -> dict[str, bool]:
     """Measure every source; with PGOUTLIER_RETRAIN_ON_DRIFT also send models.train for those that drifted."""
-    return drift.measure_all(runtime(), train=lambda name, last_run: ring(train, name, after_run=last_run))
+    return measuring.measure_all(
+        runtime(), train=lambda name, last_run: ring(train, name, after_run=last_run)
+    )
 
 
 @app.task(name="models.set_promotion")
@@ -174,29 +172,29 @@ def label(
     """Say of rows that they are fraud or normal, or withdraw that. by: who says so, in place of the worker's role."""
     # A text would be taken apart, and its letters or digits for keys.
     given = [keys] if isinstance(keys, str) else [str(key) for key in keys]
-    done = verdicts.label(runtime(), source, given, verdict, note=note, by=by)
+    done = judging.label(runtime(), source, given, verdict, note=note, by=by)
     return {"n_given": done.n_given, "n_unchanged": done.n_unchanged}
 
 
 @app.task(name="jobs.backfill")
 def backfill(source: str) -> int:
     """Score the rows that have no score, also those from before attach. Returns the job's id."""
-    return _begun(jobs.backfill(runtime(), source))
+    return _begun(job_control.backfill(runtime(), source))
 
 
 @app.task(name="jobs.rescore")
 def rescore(source: str, version: int | None = None) -> int:
     """Score again what another version has scored, with this one or the champion. Returns the job's id."""
-    return _begun(jobs.rescore(runtime(), source, version))
+    return _begun(job_control.rescore(runtime(), source, version))
 
 
 @app.task(name="jobs.reflag")
 def reflag(source: str, threshold: float | None = None) -> int:
     """Flag stored scores by the champion's threshold, or by this one from now on. Returns the job's id."""
-    return _begun(jobs.reflag(runtime(), source, threshold))
+    return _begun(job_control.reflag(runtime(), source, threshold))
 
 
-def _begun(job: jobs.Started) -> int:
+def _begun(job: job_control.Started) -> int:
     ask_for_work(job.id)
     return job.id
 
@@ -204,33 +202,33 @@ def _begun(job: jobs.Started) -> int:
 @app.task(name="jobs.work")
 def work(job: int) -> bool:
     """Work ranges of a job, for at most PGOUTLIER_DRAIN_BUDGET_SECONDS; returns whether there is more to do."""
-    more = jobs.work(runtime(), job, call_for_help=lambda: ask_for_work(job))
+    more = job_control.work(runtime(), job, call_for_help=lambda: ask_for_work(job))
     if more:
         ask_for_work(job)
     return more
 
 
 def ask_for_work(job: int) -> None:
-    """Send jobs.work, for whoever is free."""
+    """Send job_control.work, for whoever is free."""
     ring(work, job, expires_seconds=HELP_EXPIRES_SECONDS)
 
 
 @app.task(name="jobs.work_all")
 def work_all() -> list[int]:
     """Ring the bell for every running job."""
-    return jobs.work_all(runtime(), ask_for_work)
+    return job_control.work_all(runtime(), ask_for_work)
 
 
 @app.task(name="jobs.cancel")
 def cancel_job(job: int) -> bool:
     """Stop a job after the ranges at hand; False if it is not running."""
-    return jobs.cancel(runtime(), job)
+    return job_control.cancel(runtime(), job)
 
 
 @app.task(name="jobs.resume")
 def resume_job(job: int) -> bool:
     """Let a cancelled or failed job go on where it stopped; False if it is running."""
-    resumed = jobs.resume(runtime(), job)
+    resumed = job_control.resume(runtime(), job)
     ask_for_work(job)
     return resumed
 
@@ -238,13 +236,13 @@ def resume_job(job: int) -> bool:
 @app.task(name="history.keep")
 def keep_history(source: str) -> bool:
     """Keep earlier scores from now on; False if that is so already."""
-    return score_history.keep(runtime(), source)
+    return keeping.keep(runtime(), source)
 
 
 @app.task(name="history.stop")
 def stop_history(source: str, drop: bool = False) -> bool:
     """Keep earlier scores no more, and with drop remove those that were kept; False if nothing was to do."""
-    return score_history.stop(runtime(), source, drop=drop)
+    return keeping.stop(runtime(), source, drop=drop)
 
 
 @app.task(name="webhook.deliver")
@@ -272,37 +270,39 @@ def set_webhook(
     source: str, url: str | None = None, per_minute: int | None = None, insecure_http: bool = False
 ) -> bool:
     """Turn notices on and have them sent to the URL, or only written without one; False if it is so already."""
-    return webhooks.set_webhook(runtime(), source, url, per_minute=per_minute, insecure_http=insecure_http)
+    return webhook_control.set_webhook(
+        runtime(), source, url, per_minute=per_minute, insecure_http=insecure_http
+    )
 
 
 @app.task(name="webhook.pause")
 def pause_webhook(source: str) -> bool:
     """Send nothing until it is resumed; False if it is paused already."""
-    return webhooks.set_enabled(runtime(), source, False)
+    return webhook_control.set_enabled(runtime(), source, False)
 
 
 @app.task(name="webhook.resume")
 def resume_webhook(source: str) -> bool:
     """Send again, and what waited; False if it is not paused."""
-    return webhooks.set_enabled(runtime(), source, True)
+    return webhook_control.set_enabled(runtime(), source, True)
 
 
 @app.task(name="webhook.test")
 def test_webhook(source: str) -> int:
     """Send a signed sample; returns the status of the answer."""
-    return int(webhooks.test(runtime(), source)["status"])
+    return int(webhook_control.test(runtime(), source)["status"])
 
 
 @app.task(name="webhook.retry")
 def retry_webhook(source: str) -> dict[str, int]:
     """Have all dead letters sent again, and what was put off now."""
-    return webhooks.retry(runtime(), source)
+    return webhook_control.retry(runtime(), source)
 
 
 @app.task(name="webhook.remove")
 def remove_webhook(source: str) -> bool:
     """Turn notices off; False if they are off already."""
-    return webhooks.remove(runtime(), source)
+    return webhook_control.remove(runtime(), source)
 
 
 @app.task(name="schedules.set")
@@ -317,32 +317,32 @@ def set_schedule(
     from_settings: bool = False,
 ) -> bool:
     """Make a schedule or change one; what is not said stays as it is. False if it is so already."""
-    wanted = schedules.Change(task, args, kwargs, every_seconds, crontab, time_zone, from_settings)
-    return schedules.change(runtime(), name, wanted)[1]
+    wanted = schedule_control.Change(task, args, kwargs, every_seconds, crontab, time_zone, from_settings)
+    return schedule_control.change(runtime(), name, wanted)[1]
 
 
 @app.task(name="schedules.pause")
 def pause_schedule(name: str) -> bool:
     """Send it no more until it is resumed; False if it is paused already."""
-    return schedules.set_enabled(runtime(), name, False)[1]
+    return schedule_control.set_enabled(runtime(), name, False)[1]
 
 
 @app.task(name="schedules.resume")
 def resume_schedule(name: str) -> bool:
     """Send it again, without what was missed; False if it is not paused."""
-    return schedules.set_enabled(runtime(), name, True)[1]
+    return schedule_control.set_enabled(runtime(), name, True)[1]
 
 
 @app.task(name="schedules.run_now")
 def run_schedule_now(name: str) -> None:
     """Send its task at once, paused or not; its next run stays when it was."""
-    schedules.run_now(runtime(), name)
+    schedule_control.run_now(runtime(), name)
 
 
 @app.task(name="schedules.delete")
 def delete_schedule(name: str) -> None:
     """Forget a schedule; its history stays. A built-in one can only be paused."""
-    schedules.delete(runtime(), name)
+    schedule_control.delete(runtime(), name)
 
 
 @app.task(name="maintenance.prune_all")

@@ -1,4 +1,4 @@
-"""Deliveries: notices put together to be sent, sent again, and given up. Who sends them is in worker.delivering.
+"""Deliveries: notices put together to be sent, sent again, and given up. worker.notices.delivering sends them.
 
 A delivery is written down with its notices before it is sent, so that it is the same whenever it is sent again.
 """

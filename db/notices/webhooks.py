@@ -128,7 +128,7 @@ def remove(connection: Connection, source_name: str) -> None:
 
 
 def note(connection: Connection, source_name: str, action: str, detail: str | None = None) -> None:
-    """Add to the history. detail: never more of the URL than worker.webhook_url.shown gives."""
+    """Add to the history. detail: never more of the URL than worker.notices.webhook_url.shown gives."""
     sources.record(connection, source_name, f"webhook_{action}", detail)
 
 

@@ -1,4 +1,7 @@
-"""The schedules of beat: found, changed, claimed when a tick is due. What a schedule means is in worker.schedules."""
+"""The schedules of beat: found, changed, claimed when a tick is due.
+
+What a schedule means is in worker.schedules.scheduling.
+"""
 
 from __future__ import annotations
 

@@ -170,7 +170,8 @@ END
         error=error,
         flag=flag,
         differs=_differs(),
-        # Data, integrity, RAISE: what a constraint or trigger of the user's says to one row, as in worker.failures.
+        # Data, integrity, RAISE: what a constraint or trigger of the user's says to one row, as in
+        # worker.scoring.failures.
         by_a_row=sql.SQL(
             "data_exception OR integrity_constraint_violation OR cardinality_violation OR plpgsql_error"
             " OR external_routine_exception OR external_routine_invocation_exception"

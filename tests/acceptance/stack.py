@@ -33,8 +33,8 @@ from detector import Detector, Recipe
 from detector.recipes import Layer, QuantileThreshold, Split
 from models_store import registry
 from models_store.registry import TrainingWindow
-from worker import versions
 from worker.runtime import Runtime, make_runtime
+from worker.versions import versions
 
 N_FEATURES = 6
 COLUMNS = tuple(f"f{i}" for i in range(N_FEATURES))

@@ -11,7 +11,8 @@ import numpy as np
 
 from detector import Detector
 from tests.acceptance.stack import COLUMNS, Servers, Stack, Started, Table, eventually
-from worker import maintenance, versions
+from worker.upkeep import maintenance
+from worker.versions import versions
 
 Detectors = tuple[Detector, Detector]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.acceptance.stack import Stack, Table, eventually
 from tests.receiver import KEY, SECRET, receiving
-from worker import webhooks
+from worker.notices import webhook_control
 
 
 def test_flagged_rows_are_sent_while_other_webhooks_hang(stack: Stack, table: Table) -> None:
@@ -13,7 +13,7 @@ def test_flagged_rows_are_sent_while_other_webhooks_hang(stack: Stack, table: Ta
     stack.until_ready()
     with receiving() as receiver:
         receiver.answers += [receiver.hold]
-        webhooks.set_webhook(stack.runtime, table.name, receiver.url, per_minute=6_000)
+        webhook_control.set_webhook(stack.runtime, table.name, receiver.url, per_minute=6_000)
         outliers = (
             f"INSERT INTO {table.name} (f0, f1, f2, f3, f4, f5) VALUES (1e4, -1e4, 1e4, 1e4, -1e4, 1e4)"
         )

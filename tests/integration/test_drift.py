@@ -16,8 +16,10 @@ from db.drift import drift_reports
 from db.errors import ModelError
 from db.status import overview
 from tests.support import Table, attach_table, plain_recipe
-from worker import drift, maintenance, training
+from worker.drift import measuring
 from worker.runtime import Runtime
+from worker.training import training
+from worker.upkeep import maintenance
 
 # The statements are plain joins; one training takes a second.
 pytestmark = pytest.mark.postgres18
@@ -61,7 +63,7 @@ def later(table: Table, **shift: str) -> dict[str, Any]:
     """Add the rows that drift is measured on, score and measure them."""
     add(table, N_TRAINING + 1, N_LATER, **shift)
     table.drain_all()
-    return drift.measure(table.runtime, table.source_name)
+    return measuring.measure(table.runtime, table.source_name)
 
 
 def test_rows_like_those_of_the_training_have_not_drifted(payments: Table) -> None:
@@ -103,7 +105,7 @@ def test_what_is_taken_from_the_clock_is_left_out(user: User, runtime: Runtime) 
     training.train(runtime, "logins")
     user.execute((row.format(step="interval '1 ms'") + "(2001, 22000) i").encode())
     table.drain_all()
-    report = drift.measure(runtime, "logins")
+    report = measuring.measure(runtime, "logins")
     assert [f["feature"] for f in report["features"]] == ["x"]
     assert not [reason for reason in report["reasons"] if "hour" in reason]
 
@@ -115,11 +117,11 @@ def test_flags_that_get_frequent_or_stop_are_found(payments: Table, flagged: str
     add(payments, N_TRAINING + 1, N_LATER)
     payments.drain_all()
     payments.user.execute("UPDATE outlier.scores_payments SET flagged = key % 100 = 0")
-    assert drift.measure(payments.runtime, "payments")["expected_flag_rate"] is None
+    assert measuring.measure(payments.runtime, "payments")["expected_flag_rate"] is None
     payments.user.execute(
         f"UPDATE outlier.scores_payments SET flagged = {flagged}".replace("%%", "%").encode()
     )
-    report = drift.measure(payments.runtime, "payments")
+    report = measuring.measure(payments.runtime, "payments")
     assert report["expected_flag_rate"] == pytest.approx(0.01)
     assert any("were at first" in reason for reason in report["reasons"]) == is_found
 
@@ -138,14 +140,14 @@ def test_a_source_that_cannot_be_measured_is_refused_in_one_sentence(
     few = payments.with_settings(drift_rows=500)
     add(few, N_TRAINING + 1, 400)
     with pytest.raises(ModelError, match="has scored 100 of the newest 500 rows"):
-        drift.measure(few.runtime, "payments")
+        measuring.measure(few.runtime, "payments")
     user.execute("CREATE TABLE other (id int PRIMARY KEY, a float8)")
     other = attach_table(user, runtime, relation="other", key="id", features="a")
     with pytest.raises(ModelError, match="no champion yet"):
-        drift.measure(runtime, "other")
+        measuring.measure(runtime, "other")
     other.promote()
     with pytest.raises(ModelError, match="kept nothing to measure drift against"):
-        drift.measure(runtime, "other")
+        measuring.measure(runtime, "other")
 
 
 def test_drift_trains_a_version_once_in_the_interval_if_that_is_wanted(payments: Table) -> None:
@@ -156,13 +158,13 @@ def test_drift_trains_a_version_once_in_the_interval_if_that_is_wanted(payments:
         assert [last_run] == payments.keys("SELECT max(id) FROM outlier.training_runs")
         asked.append(name)
 
-    assert drift.measure_all(payments.runtime, train=ask) == {"payments": True}
+    assert measuring.measure_all(payments.runtime, train=ask) == {"payments": True}
     assert asked == []
     wanted = payments.with_settings(retrain_on_drift=True)
-    drift.measure_all(wanted.runtime, train=ask)
+    measuring.measure_all(wanted.runtime, train=ask)
     assert asked == []  # it was trained a moment ago
     payments.user.execute("UPDATE outlier.training_runs SET started_at = now() - interval '2 days'")
-    drift.measure_all(wanted.runtime, train=ask)
+    measuring.measure_all(wanted.runtime, train=ask)
     assert asked == ["payments"]
 
 
@@ -179,7 +181,7 @@ def test_a_source_that_cannot_be_measured_does_not_keep_the_others_from_it(
     broken.drain_all()
     user.execute("ALTER TABLE broken RENAME COLUMN x TO was_x")
     with capture_logs() as logs:
-        assert drift.measure_all(payments.runtime, train=print) == {"payments": False}
+        assert measuring.measure_all(payments.runtime, train=print) == {"payments": False}
     assert [entry["source"] for entry in logs if entry["event"] == "maintenance_failed"] == ["broken"]
 
 
@@ -192,7 +194,7 @@ def test_a_report_is_logged_kept_shown_in_the_status_and_pruned(payments: Table)
         (kept,) = drift_reports.reports(connection, payments.source.id, limit=5)
     assert described["drift"]["reasons"] == report["reasons"] == kept["reasons"]
     for _ in range(3):
-        drift.measure(payments.runtime, "payments")
+        measuring.measure(payments.runtime, "payments")
     maintenance.prune_all(payments.with_settings(keep_drift_reports=2).runtime)
     assert payments.rows("SELECT count(*) FROM outlier.drift_reports") == [(2,)]
 

@@ -10,8 +10,9 @@ import psycopg
 import pytest
 
 from tests.support import Table, attach_table, make_table, until, waits
-from worker import maintenance, scoring
 from worker.runtime import Runtime
+from worker.scoring import draining
+from worker.upkeep import maintenance
 
 User = psycopg.Connection
 
@@ -36,7 +37,7 @@ def test_a_race_lost_for_ever_ends_with_the_time_of_the_drain(moody: Table) -> N
     moody.user.execute("INSERT INTO mood VALUES ('40001')")
     moody.user.execute("INSERT INTO t SELECT n, n FROM generate_series(1, 50) n")
     started = time.monotonic()
-    result = scoring.drain(moody.runtime, moody.source_name, budget_seconds=0.5)
+    result = draining.drain(moody.runtime, moody.source_name, budget_seconds=0.5)
     assert time.monotonic() - started < 5
     assert 1 <= result.n_failed_batches <= 20  # with pauses between
     moody.user.execute("DELETE FROM mood")

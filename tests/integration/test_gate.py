@@ -13,8 +13,10 @@ import pytest
 
 from db.errors import ModelError
 from tests.support import Table, attach_table, plain_recipe, until
-from worker import gate, training, verdicts, versions
 from worker.runtime import Runtime
+from worker.training import gate, training
+from worker.verdicts import judging
+from worker.versions import versions
 
 # The statements are plain; each test trains two or three times.
 pytestmark = pytest.mark.postgres18
@@ -49,7 +51,7 @@ def payments(user: User, runtime: Runtime) -> Table:
 
 def frauds(table: Table) -> None:
     keys = [str(key) for key in range(N_ROWS - N_FRAUD + 1, N_ROWS + 1)]
-    verdicts.label(table.runtime, "payments", keys, "fraud")
+    judging.label(table.runtime, "payments", keys, "fraud")
 
 
 def champion(table: Table) -> int:

@@ -36,9 +36,12 @@ from tests.support import (
     until,
     waits,
 )
-from worker import comparing, job_ranges, jobs, maintenance, versions, webhooks
-from worker.jobs import Started
+from worker.jobs import job_control, job_work
+from worker.jobs.job_control import Started
+from worker.notices import webhook_control
 from worker.runtime import Runtime
+from worker.upkeep import maintenance
+from worker.versions import comparing, versions
 
 # Nothing here differs between versions of PostgreSQL.
 pytestmark = pytest.mark.postgres18
@@ -59,7 +62,7 @@ def old_rows(user: User, runtime: Runtime) -> Table:
 
 def work(table: Table, job: Started) -> str:
     """Work a job as far as it goes now. Returns its status."""
-    jobs.work(table.runtime, job.id)
+    job_control.work(table.runtime, job.id)
     return status(table, job)
 
 
@@ -69,7 +72,7 @@ def status(table: Table, job: Started) -> str:
 
 
 def described(table: Table, job: Started) -> dict[str, Any]:
-    return jobs.described(table.runtime, job.id)
+    return job_control.described(table.runtime, job.id)
 
 
 def ranges(table: Table, job: Started) -> list[tuple[Any, ...]]:
@@ -96,7 +99,7 @@ def expected(table: Table, *, seed: int = 0) -> dict[Any, float]:
 
 def test_backfill_scores_rows_from_before_attach_in_ranges_of_keys(old_rows: Table) -> None:
     old_rows.promote()
-    job = jobs.backfill(old_rows.runtime, old_rows.source_name)
+    job = job_control.backfill(old_rows.runtime, old_rows.source_name)
     assert job.made
     assert [row[:3] for row in ranges(old_rows, job)] == [("1", "10", 10), ("11", "20", 10), ("21", "25", 5)]
     assert work(old_rows, job) == "succeeded"
@@ -110,32 +113,34 @@ def test_backfill_scores_rows_from_before_attach_in_ranges_of_keys(old_rows: Tab
 
 def test_a_second_backfill_finds_nothing_to_do(old_rows: Table) -> None:
     old_rows.promote()
-    work(old_rows, jobs.backfill(old_rows.runtime, old_rows.source_name))
+    work(old_rows, job_control.backfill(old_rows.runtime, old_rows.source_name))
     before = old_rows.rows("SELECT * FROM outlier.scores_{source} ORDER BY key")
-    again = jobs.backfill(old_rows.runtime, old_rows.source_name)
+    again = job_control.backfill(old_rows.runtime, old_rows.source_name)
     assert ranges(old_rows, again) == []
     assert work(old_rows, again) == "succeeded"
     assert old_rows.rows("SELECT * FROM outlier.scores_{source} ORDER BY key") == before
 
 
 def test_while_a_backfill_runs_another_one_is_the_same(old_rows: Table) -> None:
-    first, second = (jobs.backfill(old_rows.runtime, old_rows.source_name) for _ in range(2))
+    first, second = (job_control.backfill(old_rows.runtime, old_rows.source_name) for _ in range(2))
     assert (first.made, second.made, second.id) == (True, False, first.id)
 
 
 def test_two_backfills_started_at_once_are_one_job(old_rows: Table) -> None:
     with ThreadPoolExecutor(4) as pool:
-        started = list(pool.map(lambda _: jobs.backfill(old_rows.runtime, old_rows.source_name), range(4)))
+        started = list(
+            pool.map(lambda _: job_control.backfill(old_rows.runtime, old_rows.source_name), range(4))
+        )
     assert len({job.id for job in started}) == 1
     assert sum(job.made for job in started) == 1
 
 
 def test_without_a_champion_a_backfill_waits_and_says_so(old_rows: Table) -> None:
-    job = jobs.backfill(old_rows.runtime, old_rows.source_name)
+    job = job_control.backfill(old_rows.runtime, old_rows.source_name)
     assert work(old_rows, job) == "running"
     assert "no champion yet" in described(old_rows, job)["problem"]
     old_rows.promote()
-    jobs.work(old_rows.runtime, job.id, budget_seconds=1e-9)
+    job_control.work(old_rows.runtime, job.id, budget_seconds=1e-9)
     assert (status(old_rows, job), described(old_rows, job)["problem"]) == ("running", None)
     assert work(old_rows, job) == "succeeded"
 
@@ -144,12 +149,12 @@ def test_rows_that_cannot_be_scored_go_into_quarantine_and_hold_up_no_others(old
     old_rows.promote()
     old_rows.user.execute("ALTER TABLE transactions DISABLE TRIGGER USER")
     old_rows.user.execute("UPDATE transactions SET amount = NULL WHERE id = 13")
-    job = jobs.backfill(old_rows.runtime, old_rows.source_name)
+    job = job_control.backfill(old_rows.runtime, old_rows.source_name)
     assert work(old_rows, job) == "succeeded"
     assert old_rows.quarantined() == {"13": ("null", "amount")}
     assert len(old_rows.scored()) == 24
     assert described(old_rows, job)["n_quarantined"] == 1
-    assert work(old_rows, jobs.backfill(old_rows.runtime, old_rows.source_name)) == "succeeded"
+    assert work(old_rows, job_control.backfill(old_rows.runtime, old_rows.source_name)) == "succeeded"
     assert old_rows.quarantined() == {"13": ("null", "amount")}
 
 
@@ -161,7 +166,7 @@ def test_a_row_that_makes_its_whole_range_fail_is_found_by_the_queue(user: User,
     table = attach_table(user, runtime, relation="transactions", key="id", feature_view="features")
     table = table.with_settings(job_range_rows=10, max_attempts=1)
     table.promote()
-    job = jobs.backfill(table.runtime, table.source_name)
+    job = job_control.backfill(table.runtime, table.source_name)
     assert work(table, job) == "succeeded"
     table.drain_all()
     assert table.quarantined().keys() == {"7"}
@@ -171,7 +176,7 @@ def test_a_row_that_makes_its_whole_range_fail_is_found_by_the_queue(user: User,
 def test_after_a_backfill_the_sweep_finds_old_rows_that_were_missed(old_rows: Table) -> None:
     old_rows.promote()
     assert maintenance.sweep(old_rows.runtime, old_rows.source_name) == 0
-    work(old_rows, jobs.backfill(old_rows.runtime, old_rows.source_name))
+    work(old_rows, job_control.backfill(old_rows.runtime, old_rows.source_name))
     old_rows.user.execute("DELETE FROM outlier.scores_transactions WHERE key = 4")
     assert maintenance.sweep(old_rows.runtime, old_rows.source_name) == 1
 
@@ -194,12 +199,12 @@ def test_keys_of_every_type_are_done_once(
         user.execute("INSERT INTO odd VALUES (%s, 1)", (key,))
     table = attach_table(user, runtime, relation="odd", key="k", features="a").with_settings(job_range_rows=2)
     table.promote()
-    job = jobs.backfill(table.runtime, table.source_name)
+    job = job_control.backfill(table.runtime, table.source_name)
     assert work(table, job) == "succeeded"
     assert sorted(map(str, table.scored())) == sorted(map(str, keys))
     assert sum(row[3] for row in ranges(table, job)) == len(keys)
     second = register(table.runtime, table.source)
-    job = jobs.rescore(table.runtime, table.source_name, second)
+    job = job_control.rescore(table.runtime, table.source_name, second)
     assert work(table, job) == "succeeded"
     assert by_version(table) == {second: len(keys)}
     assert sum(row[3] for row in ranges(table, job)) == len(keys)
@@ -212,22 +217,22 @@ def test_keys_of_every_type_are_done_once(
 def scored(old_rows: Table) -> Table:
     """25 rows scored by version 1."""
     old_rows.promote()
-    work(old_rows, jobs.backfill(old_rows.runtime, old_rows.source_name))
+    work(old_rows, job_control.backfill(old_rows.runtime, old_rows.source_name))
     return old_rows
 
 
 def test_rescore_scores_by_the_version_what_others_have_scored(scored: Table) -> None:
     second = register(scored.runtime, scored.source, make_detector(FEATURES, seed=1))
-    assert work(scored, jobs.rescore(scored.runtime, scored.source_name, second)) == "succeeded"
+    assert work(scored, job_control.rescore(scored.runtime, scored.source_name, second)) == "succeeded"
     assert by_version(scored) == {second: 25}
     assert scored.errors() == pytest.approx(expected(scored, seed=1), rel=1e-6)
-    again = jobs.rescore(scored.runtime, scored.source_name, second)
+    again = job_control.rescore(scored.runtime, scored.source_name, second)
     assert described(scored, again)["n_rows"] == 0
 
 
 def test_rescore_without_a_version_means_the_champion(scored: Table) -> None:
     second = scored.promote(make_detector(FEATURES, seed=1))
-    assert jobs.rescore(scored.runtime, scored.source_name).version == second
+    assert job_control.rescore(scored.runtime, scored.source_name).version == second
 
 
 def test_a_score_of_a_later_change_outlasts_a_rescore_that_read_the_row_before_it(
@@ -235,7 +240,7 @@ def test_a_score_of_a_later_change_outlasts_a_rescore_that_read_the_row_before_i
 ) -> None:
     """The rescore has read the row and waits for its score, which live scoring writes meanwhile."""
     second = register(scored.runtime, scored.source, make_detector(FEATURES, seed=1))
-    job = jobs.rescore(scored.runtime, scored.source_name, second)
+    job = job_control.rescore(scored.runtime, scored.source_name, second)
     other = connect(autocommit=False)
     other.execute("SELECT FROM outlier.scores_transactions WHERE key = 3 FOR UPDATE")
     with ThreadPoolExecutor(1) as pool:
@@ -260,7 +265,7 @@ def test_a_change_that_commits_after_the_rescore_read_its_row_is_scored_after_it
     second = register(scored.runtime, scored.source, make_detector(FEATURES, seed=1))
     writer = connect(autocommit=False)
     writer.execute("UPDATE transactions SET amount = 1000 WHERE id = 3")
-    assert work(scored, jobs.rescore(scored.runtime, scored.source_name, second)) == "succeeded"
+    assert work(scored, job_control.rescore(scored.runtime, scored.source_name, second)) == "succeeded"
     writer.commit()
     scored.drain_all()
     assert scored.errors()[3] == pytest.approx(expected(scored)[3], rel=1e-6)
@@ -270,7 +275,7 @@ def test_what_the_champion_scores_again_the_challenger_scores_too(scored: Table)
     challenger = register(scored.runtime, scored.source, make_detector(FEATURES, seed=2))
     versions.challenge(scored.runtime, scored.source_name, challenger, reason="test")
     scored.promote(make_detector(FEATURES, seed=1))
-    assert work(scored, jobs.rescore(scored.runtime, scored.source_name)) == "succeeded"
+    assert work(scored, job_control.rescore(scored.runtime, scored.source_name)) == "succeeded"
     found = comparing.compare(scored.runtime, scored.source_name)
     assert (found["rows"], found["n_missing"], found["problem"]) == (25, 0, None)
     assert dict(
@@ -281,9 +286,9 @@ def test_what_the_champion_scores_again_the_challenger_scores_too(scored: Table)
 def test_new_rows_are_scored_before_the_next_range(scored: Table) -> None:
     """A job asks first what is queued: with a drain that fails on purpose no range is done."""
     second = register(scored.runtime, scored.source, make_detector(FEATURES, seed=1))
-    job = jobs.rescore(scored.runtime, scored.source_name, second)
+    job = job_control.rescore(scored.runtime, scored.source_name, second)
     scored.insert(100, 140)
-    jobs.work(scored.runtime, job.id, budget_seconds=1e-9)
+    job_control.work(scored.runtime, job.id, budget_seconds=1e-9)
     assert scored.queued() == []
     assert by_version(scored) == {1: 56, second: 10}
     assert described(scored, job)["n_ranges_finished"] == 1
@@ -292,37 +297,37 @@ def test_new_rows_are_scored_before_the_next_range(scored: Table) -> None:
 
 def test_a_job_by_another_version_has_to_wait_for_the_one_that_runs(scored: Table) -> None:
     second, third = (register(scored.runtime, scored.source) for _ in range(2))
-    job = jobs.rescore(scored.runtime, scored.source_name, second)
+    job = job_control.rescore(scored.runtime, scored.source_name, second)
     with pytest.raises(JobError, match=f"pgoutlier jobs cancel {job.id}"):
-        jobs.rescore(scored.runtime, scored.source_name, third)
+        job_control.rescore(scored.runtime, scored.source_name, third)
 
 
 def test_a_version_that_cannot_be_used_starts_no_job(scored: Table) -> None:
     with pytest.raises(ModelError, match="no model version 9"):
-        jobs.rescore(scored.runtime, scored.source_name, 9)
+        job_control.rescore(scored.runtime, scored.source_name, 9)
     with pytest.raises(SourceError, match="no source"):
-        jobs.rescore(scored.runtime, "nowhere")
+        job_control.rescore(scored.runtime, "nowhere")
     assert scored.rows("SELECT FROM outlier.jobs WHERE kind = 'rescore'") == []
 
 
 def test_a_job_whose_version_is_gone_fails_and_says_why_and_goes_on_when_resumed(scored: Table) -> None:
     second = register(scored.runtime, scored.source)
     scored = scored.with_settings(max_attempts=2, retry_base_seconds=0.001)
-    job = jobs.rescore(scored.runtime, scored.source_name, second)
+    job = job_control.rescore(scored.runtime, scored.source_name, second)
     scored.user.execute("UPDATE outlier.model_versions SET version = 99 WHERE version = %s", (second,))
     until(lambda: work(scored, job) == "failed")
     assert "has no model version 2 any more" in described(scored, job)["problem"]
     assert by_version(scored) == {1: 25}
     scored.user.execute("UPDATE outlier.model_versions SET version = %s WHERE version = 99", (second,))
-    assert jobs.resume(scored.runtime, job.id)
+    assert job_control.resume(scored.runtime, job.id)
     assert work(scored, job) == "succeeded"
     assert by_version(scored) == {second: 25}
 
 
 def test_a_version_that_a_job_scored_with_is_not_pruned(scored: Table) -> None:
     second, third, newest = (register(scored.runtime, scored.source) for _ in range(3))
-    job = jobs.rescore(scored.runtime, scored.source_name, second)
-    jobs.work(scored.runtime, job.id, budget_seconds=1e-9)
+    job = job_control.rescore(scored.runtime, scored.source_name, second)
+    job_control.work(scored.runtime, job.id, budget_seconds=1e-9)
     assert versions.prune(scored.runtime, scored.source_name, keep=1) == [third]
     assert work(scored, job) == "succeeded"
     assert versions.prune(scored.runtime, scored.source_name, keep=1) == []
@@ -334,12 +339,12 @@ def test_rows_of_a_sequence_source_are_scored_with_the_rows_before_them(user: Us
     user.execute(READINGS)
     insert_readings(user, *((i, f"m{i % 3}", (i * 37) % 100) for i in range(60)))
     table = attach_readings(user, runtime).with_settings(job_range_rows=7)
-    assert work(table, jobs.backfill(table.runtime, table.source_name)) == "succeeded"
+    assert work(table, job_control.backfill(table.runtime, table.source_name)) == "succeeded"
     assert table.queued() == []
     assert table.errors() == pytest.approx(offline(table), rel=1e-6)
     other = make_detector(("a", "b"), recipe=SEQUENCE, seed=3)
     second = register(table.runtime, table.source, other)
-    assert work(table, jobs.rescore(table.runtime, table.source_name, second)) == "succeeded"
+    assert work(table, job_control.rescore(table.runtime, table.source_name, second)) == "succeeded"
     assert table.queued() == []
     assert table.errors() == pytest.approx(offline(table, detector=other), rel=1e-6)
     insert(table, (100, "m1", 200))
@@ -363,7 +368,7 @@ def test_reflag_makes_the_threshold_that_of_a_new_champion_and_flags_as_the_dete
     scored: Table,
 ) -> None:
     errors, threshold = scored.errors(), middle(scored)
-    job = jobs.reflag(scored.runtime, scored.source_name, threshold)
+    job = job_control.reflag(scored.runtime, scored.source_name, threshold)
     assert work(scored, job) == "succeeded"
     assert flags(scored) == {key for key, error in errors.items() if exceeds([error], threshold=threshold)[0]}
     assert len(flags(scored)) == 12
@@ -387,7 +392,7 @@ def test_a_version_with_another_threshold_does_not_say_how_much_the_first_one_fl
     scored.user.execute(
         "UPDATE outlier.model_versions SET metrics = %s", (Jsonb({"loss": 0.5, "n_fit": 10, **about_it}),)
     )
-    work(scored, jobs.reflag(scored.runtime, scored.source_name, middle(scored)))
+    work(scored, job_control.reflag(scored.runtime, scored.source_name, middle(scored)))
     assert scored.rows("SELECT metrics FROM outlier.model_versions WHERE version = 2") == [
         ({"loss": 0.5, "n_fit": 10},)
     ]
@@ -395,10 +400,10 @@ def test_a_version_with_another_threshold_does_not_say_how_much_the_first_one_fl
 
 def test_the_same_threshold_again_makes_no_other_version(scored: Table) -> None:
     threshold = middle(scored)
-    work(scored, jobs.reflag(scored.runtime, scored.source_name, threshold))
-    work(scored, jobs.reflag(scored.runtime, scored.source_name, threshold))
-    work(scored, jobs.reflag(scored.runtime, scored.source_name, threshold / 2))
-    job = jobs.reflag(scored.runtime, scored.source_name, threshold)
+    work(scored, job_control.reflag(scored.runtime, scored.source_name, threshold))
+    work(scored, job_control.reflag(scored.runtime, scored.source_name, threshold))
+    work(scored, job_control.reflag(scored.runtime, scored.source_name, threshold / 2))
+    job = job_control.reflag(scored.runtime, scored.source_name, threshold)
     assert job.version == 2
     assert work(scored, job) == "succeeded"
     assert len(flags(scored)) == 12
@@ -406,9 +411,9 @@ def test_the_same_threshold_again_makes_no_other_version(scored: Table) -> None:
 
 
 def test_after_a_rollback_reflag_takes_the_flags_back(scored: Table) -> None:
-    work(scored, jobs.reflag(scored.runtime, scored.source_name, middle(scored)))
+    work(scored, job_control.reflag(scored.runtime, scored.source_name, middle(scored)))
     versions.rollback(scored.runtime, scored.source_name, reason="test")
-    assert work(scored, jobs.reflag(scored.runtime, scored.source_name)) == "succeeded"
+    assert work(scored, job_control.reflag(scored.runtime, scored.source_name)) == "succeeded"
     assert flags(scored) == set()
     assert by_version(scored) == {1: 25}
 
@@ -417,7 +422,7 @@ def test_reflag_leaves_alone_the_scores_of_versions_with_other_errors(scored: Ta
     second = scored.promote(make_detector(FEATURES, seed=1))
     scored.insert(100, 104)
     scored.drain()
-    assert work(scored, jobs.reflag(scored.runtime, scored.source_name, 1e-9)) == "succeeded"
+    assert work(scored, job_control.reflag(scored.runtime, scored.source_name, 1e-9)) == "succeeded"
     assert flags(scored) == set(range(100, 105))
     assert by_version(scored) == {1: 25, second + 1: 5}
 
@@ -425,30 +430,30 @@ def test_reflag_leaves_alone_the_scores_of_versions_with_other_errors(scored: Ta
 @pytest.mark.parametrize("threshold", [-1.0, 1e13, float("nan"), float("inf")])
 def test_what_cannot_be_a_threshold_changes_nothing(scored: Table, threshold: float) -> None:
     with pytest.raises(ModelError, match="cannot be a threshold"):
-        jobs.reflag(scored.runtime, scored.source_name, threshold)
+        job_control.reflag(scored.runtime, scored.source_name, threshold)
     assert scored.keys("SELECT version FROM outlier.model_versions") == [1]
 
 
-@pytest.mark.parametrize("start", [jobs.rescore, jobs.reflag])
+@pytest.mark.parametrize("start", [job_control.rescore, job_control.reflag])
 def test_when_another_version_becomes_the_champion_the_job_of_the_old_one_ends(
     scored: Table, start: Callable[[Runtime, str], Started]
 ) -> None:
     """Else it would go on over the scores of the new one."""
-    work(scored, jobs.reflag(scored.runtime, scored.source_name, middle(scored)))
+    work(scored, job_control.reflag(scored.runtime, scored.source_name, middle(scored)))
     versions.promote(scored.runtime, scored.source_name, 1, reason="test")
     job = start(scored.runtime, scored.source_name)
-    jobs.work(scored.runtime, job.id, budget_seconds=1e-9)
+    job_control.work(scored.runtime, job.id, budget_seconds=1e-9)
     versions.promote(scored.runtime, scored.source_name, 2, reason="test")
     assert work(scored, job) == "failed"
     assert by_version(scored) == {1: 10, 2: 15}
     assert "version 2 is the champion by now" in described(scored, job)["problem"]
     with pytest.raises(JobError, match="another one by now; start again: pgoutlier re"):
-        jobs.resume(scored.runtime, job.id)
+        job_control.resume(scored.runtime, job.id)
 
 
 def test_nobody_is_told_of_rows_that_a_job_flags(scored: Table) -> None:
-    webhooks.set_webhook(scored.runtime, scored.source_name, None)
-    assert work(scored, jobs.reflag(scored.runtime, scored.source_name, 1e-9)) == "succeeded"
+    webhook_control.set_webhook(scored.runtime, scored.source_name, None)
+    assert work(scored, job_control.reflag(scored.runtime, scored.source_name, 1e-9)) == "succeeded"
     assert len(flags(scored)) == 25
     assert scored.rows("SELECT FROM outlier.notices") == []
     scored.insert(26)
@@ -456,11 +461,11 @@ def test_nobody_is_told_of_rows_that_a_job_flags(scored: Table) -> None:
     assert scored.keys("SELECT key FROM outlier.notices") == ["26"]
 
 
-@pytest.mark.parametrize("start", [jobs.backfill, jobs.rescore])
+@pytest.mark.parametrize("start", [job_control.backfill, job_control.rescore])
 def test_of_a_row_that_changes_meanwhile_somebody_is_told_though_a_job_comes_upon_it_first(
     scored: Table, start: Callable[[Runtime, str], Started]
 ) -> None:
-    webhooks.set_webhook(scored.runtime, scored.source_name, None)
+    webhook_control.set_webhook(scored.runtime, scored.source_name, None)
     scored.promote(make_detector(FEATURES, threshold=100))
     scored.user.execute("DELETE FROM transactions WHERE id = 3")
     scored.user.execute("DELETE FROM outlier.scores_transactions WHERE key IN (1, 3, 6)")
@@ -469,7 +474,7 @@ def test_of_a_row_that_changes_meanwhile_somebody_is_told_though_a_job_comes_upo
     scored.user.execute("UPDATE transactions SET amount = 1000 WHERE id = 4")
     with scored.runtime.engine.begin() as connection:
         found = job_sql.find(connection, job.id)
-    assert job_ranges.work_one(scored.runtime, found)
+    assert job_work.work_one(scored.runtime, found)
     scored.drain_all()
     assert flags(scored) == {3, 4}
     assert scored.keys("SELECT key FROM outlier.notices ORDER BY 1") == ["3", "4"]
@@ -480,14 +485,14 @@ def test_of_a_row_that_changes_meanwhile_somebody_is_told_though_a_job_comes_upo
 
 def test_a_cancelled_job_stops_and_goes_on_where_it_stopped(scored: Table) -> None:
     second = register(scored.runtime, scored.source)
-    job = jobs.rescore(scored.runtime, scored.source_name, second)
-    jobs.work(scored.runtime, job.id, budget_seconds=1e-9)
-    assert jobs.cancel(scored.runtime, job.id)
-    assert not jobs.cancel(scored.runtime, job.id)
+    job = job_control.rescore(scored.runtime, scored.source_name, second)
+    job_control.work(scored.runtime, job.id, budget_seconds=1e-9)
+    assert job_control.cancel(scored.runtime, job.id)
+    assert not job_control.cancel(scored.runtime, job.id)
     assert work(scored, job) == "cancelled"
     assert by_version(scored) == {1: 15, second: 10}
-    assert jobs.resume(scored.runtime, job.id)
-    assert not jobs.resume(scored.runtime, job.id)
+    assert job_control.resume(scored.runtime, job.id)
+    assert not job_control.resume(scored.runtime, job.id)
     assert work(scored, job) == "succeeded"
     assert by_version(scored) == {second: 25}
     assert scored.keys("SELECT action FROM outlier.job_events WHERE job_id = %s ORDER BY id", job.id) == [
@@ -496,49 +501,49 @@ def test_a_cancelled_job_stops_and_goes_on_where_it_stopped(scored: Table) -> No
         "resume",
     ]
     with pytest.raises(JobError, match="has succeeded"):
-        jobs.resume(scored.runtime, job.id)
+        job_control.resume(scored.runtime, job.id)
 
 
 def test_a_job_is_not_resumed_beside_another_one_of_its_kind(scored: Table) -> None:
     second, third = (register(scored.runtime, scored.source) for _ in range(2))
-    first = jobs.rescore(scored.runtime, scored.source_name, second)
-    jobs.cancel(scored.runtime, first.id)
-    other = jobs.rescore(scored.runtime, scored.source_name, third)
+    first = job_control.rescore(scored.runtime, scored.source_name, second)
+    job_control.cancel(scored.runtime, first.id)
+    other = job_control.rescore(scored.runtime, scored.source_name, third)
     with pytest.raises(JobError, match=f"Job {other.id} is at work"):
-        jobs.resume(scored.runtime, first.id)
+        job_control.resume(scored.runtime, first.id)
 
 
 def test_several_workers_share_the_ranges_and_do_each_once(scored: Table) -> None:
     small = scored.with_settings(job_range_rows=1)
     small = replace(small, runtime=replace(small.runtime, job_places=threading.Semaphore(4)))
     second = register(small.runtime, small.source)
-    job = jobs.rescore(small.runtime, small.source_name, second)
+    job = job_control.rescore(small.runtime, small.source_name, second)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: jobs.work(small.runtime, job.id), range(4)))
+        list(pool.map(lambda _: job_control.work(small.runtime, job.id), range(4)))
     assert status(small, job) == "succeeded"
     assert by_version(small) == {second: 25}
     assert [row[3] for row in ranges(small, job)] == [1] * 25
 
 
 def test_no_more_ranges_at_a_time_than_the_process_has_places_for(scored: Table) -> None:
-    job = jobs.rescore(scored.runtime, scored.source_name, register(scored.runtime, scored.source))
+    job = job_control.rescore(scored.runtime, scored.source_name, register(scored.runtime, scored.source))
     with scored.runtime.job_places:
         assert work(scored, job) == "running"
         assert by_version(scored) == {1: 25}
 
 
 def test_a_job_of_a_source_that_is_detached_goes_with_it(scored: Table) -> None:
-    job = jobs.rescore(scored.runtime, scored.source_name, register(scored.runtime, scored.source))
+    job = job_control.rescore(scored.runtime, scored.source_name, register(scored.runtime, scored.source))
     detach_table(scored)
     with pytest.raises(JobError, match=f"no job {job.id}"):
-        jobs.work(scored.runtime, job.id)
+        job_control.work(scored.runtime, job.id)
     assert scored.keys("SELECT action FROM outlier.source_events ORDER BY id") == ["attach", "detach"]
 
 
 def test_prune_forgets_jobs_that_ended_but_the_newest(scored: Table) -> None:
     for _ in range(3):
-        work(scored, jobs.backfill(scored.runtime, scored.source_name))
-    running = jobs.rescore(scored.runtime, scored.source_name, register(scored.runtime, scored.source))
+        work(scored, job_control.backfill(scored.runtime, scored.source_name))
+    running = job_control.rescore(scored.runtime, scored.source_name, register(scored.runtime, scored.source))
     ended = scored.keys("SELECT id FROM outlier.jobs WHERE status = 'succeeded' ORDER BY id")
     maintenance.prune_all(scored.with_settings(keep_jobs=2).runtime)
     assert scored.keys("SELECT id FROM outlier.jobs ORDER BY id") == [ended[-1], running.id]
@@ -549,7 +554,7 @@ def test_prune_forgets_jobs_that_ended_but_the_newest(scored: Table) -> None:
 def test_a_detach_waits_for_a_range_without_keeping_it_from_its_tables(
     scored: Table, connect: Connect
 ) -> None:
-    job = jobs.rescore(scored.runtime, scored.source_name, register(scored.runtime, scored.source))
+    job = job_control.rescore(scored.runtime, scored.source_name, register(scored.runtime, scored.source))
     worker = connect(autocommit=False)
     worker.execute("SELECT FROM outlier.job_ranges WHERE job_id = %s AND number = 1 FOR UPDATE", (job.id,))
     with ThreadPoolExecutor(1) as pool:

@@ -14,7 +14,8 @@ from db.ddl import installation
 from db.notices import notices
 from tests.conftest import Connect
 from tests.support import FEATURES, Table, detach_table, make_detector
-from worker import maintenance, webhooks
+from worker.notices import webhook_control
+from worker.upkeep import maintenance
 
 # On the oldest one, test_sql_cookbook has notices written.
 pytestmark = pytest.mark.postgres18
@@ -26,7 +27,7 @@ OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 def told(transactions: Table) -> Table:
     """Notices are on, and nothing is sent. Rows with an amount of a million or more are flagged."""
     transactions.promote(make_detector(FEATURES, threshold=1e9))
-    webhooks.set_webhook(transactions.runtime, "transactions", None)
+    webhook_control.set_webhook(transactions.runtime, "transactions", None)
     return transactions
 
 
@@ -119,10 +120,10 @@ def test_one_notification_a_statement_says_which_after_the_commit(told: Table, c
 def test_where_they_are_off_there_is_no_trigger(transactions: Table) -> None:
     hooked = "SELECT tgname FROM pg_trigger WHERE tgrelid = 'outlier.scores_transactions'::regclass"
     assert transactions.keys(hooked) == []
-    webhooks.set_webhook(transactions.runtime, "transactions", None)
+    webhook_control.set_webhook(transactions.runtime, "transactions", None)
     assert len(transactions.keys(hooked)) == 2
-    assert webhooks.remove(transactions.runtime, "transactions")
-    assert not webhooks.remove(transactions.runtime, "transactions")
+    assert webhook_control.remove(transactions.runtime, "transactions")
+    assert not webhook_control.remove(transactions.runtime, "transactions")
     assert transactions.keys(hooked) == []
     write_by_hand(transactions, 1, True)
     assert keys(transactions) == []

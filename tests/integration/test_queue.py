@@ -23,9 +23,9 @@ from db.sql.identifiers import CHANNEL
 from models_store import registry
 from tests.conftest import Connect
 from tests.support import Table, attach_table, make_detector, make_table, until, waits
-from worker import maintenance
-from worker.batches import score_claimed
 from worker.runtime import Runtime
+from worker.scoring.batches import score_claimed
+from worker.upkeep import maintenance
 
 User = psycopg.Connection[Any]
 

@@ -24,8 +24,8 @@ from models_store import artifact, registry
 from models_store.artifact import ArtifactRefused
 from models_store.registry import DetectorCache
 from tests.support import FEATURES, Table, attach_table, make_champion, make_detector, plain_recipe, register
-from worker import versions
 from worker.runtime import Runtime
+from worker.versions import versions
 
 # What is refused, and why, is no matter of the server.
 pytestmark = pytest.mark.postgres18

@@ -19,10 +19,13 @@ from db.training import training_rows
 from db.versions import version_rows
 from detector.drift import Reference
 from tests.support import Table, attach_table, plain_recipe, quote
-from worker import drift, jobs, maintenance, training
 from worker.cli.report import ReportError, write_page
+from worker.drift import measuring
+from worker.jobs import job_control
 from worker.report import of_source
 from worker.runtime import Runtime
+from worker.training import training
+from worker.upkeep import maintenance
 
 # Drawing takes a second each time, and the SQL is such that one PostgreSQL is like another.
 pytestmark = pytest.mark.postgres18
@@ -130,7 +133,7 @@ def test_the_live_page_shows_the_drift_that_was_measured_last(shop: Table) -> No
     score(shop)
     _, before = of_source.live_page(shop.runtime, "shop")
     assert "From the training rows to these." in before
-    measured = drift.measure(shop.runtime, "shop")
+    measured = measuring.measure(shop.runtime, "shop")
     assert measured["features"][0]["feature"] == "amount"
     [moment] = shop.keys(
         "SELECT to_char(measured_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI') FROM outlier.drift_reports"
@@ -159,7 +162,7 @@ def test_what_is_not_there_is_said_in_a_sentence(shop: Table) -> None:
         of_source.live_page(shop.runtime, "shop")
     with pytest.raises(ModelError, match="No report was kept with version 1 of shop"):
         of_source.kept_page(shop.runtime, "shop", 1)
-    jobs.reflag(shop.runtime, "shop", 7.5)
+    job_control.reflag(shop.runtime, "shop", 7.5)
     with pytest.raises(ModelError, match=r"is version 1 with another threshold, .* report shop --version 1$"):
         of_source.kept_page(shop.runtime, "shop", 2)
     with pytest.raises(ModelError, match="shop has no model version 7; see: pgoutlier models list shop"):

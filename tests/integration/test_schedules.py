@@ -24,13 +24,14 @@ from db.sql.statements import run
 from db.status import overview
 from tests.conftest import Connect
 from tests.support import Table
-from worker import schedules, scheduling, training
 from worker.app import app
 from worker.cli import app as command_line
 from worker.cli import context
 from worker.runtime import Runtime
-from worker.schedules import Change
-from worker.scheduling import Call
+from worker.schedules import schedule_control, scheduling
+from worker.schedules.schedule_control import Change
+from worker.schedules.scheduling import Call
+from worker.training import training
 
 # The statements are plain; the tables are made by migrations, which run on each server.
 pytestmark = pytest.mark.postgres18
@@ -211,7 +212,7 @@ def test_a_paused_schedule_is_not_sent_and_makes_up_nothing_when_it_is_resumed(b
     beats.sql("UPDATE outlier.schedules SET enabled = false")
     beats.make_due("mine", "3 days")
     beats.tick()
-    entry, changed = schedules.set_enabled(beats.runtime, "mine", True)
+    entry, changed = schedule_control.set_enabled(beats.runtime, "mine", True)
     beats.tick()
     assert changed
     assert beats.sent("mine") == []
@@ -248,16 +249,16 @@ def test_bad_rows_say_why_and_do_not_stop_the_others(beats: Beats) -> None:
     beats.make_due("good")
     beats.tick()
     assert len(beats.sent("good")) == 1
-    shown = {entry["name"]: entry["problem"] for entry in schedules.listing(beats.runtime)}
+    shown = {entry["name"]: entry["problem"] for entry in schedule_control.listing(beats.runtime)}
     for number, (_, says) in enumerate(BAD):
         name = f"bad{number}"
         assert says in beats.row(name)["problem"]
         assert says in shown.pop(name)
         assert beats.row(name)["next_run_at"] is None
         with pytest.raises(ScheduleError, match=f"{name} cannot run: "):
-            schedules.run_now(beats.runtime, name)
+            schedule_control.run_now(beats.runtime, name)
         assert beats.sent(name) == []
-        assert schedules.history(beats.runtime, name, limit=1)[0]["action"] == "created"
+        assert schedule_control.history(beats.runtime, name, limit=1)[0]["action"] == "created"
     assert set(shown.values()) == {None}
 
 
@@ -318,15 +319,15 @@ def test_built_in_schedules_keep_to_the_settings_until_somebody_edits_them(
     seed(drain=5.0, sweep=300.0)
     seed(drain=1.0, sweep=300.0)
     assert beats.row("drain")["every_seconds"] == 1
-    schedules.change(beats.runtime, "drain", Change(every_seconds=20))
-    schedules.change(beats.runtime, "sweep", Change(crontab="*/5 * * * *"))
+    schedule_control.change(beats.runtime, "drain", Change(every_seconds=20))
+    schedule_control.change(beats.runtime, "sweep", Change(crontab="*/5 * * * *"))
     seed(drain=2.0, sweep=60.0)
     assert (beats.row("drain")["every_seconds"], beats.row("drain")["settings_seconds"]) == (20, 2)
     assert (beats.row("sweep")["every_seconds"], beats.row("sweep")["crontab"]) == (None, "*/5 * * * *")
-    entry, _ = schedules.change(beats.runtime, "drain", Change(from_settings=True))
+    entry, _ = schedule_control.change(beats.runtime, "drain", Change(from_settings=True))
     assert entry["every_seconds"] == 2
     with pytest.raises(ScheduleError, match="pgoutlier schedule pause drain"):
-        schedules.delete(beats.runtime, "drain")
+        schedule_control.delete(beats.runtime, "drain")
 
 
 def test_seeding_again_keeps_the_next_run_and_writes_nothing(beats: Beats) -> None:
@@ -371,10 +372,10 @@ def test_every_change_is_kept_with_who_and_what_and_cannot_be_forged(
         "UPDATE outlier.schedules SET every_seconds = 90, changed_by = 'else' WHERE name = 'mine'"
     )
     operator.execute("UPDATE outlier.schedules SET changed_by = 'else' WHERE name = 'mine'")
-    schedules.set_enabled(beats.runtime, "mine", False)
-    schedules.set_enabled(beats.runtime, "mine", False)
-    schedules.set_enabled(beats.runtime, "mine", True)
-    schedules.run_now(beats.runtime, "mine")
+    schedule_control.set_enabled(beats.runtime, "mine", False)
+    schedule_control.set_enabled(beats.runtime, "mine", False)
+    schedule_control.set_enabled(beats.runtime, "mine", True)
+    schedule_control.run_now(beats.runtime, "mine")
     beats.make_due("mine")
     beats.tick()
     operator.execute("DELETE FROM outlier.schedules WHERE name = 'mine'")
@@ -390,7 +391,7 @@ def test_every_change_is_kept_with_who_and_what_and_cannot_be_forged(
     for statement in ("DELETE FROM outlier.schedule_events", "UPDATE outlier.beats SET ticked_at = now()"):
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             operator.execute(statement.encode())
-    changed = schedules.history(beats.runtime, "mine", limit=5)[-1]
+    changed = schedule_control.history(beats.runtime, "mine", limit=5)[-1]
     assert (changed["before"]["every_seconds"], changed["after"]["every_seconds"]) == (60, 90)
 
 
@@ -408,11 +409,11 @@ def test_an_operator_and_a_worker_may_do_what_they_have_to(
     engine = make_engine(url)
     own = replace(runtime, engine=engine)
     try:
-        schedules.change(own, "mine", Change(task="score.sweep_all", every_seconds=60))
-        schedules.set_enabled(own, "mine", False)
-        schedules.run_now(own, "mine")
-        assert {entry["name"] for entry in schedules.listing(own)} == {*built_in(), "mine"}
-        schedules.delete(own, "mine")
+        schedule_control.change(own, "mine", Change(task="score.sweep_all", every_seconds=60))
+        schedule_control.set_enabled(own, "mine", False)
+        schedule_control.run_now(own, "mine")
+        assert {entry["name"] for entry in schedule_control.listing(own)} == {*built_in(), "mine"}
+        schedule_control.delete(own, "mine")
         with runtime.engine.begin() as connection:
             for statement in overview.grants(connection, role, analyst=False):
                 run(connection, statement)
@@ -430,7 +431,7 @@ def test_an_operator_and_a_worker_may_do_what_they_have_to(
 def test_run_now_sends_at_once_also_what_is_paused_and_leaves_the_next_run(beats: Beats) -> None:
     beats.make("mine", enabled=False, next_run_at="2100-01-01")
     before = beats.row("mine")
-    entry = schedules.run_now(beats.runtime, "mine")
+    entry = schedule_control.run_now(beats.runtime, "mine")
     assert len(beats.sent("mine")) == 1
     assert entry["last_run_at"] is not None
     assert entry["last_run_by"] == beats.user.info.user
@@ -444,7 +445,7 @@ def test_a_run_now_that_reaches_no_broker_is_not_noted(beats: Beats) -> None:
     beats.make("mine")
     before = beats.row("mine")
     with pytest.raises(BrokerUnavailable):
-        schedules.run_now(beats.runtime, "mine", send=nobody_there)
+        schedule_control.run_now(beats.runtime, "mine", send=nobody_there)
     assert beats.row("mine") == before
     assert [action for action, _ in beats.events("mine")] == ["created"]
 
@@ -454,17 +455,17 @@ def test_a_source_with_a_schedule_of_its_own_is_left_to_it(beats: Beats, transac
     assert list(training.sources_due(beats.runtime)) == ["transactions"]
     name = transactions.source_name
     wanted = Change(task="models.train", args=[name], crontab="0 3 * * *", time_zone="Europe/Berlin")
-    entry, changed = schedules.change(beats.runtime, "nightly", wanted)
+    entry, changed = schedule_control.change(beats.runtime, "nightly", wanted)
     assert changed
     assert entry["next_run_at"].astimezone(UTC).hour in {1, 2}
-    assert schedules.change(beats.runtime, "nightly", wanted)[1] is False
+    assert schedule_control.change(beats.runtime, "nightly", wanted)[1] is False
     assert training.sources_due(beats.runtime) == {}
-    schedules.set_enabled(beats.runtime, "nightly", False)
+    schedule_control.set_enabled(beats.runtime, "nightly", False)
     assert list(training.sources_due(beats.runtime)) == ["transactions"]
 
 
 def test_nothing_is_written_of_a_change_that_cannot_be_kept(beats: Beats) -> None:
-    schedules.listing(beats.runtime)
+    schedule_control.listing(beats.runtime)
     before = [beats.row(name) for name in built_in()]
     refused = [
         ("new", Change(task="nope", every_seconds=5)),
@@ -481,8 +482,8 @@ def test_nothing_is_written_of_a_change_that_cannot_be_kept(beats: Beats) -> Non
     ]
     for name, wanted in refused:
         with pytest.raises((ScheduleError, SourceError)):
-            schedules.change(beats.runtime, name, wanted)
-    assert {entry["name"] for entry in schedules.listing(beats.runtime)} == built_in()
+            schedule_control.change(beats.runtime, name, wanted)
+    assert {entry["name"] for entry in schedule_control.listing(beats.runtime)} == built_in()
     assert [beats.row(name) for name in built_in()] == before
 
 
@@ -541,10 +542,10 @@ def test_the_last_tick_is_stored_and_old_beats_are_forgotten(beats: Beats) -> No
     with beats.runtime.engine.begin() as connection:
         store.tick(connection, "a:1")
         store.tick(connection, "a:2")
-        assert set(schedules.beats_alive(connection)) == {"a:1", "a:2"}
+        assert set(schedule_control.beats_alive(connection)) == {"a:1", "a:2"}
     beats.sql("UPDATE outlier.beats SET ticked_at = now() - interval '2 days' WHERE name = 'a:1'")
     with beats.runtime.engine.begin() as connection:
-        assert schedules.beats_alive(connection) == ["a:2"]
+        assert schedule_control.beats_alive(connection) == ["a:2"]
         store.forget_old_beats(connection)
     beats.sql("UPDATE outlier.beats SET ticked_at = now() - interval '2 days'")
     with beats.runtime.engine.begin() as connection:

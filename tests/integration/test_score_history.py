@@ -10,8 +10,10 @@ import pytest
 from db.errors import SourceError
 from tests.conftest import Connect
 from tests.support import FEATURES, Table, attach_table, detach_table, make_detector, register
-from worker import jobs, maintenance, score_history
+from worker.history import keeping
+from worker.jobs import job_control
 from worker.runtime import Runtime
+from worker.upkeep import maintenance
 
 # Nothing here differs between versions of PostgreSQL.
 pytestmark = pytest.mark.postgres18
@@ -36,13 +38,13 @@ def kept(table: Table) -> list[tuple[Any, ...]]:
 
 def rescore(table: Table, seed: int) -> int:
     version = register(table.runtime, table.source, make_detector(FEATURES, seed=seed))
-    jobs.work(table.runtime, jobs.rescore(table.runtime, table.source_name, version).id)
+    job_control.work(table.runtime, job_control.rescore(table.runtime, table.source_name, version).id)
     return version
 
 
 def test_a_rescore_keeps_the_score_of_the_version_before(scored: Table) -> None:
-    assert score_history.keep(scored.runtime, scored.source_name)
-    assert not score_history.keep(scored.runtime, scored.source_name)
+    assert keeping.keep(scored.runtime, scored.source_name)
+    assert not keeping.keep(scored.runtime, scored.source_name)
     first = scored.errors()
     second = rescore(scored, 1)
     between = scored.errors()
@@ -50,13 +52,13 @@ def test_a_rescore_keeps_the_score_of_the_version_before(scored: Table) -> None:
     assert kept(scored) == [(key, 1, first[key]) for key in range(1, 6)] + [
         (key, second, between[key]) for key in range(1, 6)
     ]
-    shown = score_history.of_row(scored.runtime, scored.source_name, "3")
+    shown = keeping.of_row(scored.runtime, scored.source_name, "3")
     assert [row["model_version"] for row in shown] == [3, 2, 1]
     assert [row["replaced_at"] is None for row in shown] == [True, False, False]
 
 
 def test_a_score_that_the_same_version_replaces_is_not_kept(scored: Table) -> None:
-    score_history.keep(scored.runtime, scored.source_name)
+    keeping.keep(scored.runtime, scored.source_name)
     scored.user.execute("UPDATE transactions SET amount = 99 WHERE id = 2")
     scored.drain()
     assert kept(scored) == []
@@ -67,23 +69,23 @@ def test_a_score_that_the_same_version_replaces_is_not_kept(scored: Table) -> No
 
 
 def test_flags_that_another_threshold_takes_back_stay_in_the_history(scored: Table) -> None:
-    score_history.keep(scored.runtime, scored.source_name)
-    job = jobs.reflag(scored.runtime, scored.source_name, 1e-9)
-    jobs.work(scored.runtime, job.id)
+    keeping.keep(scored.runtime, scored.source_name)
+    job = job_control.reflag(scored.runtime, scored.source_name, 1e-9)
+    job_control.work(scored.runtime, job.id)
     assert scored.keys("SELECT DISTINCT flagged FROM outlier.score_history_{source}") == [False]
     assert scored.keys("SELECT DISTINCT flagged FROM outlier.scores_{source}") == [True]
 
 
 def test_stopped_it_keeps_no_more_and_the_table_stays_until_it_is_dropped(scored: Table) -> None:
-    score_history.keep(scored.runtime, scored.source_name)
+    keeping.keep(scored.runtime, scored.source_name)
     rescore(scored, 1)
-    assert score_history.stop(scored.runtime, scored.source_name)
-    assert not score_history.stop(scored.runtime, scored.source_name)
+    assert keeping.stop(scored.runtime, scored.source_name)
+    assert not keeping.stop(scored.runtime, scored.source_name)
     rescore(scored, 2)
     assert len(kept(scored)) == 5
-    assert score_history.stop(scored.runtime, scored.source_name, drop=True)
+    assert keeping.stop(scored.runtime, scored.source_name, drop=True)
     with pytest.raises(SourceError, match="pgoutlier history keep transactions"):
-        score_history.of_row(scored.runtime, scored.source_name, "3")
+        keeping.of_row(scored.runtime, scored.source_name, "3")
     assert scored.keys("SELECT action FROM outlier.source_events ORDER BY id") == [
         "attach",
         "keep_history",
@@ -93,7 +95,7 @@ def test_stopped_it_keeps_no_more_and_the_table_stays_until_it_is_dropped(scored
 
 
 def test_prune_removes_old_ones_and_those_of_rows_that_are_gone(scored: Table) -> None:
-    score_history.keep(scored.runtime, scored.source_name)
+    keeping.keep(scored.runtime, scored.source_name)
     rescore(scored, 1)
     scored.user.execute(
         "UPDATE outlier.score_history_transactions SET replaced_at = now() - interval '8 d' WHERE key = 1"
@@ -108,7 +110,7 @@ def test_prune_removes_old_ones_and_those_of_rows_that_are_gone(scored: Table) -
 def test_a_worker_needs_no_right_on_the_history_to_write_scores(
     scored: Table, connect: Connect, role: str
 ) -> None:
-    score_history.keep(scored.runtime, scored.source_name)
+    keeping.keep(scored.runtime, scored.source_name)
     scored.user.execute(
         f"GRANT USAGE ON SCHEMA outlier TO {role}; GRANT ALL ON outlier.scores_transactions TO {role}"
     )
@@ -120,9 +122,9 @@ def test_a_worker_needs_no_right_on_the_history_to_write_scores(
 
 
 def test_detach_takes_it_along_and_a_key_of_another_type_is_one_sentence(scored: Table) -> None:
-    score_history.keep(scored.runtime, scored.source_name)
+    keeping.keep(scored.runtime, scored.source_name)
     with pytest.raises(SourceError, match="'x' cannot be a key of source transactions"):
-        score_history.of_row(scored.runtime, scored.source_name, "x")
+        keeping.of_row(scored.runtime, scored.source_name, "x")
     detach_table(scored)
     assert (
         scored.keys(
@@ -137,9 +139,9 @@ def test_an_odd_name_of_a_source_is_quoted(user: User, runtime: Runtime) -> None
     user.execute('CREATE TABLE "Odd ""one%%" ("k;" uuid PRIMARY KEY DEFAULT gen_random_uuid(), a float8)', ())
     table = attach_table(user, runtime, relation='"Odd ""one%"', key='"k;"', features="a", name="odd_1")
     table.promote()
-    score_history.keep(runtime, "odd_1")
+    keeping.keep(runtime, "odd_1")
     user.execute('INSERT INTO "Odd ""one%%" (a) VALUES (1), (2)', ())
     table.drain()
     register(runtime, table.source)
-    jobs.work(runtime, jobs.rescore(runtime, "odd_1", 2).id)
+    job_control.work(runtime, job_control.rescore(runtime, "odd_1", 2).id)
     assert len(kept(table)) == 2

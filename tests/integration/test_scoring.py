@@ -26,8 +26,10 @@ from tests.support import (
     until,
     waits,
 )
-from worker import maintenance, scoring, versions
 from worker.runtime import Runtime
+from worker.scoring import draining as scoring
+from worker.upkeep import maintenance
+from worker.versions import versions
 
 User = psycopg.Connection[Any]
 

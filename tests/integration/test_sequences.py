@@ -17,10 +17,11 @@ from detector import Detector
 from detector.recipes import Recurrent
 from tests.conftest import Connect
 from tests.support import Table, attach_table, make_detector, plain_recipe
-from worker import maintenance, training
-from worker.batches import open_batch, settle
 from worker.runtime import Runtime
-from worker.sequences import index_advice, require_order
+from worker.scoring.batches import open_batch, settle
+from worker.scoring.sequences import index_advice, require_order
+from worker.training import training
+from worker.upkeep import maintenance
 
 User = psycopg.Connection[Any]
 

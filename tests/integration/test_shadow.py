@@ -28,10 +28,11 @@ from tests.support import (
     register,
     until,
 )
-from worker import comparing, maintenance, versions
-from worker.batches import open_batch, settle
-from worker.cli.look import _note
+from worker.cli.status import _note
 from worker.runtime import Runtime, make_runtime
+from worker.scoring.batches import open_batch, settle
+from worker.upkeep import maintenance
+from worker.versions import comparing, versions
 
 User = psycopg.Connection[Any]
 

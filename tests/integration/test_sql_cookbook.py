@@ -13,8 +13,10 @@ from db.status import overview
 from tests import cookbook
 from tests.cookbook import ANALYSTS, OPERATORS, PAGE, SHOP, SHOWN, Rows
 from tests.support import Table, attach_table, make_detector, register
-from worker import jobs, versions, webhooks
+from worker.jobs import job_control
+from worker.notices import webhook_control
 from worker.runtime import Runtime
+from worker.versions import versions
 
 ROWS = """
 INSERT INTO shop.payments (id, customer, amount, items, online, is_fraud) VALUES
@@ -56,14 +58,14 @@ def payments(user: psycopg.Connection[Any], runtime: Runtime) -> Table:
     challenger = register(runtime, table.source, make_detector(names, threshold=-1.0))
     versions.challenge(runtime, "payments", challenger, reason="test")
     versions.tag(runtime, "payments", challenger, "eager")
-    webhooks.set_webhook(runtime, "payments", "https://alerts.example.com/flagged")
+    webhook_control.set_webhook(runtime, "payments", "https://alerts.example.com/flagged")
     user.execute(ROWS)
     table.drain()
     user.execute(
         "INSERT INTO shop.payments (id, customer, amount, items, online) VALUES (20005, 9, 15, 1, false)"
     )
     user.execute(VERDICTS)
-    jobs.backfill(runtime, "payments")
+    job_control.backfill(runtime, "payments")
     return table
 
 

@@ -18,8 +18,9 @@ from db.versions import aliases
 from detector import exceeds, parse_threshold
 from tests.integration.conftest import Run
 from tests.support import FEATURES, Table, attach_table, make_detector, plain_recipe
-from worker import thresholds, training
 from worker.runtime import Runtime
+from worker.thresholds import thresholds
+from worker.training import training
 
 User = psycopg.Connection[Any]
 

@@ -15,8 +15,8 @@ from db.errors import ModelError, SourceError, TrainingBusy
 from db.versions import aliases, version_rows
 from detector import Progress
 from tests.support import FEATURES, Table, attach_table, make_detector, plain_recipe, until
-from worker import training
 from worker.runtime import Runtime
+from worker.training import training
 
 # The statements are plain; most tests train.
 pytestmark = pytest.mark.postgres18

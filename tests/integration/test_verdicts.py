@@ -27,8 +27,10 @@ from db.verdicts.verdicts import Verdict
 from tests.conftest import Connect
 from tests.integration.conftest import Run
 from tests.support import FEATURES, Table, attach_table, detach_table, make_detector, plain_recipe, quote
-from worker import thresholds, training, verdicts
 from worker.runtime import Runtime, make_runtime
+from worker.thresholds import thresholds
+from worker.training import training
+from worker.verdicts import judging
 
 User = psycopg.Connection[Any]
 
@@ -70,8 +72,8 @@ def seen(table: Table, key: str = "id") -> dict[Any, str | None]:
     return dict(table.user.execute(statement.encode()).fetchall())
 
 
-def give(table: Table, *given: tuple[Any, str], **options: Any) -> verdicts.Given:
-    return verdicts.give(
+def give(table: Table, *given: tuple[Any, str], **options: Any) -> judging.Given:
+    return judging.give(
         table.runtime, table.source_name, [Verdict(str(key), word) for key, word in given], **options
     )
 
@@ -121,7 +123,7 @@ def test_a_verdict_is_kept_with_who_and_when_and_the_last_one_holds(scored: Tabl
 
 def test_what_is_said_already_is_not_said_again(scored: Table) -> None:
     def say(verdict: str, note: str | None = None, by: str | None = None) -> int:
-        return verdicts.label(scored.runtime, "transactions", ["1"], verdict, note=note, by=by).n_given
+        return judging.label(scored.runtime, "transactions", ["1"], verdict, note=note, by=by).n_given
 
     assert [say("withdrawn"), say("fraud", "stolen"), say("fraud"), say("fraud", "stolen")] == [0, 1, 0, 0]
     # Another note, another analyst and another verdict are news.
@@ -195,7 +197,7 @@ WRONG_LINES = (
 def test_a_file_with_a_mistake_at_its_end_changes_nothing(
     scored: Table, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verdicts, "BATCH", 3)
+    monkeypatch.setattr(judging, "BATCH", 3)
     file = tmp_path / "v.csv"
     for last, says in WRONG_LINES:
         file.write_text("key,verdict\n" + "".join(f"{key},fraud\n" for key in range(1, 8)) + last + "\n")
@@ -208,7 +210,7 @@ def test_a_file_with_a_mistake_at_its_end_changes_nothing(
 def test_a_long_file_is_written_in_batches_and_its_progress_is_told(
     scored: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verdicts, "BATCH", 5)
+    monkeypatch.setattr(judging, "BATCH", 5)
     told: list[int] = []
     done = give(scored, *((key, "normal") for key in range(1, 13)), on_progress=told.append)
     assert (done.n_given, told) == (12, [5, 10, 12])
@@ -287,16 +289,16 @@ def test_an_analyst_labels_by_command_what_the_views_show(
     own = make_url(database_url).set(username="writer").render_as_string(hide_password=False)
     runtime = make_runtime(scored.runtime.settings.model_copy(update={"database_url": SecretStr(own)}))
     try:
-        assert verdicts.label(runtime, "transactions", ["1", "12"], "fraud").n_given == 2
+        assert judging.label(runtime, "transactions", ["1", "12"], "fraud").n_given == 2
         assert {row[3] for row in log(scored)} == {"writer"}
         scored.insert(13)
         with pytest.raises(VerdictError, match="There is no scored row of transactions with the key '13'"):
-            verdicts.label(runtime, "transactions", ["13"], "fraud")
+            judging.label(runtime, "transactions", ["13"], "fraud")
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            verdicts.label(runtime, "transactions", ["2"], "fraud", by="bob")
+            judging.label(runtime, "transactions", ["2"], "fraud", by="bob")
     finally:
         runtime.engine.dispose()
-    assert verdicts.label(scored.runtime, "transactions", ["13"], "fraud").n_given == 1
+    assert judging.label(scored.runtime, "transactions", ["13"], "fraud").n_given == 1
 
 
 # -- at once
@@ -324,7 +326,7 @@ def test_many_label_the_same_rows_at_once(scored: Table) -> None:
 
     def say(n: int) -> int:
         ordered = keys if n % 2 else keys[::-1]
-        return verdicts.label(
+        return judging.label(
             scored.runtime, "transactions", ordered, "fraud" if n % 2 else "normal", by=f"analyst {n}"
         ).n_given
 

@@ -28,8 +28,9 @@ from tests.support import (
     plain_recipe,
     register,
 )
-from worker import comparing, maintenance, version_files, versions
 from worker.runtime import make_runtime
+from worker.upkeep import maintenance
+from worker.versions import comparing, version_files, versions
 
 # The statements are plain.
 pytestmark = pytest.mark.postgres18

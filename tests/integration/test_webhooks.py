@@ -29,8 +29,8 @@ from tests.integration.conftest import Run
 from tests.receiver import KEY, SECRET, Receiver, receiving, status
 from tests.receiver import kill as kill_sender
 from tests.support import Table, attach_table, until
-from worker import delivering, webhooks
-from worker.delivering import DeliveryResult
+from worker.notices import delivering, webhook_control
+from worker.notices.delivering import DeliveryResult
 from worker.runtime import make_runtime
 
 # Nothing here differs between the versions of PostgreSQL.
@@ -49,7 +49,7 @@ def hooked(transactions: Table, receiver: Receiver) -> Table:
     table = transactions.with_settings(
         webhook_secret=SecretStr(SECRET), webhook_batch_notices=2, webhook_max_attempts=3
     )
-    webhooks.set_webhook(table.runtime, "transactions", receiver.url, per_minute=6_000)
+    webhook_control.set_webhook(table.runtime, "transactions", receiver.url, per_minute=6_000)
     return table
 
 
@@ -74,7 +74,7 @@ def make_due(table: Table) -> None:
 
 
 def webhook(table: Table) -> dict[str, Any]:
-    (found,) = webhooks.listing(table.runtime)
+    (found,) = webhook_control.listing(table.runtime)
     return found
 
 
@@ -131,14 +131,14 @@ def test_after_the_last_attempt_it_is_a_dead_letter_until_it_is_retried(
     for _ in range(3):
         deliver(hooked)
         make_due(hooked)
-    (letter,) = webhooks.dead_letters(hooked.runtime, "transactions", limit=9)
+    (letter,) = webhook_control.dead_letters(hooked.runtime, "transactions", limit=9)
     assert (letter["n_notices"], letter["attempts"]) == (2, 3)
     assert "500" in letter["last_error"]
     assert (webhook(hooked)["n_pending"], webhook(hooked)["n_dead"]) == (0, 2)
     flag(hooked, 3)
     assert deliver(hooked).n_delivered == 1, "the next one goes its way"
-    assert webhooks.retry(hooked.runtime, "transactions") == {"n_deliveries": 1, "n_notices": 2}
-    assert webhooks.retry(hooked.runtime, "transactions") == {"n_deliveries": 0, "n_notices": 0}
+    assert webhook_control.retry(hooked.runtime, "transactions") == {"n_deliveries": 1, "n_notices": 2}
+    assert webhook_control.retry(hooked.runtime, "transactions") == {"n_deliveries": 0, "n_notices": 0}
     assert deliver(hooked).n_delivered == 2
     assert receiver.received[-1].id == str(letter["id"]) == receiver.received[0].id
     assert webhook(hooked)["n_dead"] == 0
@@ -171,7 +171,7 @@ def test_gone_means_gone(hooked: Table, receiver: Receiver) -> None:
     found = webhook(hooked)
     assert (found["enabled"], found["n_pending"], found["n_dead"]) == (False, 1, 2)
     assert "410" in found["problem"]
-    webhooks.set_webhook(hooked.runtime, "transactions", receiver.url + "2")
+    webhook_control.set_webhook(hooked.runtime, "transactions", receiver.url + "2")
     assert webhook(hooked)["enabled"], "it was the old one that had gone"
     assert deliver(hooked).n_delivered == 1
 
@@ -210,11 +210,11 @@ def test_no_transaction_is_open_while_a_request_is_under_way(hooked: Table, rece
 
 
 def test_nobody_there_is_a_failure_like_others(hooked: Table, receiver: Receiver) -> None:
-    webhooks.set_webhook(hooked.runtime, "transactions", "http://localhost:1/hook")
+    webhook_control.set_webhook(hooked.runtime, "transactions", "http://localhost:1/hook")
     flag(hooked, 1)
     assert deliver(hooked).n_failed == 1
     assert webhook(hooked)["problem"] == "http://localhost:1/...: Connection refused"
-    webhooks.set_webhook(hooked.runtime, "transactions", receiver.url)
+    webhook_control.set_webhook(hooked.runtime, "transactions", receiver.url)
     assert deliver(hooked).n_delivered == 1, "what was put off need not wait for the new URL"
 
 
@@ -222,7 +222,7 @@ def test_what_is_not_http_and_what_is_not_tls_are_failures(hooked: Table, receiv
     receiver.answers += [lambda handler: handler.wfile.write(b"\x00\xff" * 40_000)]
     flag(hooked, 1)
     assert deliver(hooked).n_failed == 1
-    webhooks.set_webhook(hooked.runtime, "transactions", receiver.url.replace("http:", "https:"))
+    webhook_control.set_webhook(hooked.runtime, "transactions", receiver.url.replace("http:", "https:"))
     make_due(hooked)
     assert deliver(hooked).n_failed == 1
     assert len(receiver.received) == 1
@@ -254,16 +254,16 @@ def test_https_is_used_where_the_certificate_is_trusted_and_names_the_host(
     flag(hooked, 1)
     with receiving(certificate) as receiver:
         url = receiver.url.replace("http://127.0.0.1", "https://localhost")
-        webhooks.set_webhook(hooked.runtime, "transactions", url)
+        webhook_control.set_webhook(hooked.runtime, "transactions", url)
         assert deliver(hooked).n_failed == 1
         assert "certificate cannot be trusted: self" in webhook(hooked)["problem"]
         monkeypatch.setenv("SSL_CERT_FILE", f"{certificate}.crt")
-        webhooks.set_webhook(hooked.runtime, "transactions", url.replace("localhost", "127.0.0.1"))
+        webhook_control.set_webhook(hooked.runtime, "transactions", url.replace("localhost", "127.0.0.1"))
         make_due(hooked)
         assert deliver(hooked).n_failed == 1
         assert "certificate cannot be trusted: IP" in webhook(hooked)["problem"]
         assert receiver.received == []
-        webhooks.set_webhook(hooked.runtime, "transactions", url)
+        webhook_control.set_webhook(hooked.runtime, "transactions", url)
         make_due(hooked)
         assert deliver(hooked).n_delivered == 1
         receiver.answers += [receiver.trickle]
@@ -280,12 +280,12 @@ def test_the_receiver_may_ask_for_more_time(hooked: Table, receiver: Receiver) -
     make_due(hooked)
     deliver(hooked)
     assert 3_500 < pause_seconds(hooked) <= 3_600, "within bounds"
-    webhooks.retry(hooked.runtime, "transactions")
+    webhook_control.retry(hooked.runtime, "transactions")
     assert deliver(hooked).n_delivered == 1, "an operator need not wait"
 
 
 def test_the_limit_is_kept_by_all_workers_together(hooked: Table, receiver: Receiver) -> None:
-    webhooks.set_webhook(hooked.runtime, "transactions", receiver.url, per_minute=2)
+    webhook_control.set_webhook(hooked.runtime, "transactions", receiver.url, per_minute=2)
     flag(hooked, 1, 2, 3)
     other = make_runtime(hooked.runtime.settings)
     assert deliver(hooked).n_delivered == 2
@@ -337,7 +337,7 @@ def test_a_webhook_that_hangs_does_not_hold_up_those_of_other_sources(
     delivering.ring(hooked.runtime, "transactions")
     until(lambda: receiver.received)
     with receiving() as second:
-        webhooks.set_webhook(hooked.runtime, "other", second.url)
+        webhook_control.set_webhook(hooked.runtime, "other", second.url)
         flag(hooked, 7, source="other")
         delivering.ring(hooked.runtime, "other")
         until(lambda: second.keys == ["7"])
@@ -414,15 +414,15 @@ def test_while_secrets_are_changed_both_sign(hooked: Table, receiver: Receiver) 
 
 
 def test_paused_notices_wait_and_those_of_before_are_not_sent(hooked: Table, receiver: Receiver) -> None:
-    assert webhooks.set_enabled(hooked.runtime, "transactions", False)
-    assert not webhooks.set_enabled(hooked.runtime, "transactions", False)
+    assert webhook_control.set_enabled(hooked.runtime, "transactions", False)
+    assert not webhook_control.set_enabled(hooked.runtime, "transactions", False)
     flag(hooked, 1)
     assert deliver(hooked) == DeliveryResult()
-    assert webhooks.set_enabled(hooked.runtime, "transactions", True)
+    assert webhook_control.set_enabled(hooked.runtime, "transactions", True)
     assert deliver(hooked).n_delivered == 1
-    webhooks.set_webhook(hooked.runtime, "transactions", None)
+    webhook_control.set_webhook(hooked.runtime, "transactions", None)
     flag(hooked, 2)
-    webhooks.set_webhook(hooked.runtime, "transactions", receiver.url)
+    webhook_control.set_webhook(hooked.runtime, "transactions", receiver.url)
     flag(hooked, 3)
     assert deliver(hooked).n_delivered == 1
     assert receiver.keys == ["1", "3"]
@@ -507,7 +507,7 @@ def test_what_cannot_be_set_is_said_and_nothing_is_changed(
     assert sentence in refused.sentence
     assert "hush" not in refused.sentence
     assert refused.exit_code == 2
-    assert webhooks.listing(transactions.runtime) == []
+    assert webhook_control.listing(transactions.runtime) == []
 
 
 def test_a_url_written_by_sql_is_checked_before_it_is_used(hooked: Table, receiver: Receiver) -> None:
@@ -556,10 +556,10 @@ def test_a_workers_role_delivers_and_may_change_all_but_the_triggers(
 ) -> None:
     flag(as_worker, 1)
     assert deliver(as_worker).n_delivered == 1
-    assert webhooks.set_webhook(as_worker.runtime, "transactions", receiver.url + "2")
-    assert webhooks.set_enabled(as_worker.runtime, "transactions", False)
+    assert webhook_control.set_webhook(as_worker.runtime, "transactions", receiver.url + "2")
+    assert webhook_control.set_enabled(as_worker.runtime, "transactions", False)
     with pytest.raises(MissingPrivilege, match="the role that attached it"):
-        webhooks.remove(as_worker.runtime, "transactions")
+        webhook_control.remove(as_worker.runtime, "transactions")
 
 
 def test_a_role_that_got_its_rights_before_there_were_notices_is_told_what_to_run(as_worker: Table) -> None:
@@ -597,8 +597,8 @@ def test_what_is_due_is_found_by_index(hooked: Table) -> None:
 def test_unknown_sources_are_named(hooked: Table) -> None:
     for call in (
         lambda: delivering.deliver(hooked.runtime, "payments"),
-        lambda: webhooks.remove(hooked.runtime, "payments"),
-        lambda: webhooks.retry(hooked.runtime, "payments"),
+        lambda: webhook_control.remove(hooked.runtime, "payments"),
+        lambda: webhook_control.retry(hooked.runtime, "payments"),
     ):
         with pytest.raises(SourceError, match="no source payments"):
             call()

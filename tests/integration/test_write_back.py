@@ -35,9 +35,9 @@ from tests.integration.test_sequences import RECIPE
 from tests.servers import Postgres
 from tests.support import TRANSACTIONS, Table, attach_table, detach_table, make_detector, quote, until, waits
 from tests.unit.test_identifiers import NAMES
-from worker import write_back as filling
-from worker.batches import score_claimed
 from worker.runtime import Runtime
+from worker.scoring.batches import score_claimed
+from worker.sources import filling
 
 User = psycopg.Connection[Any]
 ASKED: dict[str, Any] = {"relation": "transactions", "key": "id", "features": "amount,hour,distance"}

@@ -16,7 +16,8 @@ from db.errors import MissingPrivilege, SchemaNotReady
 from tests.conftest import Connect
 from tests.servers import Postgres
 from tests.support import Table, detach_table, register
-from worker import versions, webhooks
+from worker.notices import webhook_control
+from worker.versions import versions
 
 UPGRADE = "import sys; from db import engine, migrate; migrate.upgrade(engine.make_engine(sys.argv[1]))"
 
@@ -144,7 +145,7 @@ def test_shadows_go_with_the_migration_down_and_come_back_with_a_challenger(tran
 
 def test_scores_are_written_on_when_notices_go_with_the_migration_down(transactions: Table) -> None:
     transactions.promote()
-    webhooks.set_webhook(transactions.runtime, "transactions", None)
+    webhook_control.set_webhook(transactions.runtime, "transactions", None)
     migrate.downgrade(transactions.runtime.engine, "0007")
     transactions.user.execute(
         "INSERT INTO outlier.scores_transactions (key, change_id, reconstruction_error, model_version, flagged)"

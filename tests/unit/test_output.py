@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from worker.cli import look
-from worker.cli.output import print_table
+from worker.cli import status
+from worker.console import print_table
 
 
 def test_text_of_others_does_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -18,4 +18,4 @@ def test_text_of_others_does_not_steer_the_terminal(capsys: pytest.CaptureFixtur
 def test_status_says_what_comes_next_but_not_what_comes_every_few_seconds() -> None:
     names = ["drain", "deliver", "jobs", "sweep"]
     schedules = [{"name": name, "next_run_in_seconds": 3.0, "problem": None} for name in names]
-    assert look._schedules_text({"beats": [{}], "schedules": schedules}) == "1 beat; next: sweep in 3.0 s"
+    assert status._schedules_text({"beats": [{}], "schedules": schedules}) == "1 beat; next: sweep in 3.0 s"

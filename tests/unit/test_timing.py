@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from db.errors import ScheduleError
 from db.tables import CRONTAB_PATTERN
-from worker.timing import Timing, crontab, interval
+from worker.schedules.timing import Timing, crontab, interval
 
 # Zones whose clocks change by an hour, by half an hour, at midnight, by a day, and never.
 ZONES = (

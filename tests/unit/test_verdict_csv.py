@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from db.errors import VerdictError
 from db.verdicts.verdicts import VERDICTS, Verdict
-from worker import verdict_csv
+from worker.verdicts import verdict_csv
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=20)
 ROWS = st.lists(st.tuples(TEXTS.filter(bool), st.sampled_from(VERDICTS), TEXTS), max_size=8)

@@ -19,9 +19,9 @@ from db.errors import WebhookError
 from db.notices.webhook_secret import keys_of
 from db.settings import Settings
 from tests.receiver import KEY, SECRET, Received
-from worker import webhook_messages, webhook_url
-from worker.http_post import Answer
-from worker.webhook_signature import headers
+from worker.notices import webhook_messages, webhook_url
+from worker.notices.http_post import Answer
+from worker.notices.webhook_signature import headers
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 NAMES = st.lists(

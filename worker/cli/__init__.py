@@ -22,18 +22,18 @@ from worker.cli import (
     evaluate,
     history,
     jobs,
-    look,
     models,
     report,
     run,
     schedule,
     sources,
+    status,
     threshold,
     verdicts,
     versions,
     webhook,
 )
-from worker.cli.output import errors
+from worker.console import errors
 
 app = typer.Typer(
     name="pgoutlier",
@@ -64,8 +64,8 @@ models.models.command("untag")(versions.untag)
 models.models.command("prune")(versions.prune)
 models.models.command("export")(versions.export)
 models.models.command("import")(versions.import_)
-app.command(rich_help_panel=_LOOK)(look.status)
-app.command(rich_help_panel=_LOOK)(look.flagged)
+app.command(rich_help_panel=_LOOK)(status.status)
+app.command(rich_help_panel=_LOOK)(status.flagged)
 app.command(rich_help_panel=_LOOK)(verdicts.label)
 app.command(rich_help_panel=_LOOK)(verdicts.verdicts)
 app.command(rich_help_panel=_LOOK)(threshold.threshold)

@@ -7,7 +7,7 @@ from pathlib import Path
 from db import embedded, migrate
 from db.errors import SchemaNotReady
 from db.settings import Settings, load_settings
-from worker.cli.output import errors
+from worker.console import errors
 from worker.logs import configure_logs
 from worker.runtime import Runtime, make_runtime
 

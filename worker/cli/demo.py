@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from db.settings import load_settings
-from worker.cli.output import console, errors, print_json
+from worker.console import console, errors, print_json
 from worker.logs import configure_logs
 
 

@@ -22,13 +22,13 @@ from db.schedules import schedules as schedule_store
 from db.source import catalog
 from db.sources import sources
 from db.status import overview
-from worker import schedules
 from worker.cli.context import open_runtime, settings_with_servers
 from worker.cli.doctor_source import Finding, of_source
-from worker.cli.output import console, print_json
 from worker.cli.sources import AsJson
+from worker.console import console, print_json
 from worker.runtime import server_urls
-from worker.status import alive_workers
+from worker.schedules import schedule_control
+from worker.status.status import alive_workers
 
 _OLDEST_POSTGRES = 150_000
 _CLOCK_SECONDS = 2.0
@@ -133,7 +133,7 @@ def _listeners(connection: Connection) -> Finding:
 
 def _beat(connection: Connection) -> Finding:
     found = schedule_store.beats(connection)
-    alive = schedules.beats_alive(connection)
+    alive = schedule_control.beats_alive(connection)
     if alive:
         return Finding("beat", True, f"{', '.join(alive)}, last tick {found[0]['seconds_ago']:.0f} s ago")
     last = (

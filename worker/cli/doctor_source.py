@@ -20,7 +20,7 @@ from detector import Recipe
 from models_store import registry
 from models_store.artifact import ArtifactRefused
 from worker.runtime import Runtime
-from worker.sequences import index_advice, require_order
+from worker.scoring.sequences import index_advice, require_order
 
 
 @dataclass(frozen=True)

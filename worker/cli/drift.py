@@ -9,10 +9,10 @@ import typer
 from db.drift import drift_reports
 from db.errors import ModelError
 from db.sources import sources
-from worker import drift as use_case
 from worker.cli.context import open_runtime
-from worker.cli.output import console, print_json, print_table
 from worker.cli.sources import AsJson, SourceName
+from worker.console import console, print_json, print_table
+from worker.drift import measuring
 
 _FEATURES_SHOWN = 15
 
@@ -35,7 +35,7 @@ def drift(
     """
     runtime = open_runtime()
     if measure:
-        use_case.measure(runtime, source)
+        measuring.measure(runtime, source)
     with runtime.engine.begin() as connection:
         found = sources.find(connection, source)
         reports = drift_reports.reports(connection, found.id, limit=history or 1)

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 import detector
-from worker.cli.output import console, epoch_bar, new_table, print_json
 from worker.cli.report import write_evaluation
-from worker.recipes import chosen_recipe
+from worker.console import console, epoch_bar, new_table, print_json
+from worker.training.recipes import chosen_recipe
 
 
 def evaluate(

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from worker import score_history
 from worker.cli.context import open_runtime
-from worker.cli.output import console, print_json, print_table
 from worker.cli.sources import AsJson, SourceName
+from worker.console import console, print_json, print_table
+from worker.history import keeping
 
 history = typer.Typer(
     no_args_is_help=True,
@@ -26,7 +26,7 @@ def keep(source: SourceName, as_json: AsJson = False) -> None:
 
     Example: pgoutlier history keep payments
     """
-    changed = score_history.keep(open_runtime(), source)
+    changed = keeping.keep(open_runtime(), source)
     if as_json:
         print_json({"source": source, "kept": True, "changed": changed})
     elif changed:
@@ -47,7 +47,7 @@ def stop(
     """Keep earlier scores of a source no more. Those that were kept stay, unless --drop."""
     if drop and not yes:
         typer.confirm(f"Remove all earlier scores of {source}?", abort=True)
-    changed = score_history.stop(open_runtime(), source, drop=drop)
+    changed = keeping.stop(open_runtime(), source, drop=drop)
     if as_json:
         print_json({"source": source, "kept": False, "changed": changed})
     else:
@@ -60,7 +60,7 @@ def show(
     source: SourceName, key: Annotated[str, typer.Argument(help="Key of the row.")], as_json: AsJson = False
 ) -> None:
     """Every score that a row has had, the newest first."""
-    rows = score_history.of_row(open_runtime(), source, key)
+    rows = keeping.of_row(open_runtime(), source, key)
     if as_json:
         print_json(rows)
     elif not rows:

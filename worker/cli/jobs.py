@@ -10,13 +10,14 @@ import typer
 
 from db.errors import ModelError
 from db.versions import aliases
-from worker import jobs as use_case
-from worker import tasks, versions
+from worker import tasks
 from worker.cli.context import open_runtime
-from worker.cli.output import console, errors, new_bar, print_json, print_table, seconds_text
 from worker.cli.sources import AsJson, SourceName
-from worker.jobs import Started
+from worker.console import console, errors, new_bar, print_json, print_table, seconds_text
+from worker.jobs import job_control
+from worker.jobs.job_control import Started
 from worker.runtime import Runtime
+from worker.versions import versions
 
 _LOOK_SECONDS = 0.25
 _HINT_AFTER_SECONDS = 8.0
@@ -43,7 +44,7 @@ def backfill(
     Example: pgoutlier backfill payments
     """
     runtime = open_runtime()
-    _follow(runtime, use_case.backfill(runtime, source), here=here, no_wait=no_wait, as_json=as_json)
+    _follow(runtime, job_control.backfill(runtime, source), here=here, no_wait=no_wait, as_json=as_json)
 
 
 def rescore(
@@ -65,7 +66,7 @@ def rescore(
     runtime = open_runtime()
     # Only as the champion does the job end when another version becomes that.
     number = None if version == aliases.CHAMPION else versions.number(runtime, source, version)
-    started = use_case.rescore(runtime, source, number)
+    started = job_control.rescore(runtime, source, number)
     _follow(runtime, started, here=here, no_wait=no_wait, as_json=as_json)
 
 
@@ -92,7 +93,9 @@ def reflag(
     if threshold is not None and not math.isfinite(threshold):
         raise ModelError("--threshold takes a finite number, such as 12.5.")
     runtime = open_runtime()
-    _follow(runtime, use_case.reflag(runtime, source, threshold), here=here, no_wait=no_wait, as_json=as_json)
+    _follow(
+        runtime, job_control.reflag(runtime, source, threshold), here=here, no_wait=no_wait, as_json=as_json
+    )
 
 
 @jobs.command("list")
@@ -102,7 +105,7 @@ def jobs_list(
     as_json: AsJson = False,
 ) -> None:
     """Jobs and how far they are."""
-    found = use_case.listed(open_runtime(), source, limit=limit)
+    found = job_control.listed(open_runtime(), source, limit=limit)
     if as_json:
         print_json(found)
     elif not found:
@@ -139,7 +142,7 @@ def share(job: dict[str, Any]) -> float:
 def watch(job: JobId, here: Here = False, as_json: AsJson = False) -> None:
     """Watch a job until it ends. Ctrl-C only stops the watching."""
     runtime = open_runtime()
-    use_case.described(runtime, job)
+    job_control.described(runtime, job)
     _follow(runtime, Started(job, made=False), here=here, no_wait=False, as_json=as_json)
 
 
@@ -147,8 +150,8 @@ def watch(job: JobId, here: Here = False, as_json: AsJson = False) -> None:
 def cancel(job: JobId, as_json: AsJson = False) -> None:
     """Stop a job after the ranges that are being worked. What is done stays; resume goes on from there."""
     runtime = open_runtime()
-    stopped = use_case.cancel(runtime, job)
-    status = use_case.described(runtime, job)["status"]
+    stopped = job_control.cancel(runtime, job)
+    status = job_control.described(runtime, job)["status"]
     if as_json:
         print_json({"job": job, "changed": stopped, "status": status})
     elif stopped:
@@ -166,7 +169,7 @@ _ENDED = {"succeeded": "succeeded", "failed": "failed", "cancelled": "been cance
 def resume(job: JobId, here: Here = False, no_wait: NoWait = False, as_json: AsJson = False) -> None:
     """Let a cancelled or failed job go on where it stopped."""
     runtime = open_runtime()
-    resumed = use_case.resume(runtime, job)
+    resumed = job_control.resume(runtime, job)
     _follow(runtime, Started(job, made=resumed), here=here, no_wait=no_wait, as_json=as_json)
 
 
@@ -182,7 +185,7 @@ def _follow(runtime: Runtime, started: Started, *, here: bool, no_wait: bool, as
                 f" {started.id}",
                 highlight=False,
             )
-    job = use_case.described(runtime, started.id)
+    job = job_control.described(runtime, started.id)
     if as_json:
         print_json({**job, "made": started.made})
     else:
@@ -195,7 +198,7 @@ def _watch(runtime: Runtime, job_id: int, *, here: bool) -> None:
     began, moved = time.monotonic(), False
     with new_bar("{task.fields[note]}") as bar:
         task = bar.add_task("", total=None, note="")
-        while (job := use_case.described(runtime, job_id))["status"] == "running":
+        while (job := job_control.described(runtime, job_id))["status"] == "running":
             bar.update(
                 task,
                 description=f"{job['kind']} {job['source']}",
@@ -213,7 +216,7 @@ def _watch(runtime: Runtime, job_id: int, *, here: bool) -> None:
                     highlight=False,
                     markup=False,
                 )
-            if not (here and use_case.work(runtime, job_id, budget_seconds=_LOOK_SECONDS)):
+            if not (here and job_control.work(runtime, job_id, budget_seconds=_LOOK_SECONDS)):
                 time.sleep(_LOOK_SECONDS)
 
 

@@ -10,12 +10,13 @@ from rich.console import Console
 import detector
 from db.sources import sources
 from db.versions import version_rows
-from worker import gate, training, versions
 from worker.cli.context import open_runtime
-from worker.cli.output import console, epoch_bar, print_json, print_table
 from worker.cli.sources import AsJson, SourceName
+from worker.console import console, epoch_bar, print_json, print_table
 from worker.runtime import Runtime
-from worker.training import TrainedVersion
+from worker.training import gate, training
+from worker.training.training import TrainedVersion
+from worker.versions import versions
 
 models = typer.Typer(no_args_is_help=True, help="Versions of a source's model, and which one scores.")
 Version = Annotated[str, typer.Argument(help="Number of the version, or champion, or challenger.")]

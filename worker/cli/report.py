@@ -12,9 +12,9 @@ import typer
 
 from db.errors import PgoutlierError
 from worker.cli.context import open_runtime
-from worker.cli.output import console, epoch_bar, errors, print_json
 from worker.cli.sources import AsJson
-from worker.recipes import chosen_recipe
+from worker.console import console, epoch_bar, errors, print_json
+from worker.training.recipes import chosen_recipe
 
 if TYPE_CHECKING:
     from worker.evaluation.run import Evaluation

@@ -10,12 +10,12 @@ from zoneinfo import ZoneInfo
 import typer
 
 from db.errors import ScheduleError
-from worker import schedules
 from worker.cli.context import open_runtime
-from worker.cli.look import parse_duration
-from worker.cli.output import console, print_json, print_table
 from worker.cli.sources import AsJson
-from worker.schedules import Change
+from worker.cli.status import parse_duration
+from worker.console import console, print_json, print_table
+from worker.schedules import schedule_control
+from worker.schedules.schedule_control import Change
 
 schedule = typer.Typer(
     no_args_is_help=True,
@@ -28,7 +28,7 @@ Name = Annotated[str, typer.Argument(help="Name of the schedule, as `pgoutlier s
 @schedule.command("list")
 def schedule_list(as_json: AsJson = False) -> None:
     """All schedules: what they send, when they ran last and run next, and what is wrong with them."""
-    found = schedules.listing(open_runtime())
+    found = schedule_control.listing(open_runtime())
     if as_json:
         print_json(found)
         return
@@ -127,7 +127,7 @@ def schedule_set(
         time_zone=time_zone,
         from_settings=from_settings,
     )
-    _say(*schedules.change(open_runtime(), name, wanted), done="set", as_json=as_json)
+    _say(*schedule_control.change(open_runtime(), name, wanted), done="set", as_json=as_json)
 
 
 def _seconds(text: str | None) -> float | None:
@@ -157,25 +157,25 @@ def _json(text: str | None, kind: type, option: str, form: str) -> Any:
 @schedule.command("pause")
 def schedule_pause(name: Name, as_json: AsJson = False) -> None:
     """Send it no more until it is resumed."""
-    _say(*schedules.set_enabled(open_runtime(), name, False), done="paused", as_json=as_json)
+    _say(*schedule_control.set_enabled(open_runtime(), name, False), done="paused", as_json=as_json)
 
 
 @schedule.command("resume")
 def schedule_resume(name: Name, as_json: AsJson = False) -> None:
     """Send it again. Runs that were missed while it was paused are not made up."""
-    _say(*schedules.set_enabled(open_runtime(), name, True), done="resumed", as_json=as_json)
+    _say(*schedule_control.set_enabled(open_runtime(), name, True), done="resumed", as_json=as_json)
 
 
 @schedule.command("run-now")
 def schedule_run_now(name: Name, as_json: AsJson = False) -> None:
     """Send its task at once, paused or not; its next run stays when it was."""
-    _say(schedules.run_now(open_runtime(), name), True, done="sent", as_json=as_json)
+    _say(schedule_control.run_now(open_runtime(), name), True, done="sent", as_json=as_json)
 
 
 @schedule.command("delete")
 def schedule_delete(name: Name, as_json: AsJson = False) -> None:
     """Forget a schedule that you made; its history stays. A built-in one can only be paused."""
-    schedules.delete(open_runtime(), name)
+    schedule_control.delete(open_runtime(), name)
     if as_json:
         print_json({"schedule": name, "deleted": True})
     else:
@@ -189,7 +189,7 @@ def schedule_history(
     as_json: AsJson = False,
 ) -> None:
     """Who changed what and when, by command or by SQL."""
-    events = schedules.history(open_runtime(), name, limit=limit)
+    events = schedule_control.history(open_runtime(), name, limit=limit)
     if as_json:
         print_json(events)
         return

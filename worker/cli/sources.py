@@ -13,10 +13,14 @@ from db.source.definition import WRITTEN_COLUMNS
 from db.sources import attach as attaching
 from db.sources import sources as source_store
 from db.sources.attach import AttachRequest
-from worker import jobs, maintenance, recipes, tasks, write_back
+from worker import tasks
 from worker.cli.context import open_runtime
-from worker.cli.output import console, print_json, print_table
-from worker.sequences import index_advice, require_order
+from worker.console import console, print_json, print_table
+from worker.jobs import job_control
+from worker.scoring.sequences import index_advice, require_order
+from worker.sources import filling
+from worker.training import recipes
+from worker.upkeep import maintenance
 
 SourceName = Annotated[str, typer.Argument(help="Name of the source, as `pgoutlier sources` lists it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One line of JSON instead of a table.")]
@@ -107,10 +111,10 @@ def attach(
             connection, definition, columns, chosen.model_dump(mode="json"), backfill=False
         )
         advice = index_advice(connection, definition, [chosen])
-    job = jobs.backfill(runtime, definition.name) if backfill else None
+    job = job_control.backfill(runtime, definition.name) if backfill else None
     if job is not None:
         tasks.ask_for_work(job.id)
-    n_copied = write_back.fill(runtime, definition.name)
+    n_copied = filling.fill(runtime, definition.name)
     if as_json:
         print_json(
             {
@@ -129,7 +133,7 @@ def attach(
         f"{word} {definition.describe()}, as source [bold]{definition.name}[/bold].", highlight=False
     )
     if job is not None:
-        n_old = jobs.described(runtime, job.id)["n_rows"]
+        n_old = job_control.described(runtime, job.id)["n_rows"]
         console.print(
             f"Job {job.id} scores the {n_old:,} rows that were there already, once there is a champion: pgoutlier jobs"
             f" watch {job.id}",

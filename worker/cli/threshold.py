@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from db.errors import ModelError, SourceError
-from worker import thresholds
 from worker.cli.context import open_runtime
-from worker.cli.look import parse_duration
-from worker.cli.output import console, new_table, print_json
 from worker.cli.sources import AsJson, SourceName
+from worker.cli.status import parse_duration
+from worker.console import console, new_table, print_json
+from worker.thresholds import thresholds
 
 LONGEST = timedelta(days=36_525)
 

@@ -16,12 +16,11 @@ from db.errors import VerdictError
 from db.sources import sources
 from db.verdicts import verdicts as verdict_log
 from db.verdicts.verdicts import Verdict
-from worker import verdict_csv
-from worker import verdicts as giving
 from worker.cli.context import open_runtime
-from worker.cli.output import console, errors, print_json, print_table
 from worker.cli.sources import AsJson, SourceName
-from worker.verdicts import Given
+from worker.console import console, errors, print_json, print_table
+from worker.verdicts import judging, verdict_csv
+from worker.verdicts.judging import Given
 
 _FORM = "write: pgoutlier label SOURCE KEY... fraud|normal|withdrawn, or: pgoutlier label SOURCE --csv FILE"
 
@@ -66,7 +65,7 @@ def label(
         if not words or len(words) < 2:
             raise VerdictError(f"A key or a verdict is missing; {_FORM}.")
         verdict_log.named(words[-1])
-        done = giving.label(open_runtime(), source, words[:-1], words[-1], note=note)
+        done = judging.label(open_runtime(), source, words[:-1], words[-1], note=note)
     if as_json:
         print_json(vars(done))
         return
@@ -80,7 +79,7 @@ def _give_file(source: str, path: Path) -> Given:
     name = "standard input" if str(path) == "-" else str(path)
     try:
         with _opened(path) as (file, n_bytes), _bar(source, file, n_bytes) as show:
-            return giving.give(runtime, source, verdict_csv.read(file, name), on_progress=show)
+            return judging.give(runtime, source, verdict_csv.read(file, name), on_progress=show)
     except OSError as error:
         raise VerdictError(f"{name} cannot be read: {error.strerror or error}.") from None
 
@@ -127,7 +126,7 @@ def verdicts(
     runtime = open_runtime()
     with runtime.engine.begin() as connection:
         found = sources.find(connection, source)
-        key = None if key is None else giving.key_of(found.definition, Verdict(key, "normal"))
+        key = None if key is None else judging.key_of(found.definition, Verdict(key, "normal"))
         rows = verdict_log.listed(connection, source, history=history, key=key, limit=limit)
     if as_json:
         print_json(rows)

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from worker import comparing, version_files, versions
 from worker.cli.context import open_runtime
 from worker.cli.models import Version, print_history
-from worker.cli.output import console, plain, print_json, print_table
 from worker.cli.sources import AsJson, SourceName
+from worker.console import console, plain, print_json, print_table
+from worker.versions import comparing, version_files, versions
 
 Tag = Annotated[str, typer.Argument(help="Letters, digits, dots, hyphens and underscores.")]
 File = Annotated[Path, typer.Argument(help="The file.")]

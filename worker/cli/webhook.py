@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from db.errors import WebhookError
-from worker import webhooks
 from worker.cli.context import open_runtime
-from worker.cli.output import console, print_json, print_table
 from worker.cli.sources import AsJson, SourceName
+from worker.console import console, print_json, print_table
+from worker.notices import webhook_control
 
 webhook = typer.Typer(
     no_args_is_help=True,
@@ -46,7 +46,9 @@ def webhook_set(
     if (url is None) != notify_only:
         raise WebhookError("Say where to: a URL, or --notify-only to write notices and send nothing.")
     runtime = open_runtime()
-    changed = webhooks.set_webhook(runtime, source, url, per_minute=per_minute, insecure_http=insecure_http)
+    changed = webhook_control.set_webhook(
+        runtime, source, url, per_minute=per_minute, insecure_http=insecure_http
+    )
     unsigned = url is not None and runtime.settings.webhook_secret is None
     if as_json:
         print_json({"source": source, "changed": changed, "secret_is_set": not unsigned})
@@ -63,7 +65,7 @@ def webhook_set(
 @webhook.command("list")
 def webhook_list(as_json: AsJson = False) -> None:
     """All webhooks: where to, what waits, what was given up. Of a URL only the host is shown."""
-    found = webhooks.listing(open_runtime())
+    found = webhook_control.listing(open_runtime())
     if as_json:
         print_json(found)
         return
@@ -90,19 +92,19 @@ def webhook_list(as_json: AsJson = False) -> None:
 @webhook.command("pause")
 def webhook_pause(source: SourceName, as_json: AsJson = False) -> None:
     """Send nothing until it is resumed; notices wait."""
-    _say(source, "paused", webhooks.set_enabled(open_runtime(), source, False), as_json=as_json)
+    _say(source, "paused", webhook_control.set_enabled(open_runtime(), source, False), as_json=as_json)
 
 
 @webhook.command("resume")
 def webhook_resume(source: SourceName, as_json: AsJson = False) -> None:
     """Send again, what waited first."""
-    _say(source, "resumed", webhooks.set_enabled(open_runtime(), source, True), as_json=as_json)
+    _say(source, "resumed", webhook_control.set_enabled(open_runtime(), source, True), as_json=as_json)
 
 
 @webhook.command("remove")
 def webhook_remove(source: SourceName, as_json: AsJson = False) -> None:
     """Turn notices off. What was not sent never will be; notices can be read until they are pruned."""
-    _say(source, "removed", webhooks.remove(open_runtime(), source), as_json=as_json)
+    _say(source, "removed", webhook_control.remove(open_runtime(), source), as_json=as_json)
 
 
 @webhook.command("test")
@@ -111,7 +113,7 @@ def webhook_test(source: SourceName, as_json: AsJson = False) -> None:
 
     Example: pgoutlier webhook test payments
     """
-    answer = webhooks.test(open_runtime(), source)
+    answer = webhook_control.test(open_runtime(), source)
     if as_json:
         print_json(answer)
     else:
@@ -129,7 +131,7 @@ def webhook_dead(
     as_json: AsJson = False,
 ) -> None:
     """Deliveries that were given up, with the last error. Send them again: pgoutlier webhook retry SOURCE."""
-    found = webhooks.dead_letters(open_runtime(), source, limit=limit)
+    found = webhook_control.dead_letters(open_runtime(), source, limit=limit)
     if as_json:
         print_json(found)
     elif not found:
@@ -142,7 +144,7 @@ def webhook_dead(
 @webhook.command("retry")
 def webhook_retry(source: SourceName, as_json: AsJson = False) -> None:
     """Send dead letters again, all of a source, each under its old webhook-id, and now what was put off."""
-    done = webhooks.retry(open_runtime(), source)
+    done = webhook_control.retry(open_runtime(), source)
     if as_json:
         print_json({"source": source, **done})
     else:
@@ -159,7 +161,7 @@ def webhook_history(
     as_json: AsJson = False,
 ) -> None:
     """Who did what with it and when."""
-    events = webhooks.history(open_runtime(), source, limit=limit)
+    events = webhook_control.history(open_runtime(), source, limit=limit)
     if as_json:
         print_json(events)
         return

@@ -23,15 +23,16 @@ from db.sources import attach, sources
 from db.sources.sources import Source
 from db.sql.identifiers import display
 from db.versions import aliases
-from worker import maintenance, recipes
 from worker.cli.models import print_trained, train_with_progress
-from worker.cli.output import errors, seconds_text
+from worker.console import errors, seconds_text
 from worker.demo.dataset import Dataset, DatasetError, as_csv
 from worker.demo.figures import Outcome, measure_detection
 from worker.demo.stream import Stopwatch, insert_live
 from worker.processes import Supervisor, plans
 from worker.runtime import Runtime, make_runtime
-from worker.status import alive_workers
+from worker.status.status import alive_workers
+from worker.training import recipes
+from worker.upkeep import maintenance
 
 SOURCE = "transactions"
 _STARTUP_SECONDS = 90.0

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from db.demo.demo_tables import TRUTH
-from worker.cli.output import new_table, top_features_text
+from worker.console import new_table, top_features_text
 from worker.demo.figures import Outcome
 
 

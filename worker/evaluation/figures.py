@@ -7,7 +7,7 @@ from typing import Any
 
 import detector
 from detector.metrics import Confusion, Ranking
-from worker.cli.output import seconds_text
+from worker.console import seconds_text
 from worker.evaluation.run import Evaluation
 from worker.evaluation.table import Table, describe_left_out
 

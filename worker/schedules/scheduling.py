@@ -24,7 +24,7 @@ from db.sources import sources
 from db.tables import SHORTEST_INTERVAL_SECONDS
 from worker.app import app
 from worker.runtime import Runtime
-from worker.timing import Timing, crontab, interval
+from worker.schedules.timing import Timing, crontab, interval
 
 log = structlog.get_logger()
 

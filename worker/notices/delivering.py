@@ -25,8 +25,8 @@ from db.notices.deliveries import Delivery
 from db.notices.webhook_secret import keys_of
 from db.notices.webhooks import Webhook
 from db.sources import sources
-from worker import http_post, webhook_messages, webhook_signature, webhook_url
-from worker.http_post import Answer, NoAnswer
+from worker.notices import http_post, webhook_messages, webhook_signature, webhook_url
+from worker.notices.http_post import Answer, NoAnswer
 from worker.runtime import Runtime
 
 log = structlog.get_logger()

@@ -22,12 +22,12 @@ from db.training.training_rows import TrainingRows
 from detector import DetectorError, FitResult, Progress, Recipe
 from models_store import registry
 from models_store.registry import TrainingWindow
-from worker import gate
-from worker.gate import Decision
-from worker.recipes import check_columns, recipe_of, with_threshold
 from worker.report.build import drift_reference
 from worker.runtime import Runtime
-from worker.sequences import require_order
+from worker.scoring.sequences import require_order
+from worker.training import gate
+from worker.training.gate import Decision
+from worker.training.recipes import check_columns, recipe_of, with_threshold
 
 log = structlog.get_logger()
 

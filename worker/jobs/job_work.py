@@ -21,10 +21,10 @@ from db.sql.key_ranges import KeyRange
 from db.versions import aliases, version_rows
 from models_store import registry
 from models_store.registry import LoadedVersion
-from worker import sequences, shadow
-from worker.batches import NO_CHAMPION, BatchResult, score_claimed
 from worker.runtime import Runtime
-from worker.shadow import Outcome
+from worker.scoring import challenger, sequences
+from worker.scoring.batches import NO_CHAMPION, BatchResult, score_claimed
+from worker.scoring.challenger import Outcome
 
 
 class RangeFailed(Exception):
@@ -70,7 +70,7 @@ def work_one(runtime: Runtime, job: Job) -> bool:
             connection, keys, n_done=done.n_done, n_flagged=done.n_flagged, n_quarantined=done.n_quarantined
         )
     if done.shadow is not None:
-        shadow.note(runtime, source, done.shadow)
+        challenger.note(runtime, source, done.shadow)
     return True
 
 
@@ -128,7 +128,7 @@ def _score(
     follower = None
     # As live: what the champion scores, the challenger scores too.
     if pointed.champion and pointed.champion[1] == version.version:
-        follower = shadow.follower(runtime, connection, source, claim, rows, pointed)
+        follower = challenger.follower(runtime, connection, source, claim, rows, pointed)
     return score_claimed(connection, source, claim, own, version, follower)
 
 

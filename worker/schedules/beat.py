@@ -18,8 +18,8 @@ from db.errors import SchemaNotReady, first_line
 from db.schedules import schedules
 from db.settings import load_settings
 from db.sql.statements import sqlstate
-from worker import scheduling
 from worker.runtime import make_runtime
+from worker.schedules import scheduling
 
 log = structlog.get_logger()
 

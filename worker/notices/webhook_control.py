@@ -14,8 +14,8 @@ from db.errors import DeliveryFailed, WebhookError
 from db.notices import deliveries, notices, webhooks
 from db.notices.webhooks import MOST_PER_MINUTE, Webhook
 from db.sources import sources
-from worker import delivering, webhook_messages, webhook_url
-from worker.http_post import NoAnswer
+from worker.notices import delivering, webhook_messages, webhook_url
+from worker.notices.http_post import NoAnswer
 from worker.runtime import Runtime
 
 log = structlog.get_logger()

@@ -16,7 +16,7 @@ from db.sources.sources import Source
 from db.versions import aliases, version_care, version_rows
 from models_store import registry
 from worker.runtime import Runtime
-from worker.sequences import index_advice, require_order
+from worker.scoring.sequences import index_advice, require_order
 
 log = structlog.get_logger()
 

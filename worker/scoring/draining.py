@@ -12,9 +12,9 @@ import psycopg
 from db.scoring import queue
 from db.sources import sources
 from db.sources.sources import Source
-from worker import failures, shadow
-from worker.batches import BatchFailed, BatchReader, BatchResult, settle
 from worker.runtime import Runtime
+from worker.scoring import challenger, failures
+from worker.scoring.batches import BatchFailed, BatchReader, BatchResult, settle
 
 # A batch of this share of PGOUTLIER_BATCH_ROWS hints at more to come, which is worth reading ahead. A live trickle
 # is not: a second thread would only delay its few rows.
@@ -93,7 +93,7 @@ def drain(
             result.add(settled)
             source = _note(runtime, source, settled.problem)
             if settled.shadow is not None:
-                shadow.note(runtime, source, settled.shadow)
+                challenger.note(runtime, source, settled.shadow)
             if result.n_batches == 1 and call_for_help is not None and _has_due(runtime, source):
                 call_for_help()
 

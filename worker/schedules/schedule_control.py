@@ -14,9 +14,9 @@ from db.errors import ScheduleError
 from db.schedules import schedules
 from db.schedules.schedules import Schedule
 from db.tables import SCHEDULE_NAME_PATTERN
-from worker import scheduling, timing
 from worker.runtime import Runtime
-from worker.scheduling import Call, Send
+from worker.schedules import scheduling, timing
+from worker.schedules.scheduling import Call, Send
 
 # Beat looks every second, or waits some seconds for a broker that hangs.
 BEAT_IS_LATE_SECONDS = 60.0

@@ -22,9 +22,10 @@ from db.sources import sources
 from db.sources.sources import Source
 from db.versions import aliases
 from models_store import registry
-from worker import failures, scoring, versions
-from worker.job_ranges import NothingScores, Overtaken, RangeFailed, work_one
+from worker.jobs.job_work import NothingScores, Overtaken, RangeFailed, work_one
 from worker.runtime import Runtime
+from worker.scoring import draining, failures
+from worker.versions import versions
 
 log = structlog.get_logger()
 
@@ -146,8 +147,8 @@ def _work(runtime: Runtime, job_id: int, seconds: float, call_for_help: Callable
     with runtime.engine.begin() as connection:
         job = jobs.find(connection, job_id)
     while not runtime.stopping.is_set():
-        for name in scoring.sources_with_work(runtime):
-            scoring.drain(runtime, name)
+        for name in draining.sources_with_work(runtime):
+            draining.drain(runtime, name)
         try:
             if not _work_one(runtime, job):
                 return _end(runtime, job)

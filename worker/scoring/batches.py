@@ -27,9 +27,9 @@ from db.versions import aliases
 from detector import exceeds, top_features
 from models_store import registry
 from models_store.registry import LoadedVersion
-from worker import failures, sequences, shadow
 from worker.runtime import Runtime
-from worker.shadow import Outcome, Shadow
+from worker.scoring import challenger, failures, sequences
+from worker.scoring.challenger import Outcome, Shadow
 
 log = structlog.get_logger()
 
@@ -117,7 +117,7 @@ def settle(runtime: Runtime, source: Source, batch: OpenBatch) -> BatchResult:
             return BatchResult()
         rows = sequences.fitting(connection, source, claim, batch.rows, champion.detector.recipe)
         own = sequences.prepare(connection, source, claim, rows, champion.detector.recipe)
-        follower = shadow.follower(runtime, connection, source, claim, rows, pointed)
+        follower = challenger.follower(runtime, connection, source, claim, rows, pointed)
         result = score_claimed(connection, source, claim, own, champion, follower)
         queue.finish(connection, source.definition, claim.queue_ids)
         batch.transaction.commit()

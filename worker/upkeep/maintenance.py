@@ -13,8 +13,8 @@ from db.notices import notices
 from db.scoring import quarantine, queue
 from db.sources import sources
 from db.upkeep import pruning
-from worker import versions
 from worker.runtime import Runtime
+from worker.versions import versions
 
 log = structlog.get_logger()
 

@@ -8,8 +8,8 @@ from db.ddl import challenger_objects
 from db.errors import ModelError
 from db.sources import sources
 from db.versions import aliases, challenger_scores, version_rows
-from worker import versions
 from worker.runtime import Runtime
+from worker.versions import versions
 
 # Fields of a version that `diff` holds against each other besides recipe and metrics.
 _FIELDS = (

@@ -13,7 +13,7 @@ from db.sources import sources
 from models_store import exchange, version_file
 from models_store.version_file import FileRefused
 from worker.runtime import Runtime
-from worker.sequences import require_order
+from worker.scoring.sequences import require_order
 
 log = structlog.get_logger()
 

@@ -27,9 +27,9 @@ from db.sql import key_types
 from db.versions import aliases, challenger_scores
 from db.versions.aliases import Aliases, Challenger
 from detector import Detector, exceeds
-from worker import sequences
-from worker.failures import sentence
 from worker.runtime import Runtime
+from worker.scoring import sequences
+from worker.scoring.failures import sentence
 
 log = structlog.get_logger()
 

@@ -9,9 +9,9 @@ from kombu.exceptions import OperationalError as BrokerUnavailable
 
 from db.jobs import jobs
 from db.status import overview
-from worker import schedules
 from worker.app import app
 from worker.runtime import Runtime
+from worker.schedules import schedule_control
 
 _PING_SECONDS = 1.0
 
@@ -39,8 +39,8 @@ def status(runtime: Runtime, *, sample_seconds: float = 1.0) -> dict[str, Any]:
         after = overview.scored_so_far(connection)
         rows = overview.sources(connection)
         listeners = overview.listeners(connection)
-        beats = schedules.beats_alive(connection)
-        coming = schedules.coming(connection)
+        beats = schedule_control.beats_alive(connection)
+        coming = schedule_control.coming(connection)
         at_work = jobs.listed(connection, running=True, limit=20)
     elapsed = time.monotonic() - started
     for row in rows:

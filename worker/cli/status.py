@@ -14,18 +14,11 @@ from rich.table import Table
 from db.errors import SourceError
 from db.sources import sources
 from db.status import overview
-from worker import status as status_figures
 from worker.cli.context import open_runtime
 from worker.cli.jobs import share
-from worker.cli.output import (
-    console,
-    new_table,
-    print_json,
-    print_table,
-    seconds_text,
-    top_features_text,
-)
 from worker.cli.sources import AsJson, SourceName
+from worker.console import console, new_table, print_json, print_table, seconds_text, top_features_text
+from worker.status import status as status_figures
 
 _AGO = re.compile(r"^(\d+(?:\.\d+)?)\s*(s|m|h|d)$")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}

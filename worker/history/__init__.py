@@ -1,0 +1,1 @@
+"""Earlier scores: kept, or no more."""

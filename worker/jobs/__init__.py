@@ -1,0 +1,1 @@
+"""Jobs over rows that are there already: controlled, and worked on."""

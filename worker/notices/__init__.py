@@ -1,0 +1,1 @@
+"""Webhooks: set, and told of flagged rows."""

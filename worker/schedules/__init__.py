@@ -1,0 +1,1 @@
+"""When what is sent: schedules, their ticks, and beat that sends them."""

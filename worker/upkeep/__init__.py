@@ -1,0 +1,1 @@
+"""Keeping the books straight: sweep, quarantine, prune."""

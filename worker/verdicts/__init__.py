@@ -1,0 +1,1 @@
+"""Giving verdicts, by call or by file."""
