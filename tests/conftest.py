@@ -25,7 +25,9 @@ from worker.runtime import Runtime, make_runtime
 Connect = Callable[..., psycopg.Connection[Any]]
 
 # The same examples in every run, however busy the machine: a failure is one of the change under test.
-hypothesis.settings.register_profile("pgoutlier", deadline=None, derandomize=True)
+hypothesis.settings.register_profile(
+    "pgoutlier", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("pgoutlier")
 
 

@@ -32,6 +32,8 @@ CREATE TABLE transactions (
 )
 """
 FEATURES = ("amount", "hour", "distance")
+# Ends a test that hangs, and is no measure of anything: far longer than a busy machine takes.
+HUNG_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,15 @@ class Table:
         """Put off no more what was put off."""
         self.user.execute(f"UPDATE outlier.queue_{self.source_name} SET not_before = NULL")  # type: ignore[arg-type]
 
-    def drain_all(self, *, seconds: float = 20.0) -> None:
+    def drain_all(self) -> None:
         """Drain until nothing is queued, waiting for what was put off."""
-        deadline = time.monotonic() + seconds
-        while self.queued():
-            assert time.monotonic() < deadline, "the queue does not get empty"
-            self.drain()
-            time.sleep(0.01)
+
+        def drained() -> bool:
+            if self.queued():
+                self.drain()
+            return not self.queued()
+
+        until(drained, "the queue gets empty")
 
     def insert(self, first: int, last: int | None = None) -> None:
         """Rows with the keys first to last, of features that follow from the key."""
@@ -187,12 +191,25 @@ def waits(user: Connection) -> bool:
     )
 
 
-def until(condition: Callable[[], object], *, seconds: float = 20.0) -> None:
-    """Wait for a condition; fail if it does not come to hold."""
+def until(
+    condition: Callable[[], object], what: str = "it happens", *, seconds: float = HUNG_SECONDS
+) -> None:
+    """Wait for a condition; fail, saying what did not come to hold, once nothing but a hang explains it."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.02)
+
+
+def heard(listener: Connection, channel: str, user: Connection) -> list[str]:
+    """Payloads of all notices up to now that a session which listens has not been asked for yet."""
+    user.execute("SELECT pg_notify(%s, 'the last one')", (channel,))
+    found: list[str] = []
+    for notice in listener.notifies(timeout=HUNG_SECONDS):
+        if notice.payload == "the last one":
+            return found
+        found.append(notice.payload)
+    raise AssertionError("no notice is heard")
 
 
 def quote(*parts: str) -> str:

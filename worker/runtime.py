@@ -85,5 +85,5 @@ def runtime() -> Runtime:
 
 
 @lru_cache(maxsize=1)
-def _runtime_of(_pid: int) -> Runtime:
-    return make_runtime(load_settings(), application_name="pgoutlier worker")
+def _runtime_of(pid: int) -> Runtime:
+    return make_runtime(load_settings(), application_name=f"pgoutlier worker {pid}")

@@ -15,7 +15,15 @@ import psutil
 from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
-from db.embedded.folder import DataFolder, EmbeddedServerError, first_number, package_file, send, until
+from db.embedded.folder import (
+    START_SECONDS,
+    DataFolder,
+    EmbeddedServerError,
+    first_number,
+    package_file,
+    send,
+    until,
+)
 
 DATABASE = "pgoutlier"
 SOCKET = ".s.PGSQL.5432"
@@ -92,6 +100,10 @@ class PostgresServer:
             # A cleaner of temporary files took its socket: it runs, but nobody can reach it.
             self.stop()
             process = None
+        if process:
+            # One that was killed or told to stop a moment ago is still there, and never answers.
+            until(lambda: self.answers() or self.process() is None, seconds=START_SECONDS)
+            process = self.process()
         pid = process.pid if process else self._launch()
         self.folder.wait_until(self.answers, pid=pid, server="PostgreSQL", log=self.log)
         return True

@@ -19,6 +19,11 @@ def try_training_lock(connection: Connection, source_id: int) -> bool:
     )
 
 
+def free_training_lock(connection: Connection, source_id: int) -> None:
+    """Free the lock of `try_training_lock`."""
+    run(connection, "SELECT pg_advisory_unlock(hashtext('outlier.training'), %s)", (source_id,))
+
+
 def start_run(connection: Connection, source_id: int, *, recipe: dict[str, Any], seed: int) -> int:
     """Open a training run; runs left open by a process that died are closed first. Returns its id.
 

@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
 
-from tests.acceptance.stack import Stack, eventually
+from tests.acceptance.stack import Stack
+from tests.support import until
 
 # Small, so that a training takes a second. Beat's own trainings are left to the schedules that the test sets.
 SETTINGS = {
@@ -39,6 +40,8 @@ class Life:
     stack: Stack
     owner: psycopg.Connection[Any]
     today: datetime
+    # In which days and weeks are counted.
+    zone: str
     n_rows: int = 0
     verdicts: dict[int, str] = field(default_factory=dict)
     scored_by: Counter[int] = field(default_factory=Counter)
@@ -73,7 +76,7 @@ class Life:
         scored = (
             "SELECT count(*) FROM outlier.scores_payments WHERE key BETWEEN %s AND %s AND model_version = %s"
         )
-        eventually(lambda: self.one(scored, keys[0], keys[-1], by_version) == n, f"{n} rows are scored")
+        until(lambda: self.one(scored, keys[0], keys[-1], by_version) == n, f"{n} rows are scored")
         self.scored_by[by_version] += n
         return keys
 
@@ -100,10 +103,15 @@ class Life:
         """A session of ana's; whatever it writes is taken back unless it commits."""
         with psycopg.connect(self.stack.kit.postgres.url) as connection:
             connection.execute("SET SESSION AUTHORIZATION ana")
-            connection.execute("SET TIME ZONE 'UTC'")
+            connection.execute(f"SET TIME ZONE '{self.zone}'".encode())
             connection.commit()
             yield connection
             connection.rollback()
+
+
+def zone_where_it_is_noon() -> str:
+    """What is said of today is then of one day, whenever the test runs."""
+    return f"Etc/GMT{datetime.now(UTC).hour - 12:+d}"
 
 
 def is_fraud(key: int) -> bool:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,21 +33,13 @@ from detector import Detector, Recipe
 from detector.recipes import Layer, QuantileThreshold, Split
 from models_store import registry
 from models_store.registry import TrainingWindow
+from tests.support import until
 from worker.runtime import Runtime, make_runtime
 from worker.versions import versions
 
 N_FEATURES = 6
 COLUMNS = tuple(f"f{i}" for i in range(N_FEATURES))
 SIGNING_KEY = "acceptance-signing-key-that-must-not-leak"
-WAIT_SECONDS = 60.0
-
-
-def eventually(condition: Callable[[], object], what: str, *, seconds: float = WAIT_SECONDS) -> None:
-    """Poll until the condition holds; fail, saying what did not come true, after the time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        time.sleep(0.05)
 
 
 def quick_recipe(**changes: object) -> Recipe:
@@ -169,11 +161,42 @@ class Stack:
 
     def until_ready(self, *processes: Started) -> None:
         for process in processes or self.processes:
-            eventually(process.ready, f"{process.name} is ready")
+            until(process.ready, f"{process.name} is ready")
 
     def stop(self) -> None:
         for process in self.processes:
             process.kill()
+
+    def kill_amid(self, workers: list[Started], relation: str, moments: random.Random) -> None:
+        """kill -9 of a worker, which is taken off the list, at a random moment when it holds rows of a table locked.
+
+        It is stopped first: whether it is amid a transaction cannot change then before it is killed.
+        """
+
+        def killed() -> bool:
+            time.sleep(moments.uniform(0, 0.1))
+            for worker in moments.sample(workers, len(workers)):
+                os.kill(worker.pid, signal.SIGSTOP)
+                if self._holds_rows(worker, relation):
+                    worker.kill()
+                    workers.remove(worker)
+                    return True
+                os.kill(worker.pid, signal.SIGCONT)
+            return False
+
+        until(killed, f"a worker is amid a transaction on {relation}")
+
+    def _holds_rows(self, worker: Started, relation: str) -> bool:
+        """Of a stopped worker: whether a transaction with rows locked waits for it, or for a lock of another's."""
+        return bool(
+            self.one(
+                "SELECT count(*) FROM pg_stat_activity a JOIN pg_locks l USING (pid) WHERE a.application_name = %s"
+                " AND l.relation = to_regclass(%s) AND l.mode = 'RowShareLock'"
+                " AND (a.state LIKE 'idle in transaction%%' OR a.wait_event_type = 'Lock')",
+                f"pgoutlier worker {worker.pid}",
+                relation,
+            )
+        )
 
     def tails(self) -> str:
         return "\n".join(f"--- {p.log.name}\n{p.output()[-3000:]}" for p in self.processes)
@@ -406,7 +429,7 @@ class Servers:
 
 def assert_no_process_of(servers: Servers) -> None:
     """No worker, beat, listener or command that works with these servers is left."""
-    eventually(lambda: not processes_of(servers.environment), "all processes have gone", seconds=10)
+    until(lambda: not processes_of(servers.environment), "all processes have gone")
 
 
 def processes_of(environment: dict[str, str]) -> list[psutil.Process]:

@@ -15,7 +15,8 @@ from sqlalchemy import make_url
 
 from db import migrate
 from db.engine import make_engine
-from tests.acceptance.stack import Stack, Started, eventually
+from tests.acceptance.stack import Stack, Started
+from tests.support import until
 
 
 def sent(stack: Stack, schedule: str) -> list[str]:
@@ -50,18 +51,18 @@ def test_two_beats_send_each_tick_once_and_one_goes_on_alone_when_the_other_is_k
     stack: Stack, often: str
 ) -> None:
     beats = {beat.pid: beat for beat in (stack.beat(), stack.beat())}
-    eventually(lambda: all("beat_ready" in beat.output() for beat in beats.values()), "both beats tick")
+    until(lambda: all("beat_ready" in beat.output() for beat in beats.values()), "both beats tick")
 
-    eventually(lambda: n_runs(stack, often) == 1, "the missed tick is sent")
+    until(lambda: n_runs(stack, often) == 1, "the missed tick is sent")
     assert stack.one("SELECT next_run_at > now() FROM outlier.schedules WHERE name = 'often'") is True
     assert len(sent(stack, often)) == 1
 
     execute(stack, "UPDATE outlier.schedules SET every_seconds = 0.3 WHERE name = 'often'")
-    eventually(lambda: n_runs(stack, often) >= 10, "a change by SQL takes effect", seconds=30)
+    until(lambda: n_runs(stack, often) >= 10, "a change by SQL takes effect")
 
     killed = kill_the_last_to_send(stack, often, beats)
     before = n_runs(stack, often)
-    eventually(lambda: n_runs(stack, often) >= before + 10, "the other beat goes on")
+    until(lambda: n_runs(stack, often) >= before + 10, "the other beat goes on")
     assert sender(stack, often) != killed.pid
 
     paused = stack.command("schedule", "pause", often, "--json")
@@ -73,7 +74,10 @@ def test_two_beats_send_each_tick_once_and_one_goes_on_alone_when_the_other_is_k
     assert shown["drain"]["next_run_in_seconds"] < 60
     assert shown[often]["next_run_at"] is None
 
-    beats[sender(stack, often)].kill()
+    last = beats[sender(stack, often)]
+    last.kill()
+    sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s"
+    until(lambda: stack.one(sessions, f"pgoutlier beat {last.pid}") == 0, "its sessions have ended")
     execute(stack, "UPDATE outlier.beats SET ticked_at = ticked_at - interval '10 minutes'")
     found = json.loads(stack.command("doctor", "--json").stdout)
     beat = next(finding for finding in found if finding["what"] == "beat")
@@ -83,17 +87,24 @@ def test_two_beats_send_each_tick_once_and_one_goes_on_alone_when_the_other_is_k
 
 def kill_the_last_to_send(stack: Stack, schedule: str, beats: dict[int, Started]) -> Started:
     """kill -9, between two ticks: one that is killed after it sent a tick and before it notes that sends it twice."""
-    while True:
+    killed: list[Started] = []
+
+    def killed_one() -> bool:
         beat = beats[sender(stack, schedule)]
         os.kill(beat.pid, signal.SIGSTOP)
         state = stack.one(
             "SELECT coalesce(string_agg(state, ','), '') FROM pg_stat_activity WHERE application_name = %s",
             f"pgoutlier beat {beat.pid}",
         )
-        if state == "idle":
-            beat.kill()
-            return beat
-        os.kill(beat.pid, signal.SIGCONT)
+        if state != "idle":
+            os.kill(beat.pid, signal.SIGCONT)
+            return False
+        beat.kill()
+        killed.append(beat)
+        return True
+
+    until(killed_one, "a beat is between two ticks")
+    return killed[0]
 
 
 def sender(stack: Stack, schedule: str) -> int:
@@ -107,12 +118,12 @@ def test_a_beat_that_waits_for_the_schema_begins_when_it_is_there(stack: Stack) 
     execute(stack, "CREATE DATABASE not_migrated_yet")
     try:
         beat = stack.beat(database_url=url.render_as_string(hide_password=False))
-        eventually(lambda: "run: pgoutlier db upgrade" in beat.output(), "it says what is missing")
+        until(lambda: "run: pgoutlier db upgrade" in beat.output(), "it says what is missing")
         assert "Traceback" not in beat.output()
         engine = make_engine(url.render_as_string(hide_password=False))
         migrate.upgrade(engine)
         engine.dispose()
-        eventually(lambda: "beat_ready" in beat.output(), "it begins")
+        until(lambda: "beat_ready" in beat.output(), "it begins")
         beat.kill()
         with psycopg.connect(url.set(drivername="postgresql").render_as_string(False)) as connection:
             names = connection.execute("SELECT name FROM outlier.schedules").fetchall()

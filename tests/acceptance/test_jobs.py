@@ -1,15 +1,15 @@
-"""Jobs over old rows with real workers: kill -9 at random moments, new rows meanwhile."""
+"""Jobs over old rows with real workers: kill -9 at random moments of a range, new rows meanwhile."""
 
 from __future__ import annotations
 
 import json
 import random
-import time
 
 import pytest
 
 from detector import Detector
-from tests.acceptance.stack import Stack, Started, Table, eventually
+from tests.acceptance.stack import Stack, Started, Table
+from tests.support import until
 
 N_OLD = 12_000
 RANGE_ROWS = 100
@@ -37,7 +37,7 @@ def test_workers_killed_at_random_moments_backfill_and_rescore_every_row_once(
         stack.one(f"SELECT count(*) FROM outlier.scores_{table.name} WHERE model_version <> {version}") == 0
     )
     table.insert(1)
-    eventually(table.drained, "the last row is scored")
+    until(table.drained, "the last row is scored")
     once = f"SELECT count(*) = count(DISTINCT key) AND count(*) = {table.n_rows} FROM audit_{table.name}"
     assert stack.one(once) is True
     assert table.n_rows > n_rows > N_OLD
@@ -56,7 +56,8 @@ def _killed_meanwhile(
 ) -> None:
     """Run a job while workers are killed and new rows come in, to its end.
 
-    The score of the last old row is held until then, so that the job cannot be over before.
+    The score of the last old row is held until then, so that the job cannot be over before, and sooner or later one of
+    the workers waits for it amid a range.
     """
     hold = (
         f"INSERT INTO outlier.scores_{table.name} VALUES ({N_OLD}, 0, 0, now(), 1, false)"
@@ -67,17 +68,17 @@ def _killed_meanwhile(
         started = stack.command(*command, "--no-wait", "--json", job_range_rows=RANGE_ROWS)
         assert started.returncode == 0, started.stderr
         job = json.loads(started.stdout)["id"]
+        ranges = f"SELECT count(*) FROM outlier.job_ranges WHERE job_id = {job}"
         finished = f"SELECT count(finished_at) FROM outlier.job_ranges WHERE job_id = {job}"
         for _ in range(N_KILLS):
-            eventually(lambda: stack.one(finished) != 0, "ranges are worked")
+            until(lambda: stack.one(finished) != 0, "ranges are worked")
             table.insert_singly(5)
-            time.sleep(moments.uniform(0, 0.1))
-            workers.pop(0).kill()
-        assert int(str(stack.one(finished))) < N_OLD // RANGE_ROWS
+            stack.kill_amid(workers, "outlier.job_ranges", moments)
+        assert int(str(stack.one(finished))) < int(str(stack.one(ranges)))
     watched = stack.command("jobs", "watch", str(job), "--json")
     assert watched.returncode == 0, watched.stderr
     assert json.loads(watched.stdout)["status"] == "succeeded"
-    eventually(table.drained, "the new rows are scored")
+    until(table.drained, "the new rows are scored")
 
 
 def _worker(stack: Stack, number: int) -> Started:

@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from detector import Detector
-from tests.acceptance.stack import COLUMNS, Servers, Stack, Started, Table, eventually
+from tests.acceptance.stack import COLUMNS, Servers, Stack, Started, Table
+from tests.support import until
 from worker.upkeep import maintenance
 from worker.versions import versions
 
@@ -34,7 +35,7 @@ def test_two_workers_and_two_listeners_share_the_work_and_score_nothing_twice(
             live_table.insert(n_rows)
 
     together(write, write, write, lambda: live_table.insert_singly(500), lambda: live_table.insert(4_500))
-    eventually(live_table.drained, "the queue is drained")
+    until(live_table.drained, "the queue is drained")
     assert live_table.n_rows == 50_000
     live_table.assert_scored_once()
     shares = [0, 0]
@@ -43,7 +44,7 @@ def test_two_workers_and_two_listeners_share_the_work_and_score_nothing_twice(
         shares[:] = [_scored_by(worker, live_table) for worker in workers]
         return sum(shares) == 50_000
 
-    eventually(all_logged, "the workers' own figures add up")
+    until(all_logged, "the workers' own figures add up")
     assert min(shares) > 0
 
 
@@ -57,12 +58,12 @@ def test_rows_of_a_transaction_that_commits_late_are_scored(live: Stack, live_ta
         live_table.insert(100, connection=early)
         live_table.insert(1, connection=early)
         live_table.insert(2_000)
-        eventually(lambda: live_table.n_scored == 2_000, "everything else is scored")
+        until(lambda: live_table.n_scored == 2_000, "everything else is scored")
         live_table.insert(1)
-        eventually(lambda: live_table.n_scored == 2_001, "a later row is scored")
+        until(lambda: live_table.n_scored == 2_001, "a later row is scored")
         assert live_table.drained()
         assert live.one(f"SELECT min(key) FROM outlier.scores_{live_table.name}") == 102
-    eventually(lambda: live_table.n_scored == 2_102, "the late rows are scored")
+    until(lambda: live_table.n_scored == 2_102, "the late rows are scored")
     live_table.assert_scored_once()
 
 
@@ -72,7 +73,7 @@ def test_rows_of_a_transaction_that_is_rolled_back_leave_nothing(live: Stack, li
         live_table.insert(1_000, connection=connection)
         connection.execute("ROLLBACK")
     live_table.insert(1)
-    eventually(lambda: live_table.n_scored == 1, "the row is scored")
+    until(lambda: live_table.n_scored == 1, "the row is scored")
     live_table.assert_scored_once()
 
 
@@ -111,7 +112,7 @@ def test_updates_and_deletes_meanwhile_neither_deadlock_nor_leave_a_stale_score(
         lambda: churn(2, update, update, delete),
         lambda: churn(3, update),
     )
-    eventually(live_table.drained, "the queue is drained")
+    until(live_table.drained, "the queue is drained")
     stored, fresh = live_table.errors_and_expected(detectors[0])
     assert live_table.n_unscored == 0
     assert len(stored) == live_table.n_rows
@@ -133,19 +134,19 @@ def test_a_promotion_and_a_rollback_reach_workers_that_run(
 
     def move() -> None:
         try:
-            eventually(lambda: live_table.n_scored > 100, "rows are scored")
+            until(lambda: live_table.n_scored > 100, "rows are scored")
             live_table.register(detectors[1])
-            eventually(lambda: live.one(version_of_last) == 2, "the promoted version scores")
+            until(lambda: live.one(version_of_last) == 2, "the promoted version scores")
             versions.rollback(live.runtime, live_table.name, reason="test")
-            eventually(lambda: live.one(version_of_last) == 1, "the version before scores again")
+            until(lambda: live.one(version_of_last) == 1, "the version before scores again")
         finally:
             stop.set()
 
     together(write, move)
-    eventually(live_table.drained, "the queue is drained")
+    until(live_table.drained, "the queue is drained")
     live_table.assert_scored_once()
     live_table.insert(50)
-    eventually(live_table.drained, "the queue is drained")
+    until(live_table.drained, "the queue is drained")
     assert live.one(version_of_last) == 1
 
 
@@ -156,7 +157,7 @@ def test_rows_wait_for_the_first_champion_and_are_then_scored_without_a_restart(
     waiting.audit()
     waiting.insert(600)
     problem = f"SELECT last_problem FROM outlier.sources WHERE name = '{waiting.name}'"
-    eventually(lambda: live.one(problem) is not None, "it is said why nothing is scored")
+    until(lambda: live.one(problem) is not None, "it is said why nothing is scored")
     row = next(row for row in _sources(live) if row["name"] == waiting.name)
     assert (row["n_queued"], row["champion"]) == (600, None)
     assert row["problem"] == (
@@ -165,9 +166,9 @@ def test_rows_wait_for_the_first_champion_and_are_then_scored_without_a_restart(
     trained = live.command("train", waiting.name, "--json")
     assert trained.returncode == 0, trained.stderr
     assert json.loads(trained.stdout)["promoted"] is True
-    eventually(waiting.drained, "the rows are scored")
+    until(waiting.drained, "the rows are scored")
     waiting.assert_scored_once()
-    assert live.one(problem) is None
+    until(lambda: live.one(problem) is None, "the problem is over")
 
 
 def _sources(stack: Stack) -> Sequence[dict[str, object]]:

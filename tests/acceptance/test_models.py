@@ -9,7 +9,8 @@ import psutil
 import pytest
 
 from detector import Detector
-from tests.acceptance.stack import Servers, Stack, Table, eventually, quick_recipe
+from tests.acceptance.stack import Servers, Stack, Table, quick_recipe
+from tests.support import until
 
 
 def test_a_damaged_champion_is_refused_by_name_and_the_last_good_one_goes_on(
@@ -27,8 +28,8 @@ def test_a_damaged_champion_is_refused_by_name_and_the_last_good_one_goes_on(
     problem = f"SELECT last_problem FROM outlier.sources WHERE name = '{table.name}'"
     for _ in range(3):
         table.insert(200)
-        eventually(lambda: table.n_unscored == 0, "rows are scored")
-        eventually(lambda: stack.one(problem) is not None, "the problem is recorded")
+        until(lambda: table.n_unscored == 0, "rows are scored")
+        until(lambda: stack.one(problem) is not None, "the problem is recorded")
     assert stack.one(f"SELECT array_agg(DISTINCT model_version) FROM outlier.scores_{table.name}") == [1]
     table.assert_scored_once()
     assert worker.output().count("artifact_refused") == 1
@@ -50,7 +51,7 @@ def untrained(shared_servers: Servers, stack: Stack) -> Table:
     table = shared_servers.table(stack)
     table.insert(600)
     with stack.connect() as connection:
-        recipe = json.dumps(quick_recipe(epochs=2_000).model_dump(mode="json"))
+        recipe = json.dumps(quick_recipe(epochs=10_000).model_dump(mode="json"))
         connection.execute("UPDATE outlier.sources SET recipe = %s::jsonb", (recipe,))
     return table
 
@@ -62,10 +63,13 @@ def test_a_training_killed_in_the_train_worker_is_abandoned_and_the_next_one_suc
     stack.until_ready()
     _call_train(stack, untrained)
     epoch = "SELECT coalesce(max(epoch), 0) FROM outlier.training_runs WHERE status = 'running'"
-    eventually(lambda: int(str(stack.one(epoch))) > 2, "the training reports its progress")
+    until(lambda: int(str(stack.one(epoch))) > 2, "the training reports its progress")
     for child in psutil.Process(worker.pid).children():
         if _has_tensorflow(child.pid):
             child.kill()
+            child.wait()
+    locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = %s"
+    until(lambda: stack.one(locks, untrained.source.id) == 0, "the server has seen its session end")
     with stack.connect() as connection:
         recipe = json.dumps(quick_recipe().model_dump(mode="json"))
         connection.execute("UPDATE outlier.sources SET recipe = %s::jsonb", (recipe,))
@@ -75,7 +79,7 @@ def test_a_training_killed_in_the_train_worker_is_abandoned_and_the_next_one_suc
         return stack.one(statuses) == ["abandoned", "succeeded"]
 
     _call_train(stack, untrained)
-    eventually(trained, "the next training succeeds")
+    until(trained, "the next training succeeds")
     progress = "SELECT (epoch, n_epochs, version, promoted)::text FROM outlier.training_runs ORDER BY id DESC"
     assert stack.one(progress) == "(2,2,1,t)"
     assert stack.one("SELECT count(*) FROM outlier.model_versions") == 1

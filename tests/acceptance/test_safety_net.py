@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.acceptance.stack import Stack, Table, errors_of, eventually
+from tests.acceptance.stack import Stack, Table, errors_of
+from tests.support import until
 
 
 def test_without_a_listener_and_with_two_beats_every_row_is_scored_once(stack: Stack, table: Table) -> None:
@@ -18,7 +19,7 @@ def test_without_a_listener_and_with_two_beats_every_row_is_scored_once(stack: S
     with stack.connect() as connection:
         connection.execute(f"ALTER TABLE {table.name} ENABLE TRIGGER USER".encode())
     table.insert_singly(100)
-    eventually(lambda: table.n_scored == 20_100, "the sweep and the safety net have found every row")
-    eventually(table.drained, "the queue is drained")
+    until(lambda: table.n_scored == 20_100, "the sweep and the safety net have found every row")
+    until(table.drained, "the queue is drained")
     table.assert_scored_once()
     assert errors_of(stack, table.name) == []

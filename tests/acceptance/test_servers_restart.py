@@ -12,10 +12,8 @@ import psycopg
 import pytest
 import redis
 
-from tests.acceptance.stack import Stack, Table, errors_of, eventually
-
-# The safety net is a second here; a worker looks for a lost broker every 2, 4, 6 ... seconds.
-RECOVERY_SECONDS = 45.0
+from tests.acceptance.stack import Stack, Table, errors_of
+from tests.support import until
 
 
 @contextmanager
@@ -54,10 +52,10 @@ def test_a_broker_that_is_flushed_or_killed_loses_nothing(mortal: Stack, mortal_
         assert broker is not None
         broker.kill()
         queued = table.n_rows
-        eventually(lambda: table.n_rows > queued + 2_000, "rows come in without a broker")
+        until(lambda: table.n_rows > queued + 2_000, "rows come in without a broker")
         mortal.kit.valkey.start()
         _scores_more(table)
-    eventually(table.drained, "the queue is drained", seconds=RECOVERY_SECONDS)
+    until(table.drained, "the queue is drained")
     table.assert_scored_once()
     assert errors_of(mortal, table.name) == []
 
@@ -71,13 +69,11 @@ def test_a_broker_that_hangs_stops_nobody_for_good(mortal: Stack, mortal_table: 
         table.insert(10)
         listener = next(process for process in mortal.processes if process.name == "listener")
         before = listener.output().count("broker_unavailable")
-        eventually(
-            lambda: listener.output().count("broker_unavailable") > before, "the listener gives up a ring"
-        )
+        until(lambda: listener.output().count("broker_unavailable") > before, "the listener gives up a ring")
     finally:
         broker.send_signal(signal.SIGCONT)
     _scores_more(table)
-    eventually(table.drained, "the queue is drained", seconds=RECOVERY_SECONDS)
+    until(table.drained, "the queue is drained")
     table.assert_scored_once()
 
 
@@ -92,11 +88,11 @@ def test_postgres_restarted_under_load_is_survived_by_every_process(
             mortal.kit.postgres.stop("fast" if mode == "fast" else "immediate")
             mortal.kit.postgres.start()
         _scores_more(table)
-    eventually(table.drained, "the queue is drained", seconds=RECOVERY_SECONDS)
+    until(table.drained, "the queue is drained")
     table.assert_scored_once()
     assert errors_of(mortal, table.name) == []
     listening = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgoutlier listener'"
-    eventually(lambda: mortal.one(listening) == 1, "the listener listens again")
+    until(lambda: mortal.one(listening) == 1, "the listener listens again")
 
 
 def test_beat_goes_on_when_its_servers_are_back(mortal: Stack, mortal_table: Table) -> None:
@@ -107,12 +103,12 @@ def test_beat_goes_on_when_its_servers_are_back(mortal: Stack, mortal_table: Tab
     _ticks_more(mortal)
     said = beat.output().count("broker_unavailable")
     broker.kill()
-    eventually(lambda: beat.output().count("broker_unavailable") > said, "beat misses its broker")
+    until(lambda: beat.output().count("broker_unavailable") > said, "beat misses its broker")
     mortal.kit.valkey.start()
     _ticks_more(mortal)
     said = beat.output().count("schedules_unreadable")
     mortal.kit.postgres.stop("immediate")
-    eventually(lambda: beat.output().count("schedules_unreadable") > said, "beat misses PostgreSQL")
+    until(lambda: beat.output().count("schedules_unreadable") > said, "beat misses PostgreSQL")
     mortal.kit.postgres.start()
     _ticks_more(mortal)
     assert "Traceback" not in beat.output()
@@ -121,13 +117,12 @@ def test_beat_goes_on_when_its_servers_are_back(mortal: Stack, mortal_table: Tab
 def _ticks_more(stack: Stack) -> None:
     n_runs = "SELECT n_runs FROM outlier.schedules WHERE name = 'drain'"
     before = int(str(stack.one(n_runs)))
-    eventually(lambda: int(str(stack.one(n_runs))) > before, "beat sends", seconds=RECOVERY_SECONDS)
+    until(lambda: int(str(stack.one(n_runs))) > before, "beat sends")
 
 
 def _scores_more(table: Table) -> None:
     before = table.n_scored
-    eventually(
+    until(
         lambda: table.n_scored > before or table.n_unscored == 0,
         "rows are scored",
-        seconds=RECOVERY_SECONDS,
     )

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 import redis
 
-from tests.acceptance.stack import Started, Table, eventually
+from tests.acceptance.stack import Started, Table
+from tests.support import until
 
 N_THREADS = 2
 
@@ -19,12 +20,12 @@ def test_a_worker_that_loses_its_broker_works_off_what_it_has_not_begun(alone: T
         assert broker is not None
         broker.kill()
         broker.wait()
-        eventually(lambda: "Connection to broker lost" in worker.output(), "the loss is noticed")
+        until(lambda: "Connection to broker lost" in worker.output(), "the loss is noticed")
         alone.stack.kit.valkey.start()
-    eventually(alone.drained, "the rows are scored")
+    until(alone.drained, "the rows are scored")
     alone.insert(1)
     _ring(alone)
-    eventually(alone.drained, "the worker takes messages again")
+    until(alone.drained, "the worker takes messages again")
     alone.assert_scored_once()
     assert worker.alive()
     assert "EMERGENCY DUMP" not in worker.output()
@@ -40,9 +41,9 @@ def worker_that_holds_a_message(table: Table) -> Iterator[Started]:
         for n_busy in range(1, N_THREADS + 1):
             table.insert(1)
             _ring(table)
-            eventually(lambda n=n_busy: _n_waiting(table) == n, "a thread waits for the lock")
+            until(lambda n=n_busy: _n_waiting(table) == n, "a thread waits for the lock")
         _ring(table)
-        eventually(lambda: _n_messages(table) == 0, "the message is received")
+        until(lambda: _n_messages(table) == 0, "the message is received")
         yield worker
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from tests.acceptance.stack import Stack, Table, eventually
+from tests.acceptance.stack import Stack, Table
+from tests.support import until
 
 
 def test_a_verdict_is_given_by_command_and_by_task_and_a_doubled_message_adds_nothing(
@@ -26,9 +27,7 @@ def test_a_verdict_is_given_by_command_and_by_task_and_a_doubled_message_adds_no
     for n_messages in (1, 2):
         call = stack.module("celery", "-A", "worker", "call", "verdicts.label", f"--args={arguments}")
         assert call.returncode == 0, call.stderr
-        eventually(
-            lambda n=n_messages: worker.output().count("verdicts_given") == n, "the worker has done it"
-        )
+        until(lambda n=n_messages: worker.output().count("verdicts_given") == n, "the worker has done it")
         assert stack.one(given) == 3
     by = "SELECT array_agg(DISTINCT created_by || ' ' || verdict) FROM outlier.current_verdicts WHERE source = "
     assert stack.one(f"{by}'{table.name}'") == ["ana normal"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from tests.acceptance.stack import Stack, Table, eventually
+from tests.acceptance.stack import Stack, Table
 from tests.receiver import KEY, SECRET, receiving
+from tests.support import until
 from worker.notices import webhook_control
 
 
@@ -19,16 +20,16 @@ def test_flagged_rows_are_sent_while_other_webhooks_hang(stack: Stack, table: Ta
         )
         with stack.connect() as connection:
             connection.execute(outliers.encode())
-            eventually(lambda: receiver.received, "the first notice is sent")
+            until(lambda: receiver.received, "the first notice is sent")
             connection.execute(outliers.encode())
             table.insert(100)
-        eventually(lambda: table.n_scored == 102, "the only thread goes on scoring")
+        until(lambda: table.n_scored == 102, "the only thread goes on scoring")
         assert len(receiver.received) == 1, "one request at a time"
         receiver.released.set()
-        eventually(lambda: {"1", "2"} <= set(receiver.keys), "the second notice is sent")
+        until(lambda: {"1", "2"} <= set(receiver.keys), "the second notice is sent")
         assert all(request.is_signed_by(KEY) for request in receiver.received)
         assert len({request.id for request in receiver.received}) == len(receiver.received)
-        eventually(
+        until(
             lambda: stack.one("SELECT count(*) FROM outlier.notices WHERE delivered_at IS NULL") == 0,
             "all are noted",
         )

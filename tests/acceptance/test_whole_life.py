@@ -14,9 +14,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.acceptance.life import SETTINGS, Life, is_fraud
-from tests.acceptance.stack import Stack, errors_of, eventually
+from tests.acceptance.life import SETTINGS, Life, is_fraud, zone_where_it_is_noon
+from tests.acceptance.stack import Stack, errors_of
 from tests.cookbook import ANALYSTS, OPERATORS, SHOP, Rows, answer
+from tests.support import until
 
 ATTACH = (
     *("attach", "shop.payments", "--key", "id", "--features", "amount,items,online,hour(paid_at)"),
@@ -31,8 +32,8 @@ def life(stack: Stack) -> Iterator[Life]:
     stack.environment.update(SETTINGS)
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     with stack.connect() as owner:
-        made = Life(stack, owner, today)
-        owner.execute("SET TIME ZONE 'UTC'")
+        made = Life(stack, owner, today, zone_where_it_is_noon())
+        owner.execute(f"SET TIME ZONE '{made.zone}'".encode())
         owner.execute(SHOP)
         owner.execute("CREATE ROLE ana LOGIN")
         owner.execute("GRANT USAGE ON SCHEMA shop TO ana; GRANT SELECT ON shop.customers TO ana")
@@ -75,7 +76,7 @@ def attach_and_train(life: Life) -> None:
         ready.result()
     life.moves.append(("champion", "promote", None, 1))
     # What the clock has trained is not what the test is about.
-    eventually(
+    until(
         lambda: life.sql("UPDATE outlier.schedules SET enabled = false WHERE name = 'retrain' RETURNING 1"),
         "beat has made the schedules",
     )
@@ -135,7 +136,7 @@ def drift_is_measured_as_soon_as_the_schedule_is_edited(life: Life) -> None:
     assert life.one("SELECT count(*) FROM outlier.drift_reports") == 0
     assert "every 1 s; set" in life.run("schedule", "set", "drift", "--every", "1s")
     reports = "SELECT features -> 0 ->> 'feature' FROM outlier.drift_reports WHERE drifted AND version = 1"
-    eventually(lambda: life.sql(reports), "drift is found")
+    until(lambda: life.sql(reports), "drift is found")
     assert life.sql(reports)[0] == ("items",)
 
 
@@ -143,7 +144,7 @@ def drift_has_a_version_trained_which_waits_for_an_administrator(life: Life) -> 
     """At most one training a day: until the first one is of yesterday nothing happens."""
     assert life.one("SELECT count(*) FROM outlier.training_runs") == 1
     a_day_goes_by(life)
-    eventually(lambda: life.trained(2), "drift has a version trained")
+    until(lambda: life.trained(2), "drift has a version trained")
     assert life.champion() == 1
     assert life.one(f"SELECT {GATE} FROM outlier.training_runs WHERE version = 2") == (
         "an administrator promotes versions of this source"
@@ -171,14 +172,14 @@ def the_gate_promotes_a_version_that_does_better(life: Life) -> None:
     """On the newest rows, whose frauds are known by the verdicts. Then there is no drift any more."""
     life.run("models", "policy", "payments", "if_better")
     a_day_goes_by(life)
-    eventually(lambda: life.trained(3), "drift has another version trained")
+    until(lambda: life.trained(3), "drift has another version trained")
     assert life.champion() == 3
     life.moves.append(("champion", "promote", 1, 3))
     reason = life.one(f"SELECT {GATE} FROM outlier.training_runs WHERE version = 3")
     assert reason.startswith("better on 150 held-out rows: average precision")
     life.pay_and_wait(600, by_version=3, days_ago=0, days=0.5, pieces=4)
     reports = "SELECT drifted FROM outlier.drift_reports WHERE version = 3"
-    eventually(lambda: life.sql(reports), "drift from the new champion is measured")
+    until(lambda: life.sql(reports), "drift from the new champion is measured")
     assert life.sql(reports)[0] == (False,)
     life.sql("UPDATE outlier.schedules SET enabled = false WHERE name = 'drift'")
 
@@ -189,7 +190,7 @@ def a_bad_version_is_refused_by_the_gate(life: Life) -> None:
         "INSERT INTO outlier.schedules (name, task, args, kwargs, every_seconds, next_run_at) VALUES"
         """ ('eager', 'models.train', '["payments"]', '{"threshold": "fixed:0.5"}', 86400, now())"""
     )
-    eventually(lambda: life.trained(4), "the schedule's training has ended")
+    until(lambda: life.trained(4), "the schedule's training has ended")
     reason = life.one(f"SELECT {GATE} FROM outlier.training_runs WHERE version = 4")
     assert "of the hold-out, above 30.00%" in reason
     assert life.one("SELECT promoted FROM outlier.training_runs WHERE version = 4") is False

@@ -206,7 +206,7 @@ def test_the_command_shows_the_last_report(payments: Table, environment: dict[st
             env={**os.environ, **environment, "PGOUTLIER_DRIFT_ROWS": str(N_LATER), "COLUMNS": "200"},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
         )
         return done.returncode, done.stdout + done.stderr
 

@@ -75,7 +75,7 @@ def read_rows(url: str) -> list[str]:
 def send_and_get(url: str) -> object:
     with kombu.Connection(url) as connection, connection.SimpleQueue("words") as queue:
         queue.put({"word": "hello"})
-        message = queue.get(timeout=5)
+        message = queue.get(timeout=120)
         message.ack()
         return message.payload
 
@@ -173,6 +173,16 @@ def test_killed_servers_come_back_with_their_data(data_dir: Path) -> None:
     assert send_and_get(servers.broker_url) == {"word": "hello"}
 
 
+def test_a_server_that_is_just_ending_is_started_again(data_dir: Path) -> None:
+    servers = embedded.ensure_running(data_dir)
+    ending = ServerKit.of(data_dir).postgres.process()
+    assert ending is not None
+    write_row(servers.database_url)
+    ending.send_signal(signal.SIGINT)
+    assert embedded.ensure_running(data_dir).started
+    assert read_rows(servers.database_url) == ["kept"]
+
+
 def test_one_server_is_brought_back_without_the_other(data_dir: Path) -> None:
     embedded.ensure_running(data_dir)
     kit = ServerKit.of(data_dir)
@@ -229,7 +239,7 @@ def test_processes_that_start_at_once_share_one_server(data_dir: Path) -> None:
         )
         for _ in range(3)
     ]
-    assert sorted(caller.communicate(timeout=60)[0].strip() for caller in callers) == ["0", "0", "1"]
+    assert sorted(caller.communicate(timeout=120)[0].strip() for caller in callers) == ["0", "0", "1"]
     # They have all exited, and the servers have outlived them.
     assert embedded.running(data_dir) is not None
 

@@ -173,7 +173,7 @@ def test_the_command_says_what_the_policy_is_and_refuses_others(
             env={**os.environ, **environment},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
         )
         return done.returncode, done.stdout + done.stderr
 
@@ -185,7 +185,7 @@ def test_the_command_says_what_the_policy_is_and_refuses_others(
         env={**os.environ, **environment, "COLUMNS": "200"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert "By its training it was promoted (promotion manual): first version." in shown.stdout
     code, text = said("sometimes")

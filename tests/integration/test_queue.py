@@ -22,7 +22,7 @@ from db.sources import sources
 from db.sql.identifiers import CHANNEL
 from models_store import registry
 from tests.conftest import Connect
-from tests.support import Table, attach_table, make_detector, make_table, until, waits
+from tests.support import HUNG_SECONDS, Table, attach_table, heard, make_detector, make_table, until, waits
 from worker.runtime import Runtime
 from worker.scoring.batches import score_claimed
 from worker.upkeep import maintenance
@@ -62,7 +62,7 @@ def commit_while_another_drains(slow: Connection, table: Table, claim: Claim) ->
         until(lambda: other.done() or waits(table.user))
         queue.finish(slow, table.source.definition, claim.queue_ids)
         slow.commit()
-        other.result(timeout=20)
+        other.result(HUNG_SECONDS)
 
 
 def finish(connection: Connection, table: Table, claim: Claim) -> None:
@@ -192,8 +192,7 @@ def test_one_notification_a_statement(transactions: Table, connect: Connect) -> 
     transactions.insert(1, 25_000)
     transactions.user.execute("UPDATE transactions SET amount = 0")
     transactions.user.execute("UPDATE transactions SET note = ''")
-    heard = [notice.payload for notice in listener.notifies(timeout=0.2)]
-    assert heard == ["transactions", "transactions"]
+    assert heard(listener, CHANNEL, transactions.user) == ["transactions", "transactions"]
 
 
 @pytest.mark.parametrize("key", ["g", "'key ' || g", "md5(g::text)::uuid"], ids=["bigint", "text", "uuid"])
@@ -507,7 +506,7 @@ def test_a_transaction_that_was_open_when_the_table_was_attached_holds_it_up(
         until(lambda: attaching.done() or waits(observer))
         assert not attaching.done()
         early.commit()
-        table = attaching.result(timeout=10)
+        table = attaching.result(HUNG_SECONDS)
     user.execute("INSERT INTO t VALUES (2, 1)")
     assert table.queued() == [2]
 
@@ -562,7 +561,7 @@ def test_keys_are_numbered_in_the_order_of_their_changes(transactions: Table, co
         waiting = pool.submit(second.execute, "UPDATE transactions SET amount = 20 WHERE id = 1")
         until(lambda: waits(transactions.user))
         first.commit()
-        waiting.result(timeout=10)
+        waiting.result(HUNG_SECONDS)
     second.commit()
     ids = transactions.keys("SELECT id FROM outlier.queue_transactions ORDER BY queued_at")
     assert all(earlier < later for earlier, later in itertools.pairwise(ids))

@@ -21,6 +21,7 @@ from detector.recipes import Recurrent
 from tests.conftest import Connect
 from tests.support import (
     FEATURES,
+    HUNG_SECONDS,
     Table,
     attach_table,
     make_detector,
@@ -442,7 +443,7 @@ def test_a_batch_that_is_killed_leaves_neither_score(transactions: Table, connec
         )
         until(lambda: holder.execute(waiting).fetchall())
         holder.execute(f"SELECT pg_terminate_backend(pid) FROM ({waiting}) w")
-        assert draining.result(timeout=20).n_scored == 0
+        assert draining.result(HUNG_SECONDS).n_scored == 0
     assert (transactions.scored(), shadow(transactions)) == ([], {})
     assert transactions.queued() == [1, 2, 3]
     holder.execute("SELECT pg_advisory_unlock(4711)")

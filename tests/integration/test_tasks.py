@@ -96,7 +96,7 @@ def test_administrators_work_by_messages_and_each_leaves_its_trace(
     for task, args, kwargs in calls:
         program.send_task(task, args, kwargs, queue="admin")
     tagged = "SELECT tag, created_by FROM outlier.model_tags"
-    until(lambda: user.execute(tagged.encode()).fetchall() == [("by-night", role)], seconds=60)
+    until(lambda: user.execute(tagged.encode()).fetchall() == [("by-night", role)])
 
     events = "SELECT action FROM outlier.schedule_events WHERE schedule = 'nightly' AND created_by = %s ORDER BY id"
     assert [action for (action,) in user.execute(events.encode(), (role,)).fetchall()] == [

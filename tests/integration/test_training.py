@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.rows import dict_row
+from sqlalchemy import Connection
 
 from db.errors import ModelError, SourceError, TrainingBusy
 from db.versions import aliases, version_rows
@@ -26,10 +27,14 @@ User = psycopg.Connection[Any]
 SMALL = plain_recipe(name="small", epochs=2, early_stopping=None, batch_size=64)
 TRAIN = """
 from db.settings import load_settings
-from worker import training
+from worker.training import training
 from worker.runtime import make_runtime
 training.train(make_runtime(load_settings()), "payments")
 """
+LOCKS = (
+    "SELECT FROM pg_locks WHERE locktype = 'advisory' AND database ="
+    " (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
 
 
 @pytest.fixture
@@ -225,7 +230,7 @@ def test_one_training_at_a_time_and_a_killed_one_makes_room(
         [sys.executable, "-c", TRAIN], env={**environment, "TF_CPP_MIN_LOG_LEVEL": "3"}
     )
     try:
-        until(lambda: any(run["epoch"] for run in runs(payments)), seconds=60)
+        until(lambda: any(run["epoch"] for run in runs(payments)))
         with pytest.raises(TrainingBusy, match="payments is being trained already"):
             training.train(payments.runtime, "payments")
     finally:
@@ -234,18 +239,26 @@ def test_one_training_at_a_time_and_a_killed_one_makes_room(
     payments.user.execute(
         "UPDATE outlier.sources SET recipe = %s::jsonb", (json.dumps(SMALL.model_dump(mode="json")),)
     )
-    until(
-        lambda: (
-            not payments.rows(
-                "SELECT FROM pg_locks WHERE locktype = 'advisory' AND database ="
-                " (SELECT oid FROM pg_database WHERE datname = current_database())"
-            )
-        )
-    )
+    until(lambda: not payments.rows(LOCKS))
     assert training.train(payments.runtime, "payments").version == 1
     killed, second = runs(payments)
     assert (killed["status"], second["status"]) == ("abandoned", "succeeded")
     assert killed["error"] == "the training process ended without a word"
+
+
+def test_a_training_that_has_ended_is_in_nobody_s_way(
+    payments: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lock is free before its session ends, which the server sees at some later time."""
+    invalidate, held = Connection.invalidate, []
+
+    def look_and_invalidate(connection: Connection) -> None:
+        held.append(payments.rows(LOCKS))
+        invalidate(connection)
+
+    monkeypatch.setattr(Connection, "invalidate", look_and_invalidate)
+    training.train(payments.runtime, "payments")
+    assert held == [[]]
 
 
 def test_a_source_is_retrained_when_its_last_run_is_old(payments: Table) -> None:

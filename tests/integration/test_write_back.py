@@ -33,7 +33,18 @@ from tests.integration.conftest import Run
 from tests.integration.test_attach import objects, refusal
 from tests.integration.test_sequences import RECIPE
 from tests.servers import Postgres
-from tests.support import TRANSACTIONS, Table, attach_table, detach_table, make_detector, quote, until, waits
+from tests.support import (
+    HUNG_SECONDS,
+    TRANSACTIONS,
+    Table,
+    attach_table,
+    detach_table,
+    heard,
+    make_detector,
+    quote,
+    until,
+    waits,
+)
 from tests.unit.test_identifiers import NAMES
 from worker.runtime import Runtime
 from worker.scoring.batches import score_claimed
@@ -159,7 +170,7 @@ def test_what_is_written_queues_nothing_and_rings_no_bell(written: Table, connec
     written.drain()
     written.user.execute("UPDATE transactions SET flagged = NOT flagged, note = 'by hand'")
     assert written.queued() == []
-    assert list(listener.notifies(timeout=0.1)) == []
+    assert heard(listener, CHANNEL, written.user) == []
 
 
 def test_with_a_feature_view_every_column_counts_but_ours(
@@ -175,7 +186,7 @@ def test_with_a_feature_view_every_column_counts_but_ours(
     table.drain()
     assert wrong(table) == []
     assert table.queued() == []
-    assert list(listener.notifies(timeout=0.1)) == []
+    assert heard(listener, CHANNEL, user) == []
     user.execute("""UPDATE t SET "odd %s" = 'x', flagged = NULL WHERE id = 1""")
     user.execute("ALTER TABLE t ADD COLUMN later int")
     user.execute("UPDATE t SET later = 1 WHERE id = 2")
@@ -302,7 +313,7 @@ def test_scoring_and_a_writer_with_each_other_s_rows_do_not_deadlock(
         until(lambda: wants.done() or waits(written.user))
         assert not wants.done()
         worker.commit()
-        wants.result(timeout=20)
+        wants.result(HUNG_SECONDS)
     writer.commit()
     assert [row[0] for row in wrong(written)] == [2]
     written.make_due()
@@ -313,7 +324,8 @@ def test_scoring_and_a_writer_with_each_other_s_rows_do_not_deadlock(
 
 def test_whatever_commits_when_the_columns_end_as_the_scores(written: Table, connect: Connect) -> None:
     written.insert(1, 60)
-    small = written.with_settings(batch_rows=20)
+    # The writer may be quicker than two drains for as long as it writes, so that only the budget ends them.
+    small = written.with_settings(batch_rows=20, drain_budget_seconds=0.5)
     stop = threading.Event()
 
     def write() -> int:
@@ -336,11 +348,11 @@ def test_whatever_commits_when_the_columns_end_as_the_scores(written: Table, con
         try:
             for _ in range(12):
                 done = [pool.submit(small.drain) for _ in range(2)]
-                assert [drain.result(timeout=30).n_failed_batches for drain in done] == [0, 0]
+                assert [drain.result(HUNG_SECONDS).n_failed_batches for drain in done] == [0, 0]
                 written.make_due()
         finally:
             stop.set()
-        assert transactions.result(timeout=30) > 0
+        assert transactions.result(HUNG_SECONDS) > 0
     written.make_due()
     written.drain()
     assert written.queued() == []

@@ -70,7 +70,7 @@ def test_two_upgrades_at_once_both_succeed(empty_database_url: str) -> None:
         for _ in range(2)
     ]
     for program in programs:
-        complaint = program.communicate(timeout=60)[1]
+        complaint = program.communicate(timeout=120)[1]
         assert program.returncode == 0, complaint
     with psycopg.connect(empty_database_url) as connection:
         assert connection.execute("SELECT version_num FROM outlier.alembic_version").fetchall() == [

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -35,10 +33,8 @@ def test_there_are_exactly_as_many_rows_as_asked_for(n_rows: int) -> None:
     assert set(made.fraud_kind) == {NORMAL, *FRAUD_SHARES}
 
 
-def test_a_hundred_thousand_rows_take_moments() -> None:
-    started = time.perf_counter()
+def test_of_a_hundred_thousand_rows_four_hundred_are_frauds() -> None:
     made = simulate(n_rows=100_000, seed=1)
-    assert time.perf_counter() - started < 5  # about 0.3 s; the rest is for a busy machine
     assert len(made.rows) == 100_000
     assert made.is_fraud.sum() == 400
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
 from typing import Any
 
 import structlog
 from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 
 import detector
 from db.errors import ModelError, TrainingBusy
@@ -265,6 +266,9 @@ def _training_lock(runtime: Runtime, source: Source) -> Iterator[Connection]:
         try:
             yield connection
         finally:
+            # Free at once: of a session that ends the server hears only some time after this.
+            with suppress(SQLAlchemyError), connection.begin():
+                training_runs.free_training_lock(connection, source.id)
             # The session must not go back to the pool with the lock.
             connection.invalidate()
 
