@@ -1,6 +1,7 @@
 """Pure machine learning: arrays in, arrays out; no database, no job queue.
 
-Importing this package does not import TensorFlow; the first fit or the first score does.
+Importing this package imports NumPy and pydantic alone. The first fit imports TensorFlow, scikit-learn and SciPy, the
+first score ONNX Runtime.
 """
 
 from detector._tensorflow import load_tensorflow
@@ -21,6 +22,7 @@ from detector.fit_result import FitResult
 from detector.layout import expected_arrays
 from detector.network import Progress
 from detector.recipes import Recipe
+from detector.scorer import load_onnx_runtime
 from detector.threshold_text import FORMS as THRESHOLD_FORMS
 from detector.threshold_text import parse_threshold, threshold_text
 from detector.thresholds import exceeds
@@ -47,6 +49,7 @@ __all__ = [
     "exceeds",
     "expected_arrays",
     "fit",
+    "load_onnx_runtime",
     "load_tensorflow",
     "parse_threshold",
     "recipe_named",

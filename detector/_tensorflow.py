@@ -1,4 +1,4 @@
-"""The one place that imports TensorFlow and Keras, late, so that importing `detector` stays light."""
+"""The one place that imports TensorFlow and Keras, for fitting, late, so that importing `detector` stays light."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def tensorflow() -> Any:
 
 
 def load_tensorflow() -> None:
-    """Import TensorFlow now, so that the first score does not wait for it. Never in a process that forks."""
+    """Import TensorFlow now, so that the time of a fit is without it. Never in a process that forks."""
     tensorflow()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 from detector import reference
 from detector.arrays import Arrays, Float32Matrix, Float64Matrix, Float64Vector, IntMatrix
 from detector.errors import FeatureMismatch, InvalidDetector, NonFiniteFeatures, WindowMismatch
-from detector.graph import BLOCK_ROWS, build_scorer
 from detector.layout import checked_arrays
 from detector.preprocessing import apply_preprocessing
 from detector.recipes import Recipe
+from detector.scorer import BLOCK_ROWS, Scorer
 from detector.windows import window_positions
 
 
@@ -45,7 +45,7 @@ class Detector:
     arrays: Mapping[str, NDArray[Any]]
     threshold: float
     _lock: threading.Lock
-    _scorers: dict[bool, Callable[[Any], Any]]
+    _scorers: dict[bool, Scorer]
 
     def __init__(
         self, recipe: Recipe, feature_names: Sequence[str], arrays: Arrays, threshold: float
@@ -107,19 +107,10 @@ class Detector:
         NonFiniteFeatures naming the rows that hold NaN or infinity, unless the recipe imputes them.
         """
         matrix = self._checked(features)
-        scorer = self._compiled()
-        positions = self._positions(matrix, groups)
-        if len(matrix) <= BLOCK_ROWS:
-            error, contributions = scorer(_tensor(matrix if positions is None else matrix[positions]))
-            return Scores(error.numpy(), contributions.numpy())
-        errors = np.empty(len(matrix))
-        parts = np.empty((len(matrix), matrix.shape[-1]), dtype=np.float32)
-        for start in range(0, len(matrix), BLOCK_ROWS):
-            rows = slice(start, start + BLOCK_ROWS)
-            block = matrix[rows if positions is None else positions[rows]]
-            error, contributions = scorer(_tensor(block))
-            errors[rows], parts[rows] = error.numpy(), contributions.numpy()
-        return Scores(errors, parts)
+        errors, contributions = self._scorer(explains=True)(matrix, self._positions(matrix, groups))
+        if contributions is None:
+            raise AssertionError("a scorer that explains gives contributions")
+        return Scores(errors, contributions)
 
     def reconstruction_error(self, features: ArrayLike) -> Float64Vector:
         """The errors (n_rows,) that `score` gives, without the contributions, which takes less time.
@@ -127,18 +118,7 @@ class Detector:
         features, errors: as in `score`; rows with a window come as ready windows.
         """
         matrix = self._checked(features)
-        positions = self._positions(matrix, None)
-        scorer = self._compiled(explains=False)
-        errors = np.empty(len(matrix))
-        for start in range(0, len(matrix), BLOCK_ROWS):
-            rows = slice(start, start + BLOCK_ROWS)
-            block = matrix[rows if positions is None else positions[rows]]
-            n_rows = len(block)
-            if BLOCK_ROWS // 2 < n_rows < BLOCK_ROWS:
-                # Filled up, the fused version takes less time for them than the other one.
-                block = np.concatenate([block, np.zeros((BLOCK_ROWS - n_rows, *block.shape[1:]))])
-            errors[rows] = scorer(_tensor(block)).numpy()[:n_rows]
-        return errors
+        return self._scorer(explains=False)(matrix, self._positions(matrix, None))[0]
 
     def numpy_score(self, features: ArrayLike, *, groups: ArrayLike | None = None) -> Scores:
         """What `score` computes, in plain NumPy: slower, for checking. The same arguments and errors."""
@@ -164,8 +144,8 @@ class Detector:
         return reference.reconstruct_last(self.recipe, self.arrays, values[positions]).astype(np.float32)
 
     def warm_up(self) -> None:
-        """Import TensorFlow and compile, so that the first row does not wait for it."""
-        self.score(np.zeros((BLOCK_ROWS + 1, len(self.feature_names))))
+        """Import ONNX Runtime and build the graph, so that the first row does not wait for it."""
+        self.score(np.zeros((BLOCK_ROWS, len(self.feature_names))))
 
     def _preprocessed(self, features: ArrayLike) -> Float64Matrix:
         matrix = self._checked(features)
@@ -198,21 +178,15 @@ class Detector:
                 raise NonFiniteFeatures.of(finite, self.feature_names)
         return matrix
 
-    def _compiled(self, *, explains: bool = True) -> Callable[[Any], Any]:
+    def _scorer(self, *, explains: bool) -> Scorer:
         scorer = self._scorers.get(explains)
         if scorer is None:
             with self._lock:
                 scorer = self._scorers.get(explains)
                 if scorer is None:
-                    scorer = build_scorer(self.recipe, self.feature_names, self.arrays, explains=explains)
+                    scorer = Scorer(self.recipe, self.feature_names, self.arrays, explains=explains)
                     self._scorers[explains] = scorer
         return scorer
-
-
-def _tensor(matrix: Float64Matrix) -> Any:
-    from detector._tensorflow import tensorflow
-
-    return tensorflow().constant(matrix)
 
 
 def top_features(contributions: NDArray[Any], k: int) -> tuple[IntMatrix, NDArray[Any]]:

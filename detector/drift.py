@@ -9,9 +9,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-# Not scipy.stats, which takes every command a second to import.
-from scipy.special import bdtr, bdtrc, chdtri
-
 from detector.arrays import Float64Vector
 
 N_BINS = 10
@@ -125,6 +122,9 @@ def psi_limit(reference: Binned, n_rows: int, probability: float) -> float:
     Yurdakul, Statistical Properties of Population Stability Index, Western Michigan University 2018. Bins that
     hold none of the reference's rows count, for the values may have some there.
     """
+    # Not scipy.stats, which takes a second to import; and here, so that commands without drift import neither.
+    from scipy.special import chdtri
+
     quantile = chdtri(len(reference.shares) - 1, probability)
     return float(quantile * (1 / n_rows + 1 / reference.n_rows))
 
@@ -135,6 +135,8 @@ def rates_differ(n_hits: int, n_rows: int, expected_hits: int, expected_rows: in
     Given all hits together, those of the first sample are binomial: Przyborowski and Wilenski, Homogeneity of
     results in testing samples from Poisson series, Biometrika 31 (1940) 313-323. Both numbers of rows are positive.
     """
+    from scipy.special import bdtr, bdtrc
+
     share = n_rows / (n_rows + expected_rows)
     n_all = n_hits + expected_hits
     return float(min(bdtrc(n_hits - 1, n_all, share), bdtr(n_hits, n_all, share)))

@@ -1,4 +1,4 @@
-"""The same scores in plain NumPy, float64: what the compiled function is checked against.
+"""The same scores in plain NumPy, float64: what the graph is checked against.
 
 Fitting uses it too, for the residuals that statistics and threshold are drawn from.
 """
@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from detector.arrays import Arrays, Float64Matrix, Float64Vector
 from detector.network import LEAKY_SLOPE
@@ -17,11 +16,20 @@ from detector.preprocessing import apply_preprocessing
 from detector.prototypes import from_nearest
 from detector.recipes import Recipe
 
+
+def _sigmoid(x: Float64Matrix) -> Float64Matrix:
+    # Imported here: whoever scores by the graph does not need SciPy.
+    from scipy.special import expit
+
+    values: Float64Matrix = expit(x)
+    return values
+
+
 ACTIVATIONS: dict[str, Callable[[Float64Matrix], Float64Matrix]] = {
     "tanh": np.tanh,
     "relu": lambda x: np.maximum(x, 0.0),
     "leaky_relu": lambda x: np.where(x > 0, x, LEAKY_SLOPE * x),
-    "sigmoid": expit,
+    "sigmoid": _sigmoid,
     "linear": lambda x: x,
     "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0.0))),
 }
@@ -70,7 +78,7 @@ def _lstm(
     outputs = []
     for step in steps:
         gates = step @ kernel + output @ recurrent + bias
-        let_in, keep, let_out = (expit(gates[:, g * units : (g + 1) * units]) for g in (0, 1, 3))
+        let_in, keep, let_out = (_sigmoid(gates[:, g * units : (g + 1) * units]) for g in (0, 1, 3))
         cell = keep * cell + let_in * activation(gates[:, 2 * units : 3 * units])
         output = let_out * activation(cell)
         outputs.append(output)

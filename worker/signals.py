@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from db.errors import PgoutlierError
 from db.settings import load_settings
 from db.sources import sources
-from detector import load_tensorflow
+from detector import load_onnx_runtime
 from models_store import registry
 from models_store.artifact import ArtifactRefused
 from worker.logs import configure_logs
@@ -28,13 +28,13 @@ def _one_log_format(loglevel: int = 20, **_: Any) -> None:
 
 @celeryd_after_setup.connect
 def _warm_up(instance: Any, **_: Any) -> None:
-    """Load and compile the champions in a scoring worker of threads; a parent that forks must not."""
+    """Load the champions and build their scorers, where threads score; processes would each have to for themselves."""
     if (
         "score" not in instance.app.amqp.queues.consume_from
         or instance.pool_cls.__module__ != "celery.concurrency.thread"
     ):
         return
-    load_tensorflow()  # seconds, which the first row need not wait for even if there is no champion yet
+    load_onnx_runtime()  # which the first row need not wait for even if there is no champion yet
     try:
         here = runtime()
         with here.engine.begin() as connection:

@@ -107,7 +107,7 @@ def flagged_features(
     if not len(rows) or (contributions is None and detector.recipe.window > 1):
         return ()
     if contributions is None:
-        # In NumPy: for so few rows TensorFlow need not be imported and its function compiled.
+        # In NumPy: for so few rows ONNX Runtime need not be imported.
         contributions = detector.numpy_score(rows).contributions
     indices, values = top_of(np.asarray(contributions), detector.recipe.top_features)
     n_rows = np.bincount(indices.ravel(), minlength=len(detector.feature_names))

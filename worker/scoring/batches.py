@@ -1,7 +1,7 @@
 """One batch: a transaction that claims keys, reads their features, writes their scores and ends.
 
 The first half (claim and read) of a full batch can be done ahead by a second thread on a connection of its own,
-while the batch before it is scored and written: then PostgreSQL reads while TensorFlow computes.
+while the batch before it is scored and written: then PostgreSQL reads while ONNX Runtime computes.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from detector import Detector, FeatureMismatch, FitResult, NonFiniteFeatures, exceeds, fit, top_features
-from detector.graph import BLOCK_ROWS
+from detector.scorer import BLOCK_ROWS
 from tests.unit.detector.conftest import N_FEATURES, NAMES, small_recipe, table
 
 
