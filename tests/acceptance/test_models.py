@@ -87,6 +87,21 @@ def test_a_training_killed_in_the_train_worker_is_abandoned_and_the_next_one_suc
     assert not _has_tensorflow(worker.pid)
 
 
+def test_score_worker_listener_and_beat_do_without_tensorflow(
+    stack: Stack, table: Table, detectors: tuple[Detector, Detector]
+) -> None:
+    table.challenge(detectors[1])
+    worker = stack.score_worker()
+    processes = [worker, stack.listener(), stack.beat()]
+    stack.until_ready()
+    table.insert(500)
+    eventually(table.drained, "the rows are scored")
+    assert "onnxruntime" in Path(f"/proc/{worker.pid}/maps").read_text()
+    for process in processes:
+        for each in (psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)):
+            assert not _has_tensorflow(each.pid)
+
+
 def _call_train(stack: Stack, table: Table) -> None:
     arguments = json.dumps([table.name])
     done = stack.module("celery", "-A", "worker", "call", "models.train", f"--args={arguments}")
