@@ -95,7 +95,7 @@ def test_score_worker_listener_and_beat_do_without_tensorflow(
     processes = [worker, stack.listener(), stack.beat()]
     stack.until_ready()
     table.insert(500)
-    eventually(table.drained, "the rows are scored")
+    until(table.drained, "the rows are scored")
     assert "onnxruntime" in Path(f"/proc/{worker.pid}/maps").read_text()
     for process in processes:
         for each in (psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)):
