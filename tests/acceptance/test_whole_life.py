@@ -47,6 +47,7 @@ def life(stack: Stack) -> Iterator[Life]:
             owner.execute("TRUNCATE outlier.schedules, outlier.schedule_events")
 
 
+@pytest.mark.timeout(400)
 def test_the_whole_life_of_a_model(life: Life) -> None:
     attach_and_train(life)
     live = score_live_rows(life)
