@@ -52,7 +52,7 @@ sources = Table(
     metadata,
     Column("id", Integer, Identity(always=True), primary_key=True),
     Column("name", Text, nullable=False, unique=True),
-    Column("definition", JSONB, nullable=False, comment="db.sources.sources.SourceDefinition"),
+    Column("definition", JSONB, nullable=False, comment="db.sources.SourceDefinition"),
     Column("recipe", JSONB, nullable=False, comment="detector.Recipe that new versions are trained with"),
     Column(
         "attached_xid",

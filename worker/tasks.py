@@ -209,7 +209,7 @@ def work(job: int) -> bool:
 
 
 def ask_for_work(job: int) -> None:
-    """Send job_control.work, for whoever is free."""
+    """Send jobs.work, for whoever is free."""
     ring(work, job, expires_seconds=HELP_EXPIRES_SECONDS)
 
 

@@ -1,6 +1,6 @@
 """The plugin-wide tables: sources, model registry, training runs and quarantine.
 
-What `attach` makes for each source is not here, see db.ddl.core_objects.
+What `attach` makes for each source is not here, see db.source_ddl.
 
 Revision ID: 0001
 Revises:
@@ -29,7 +29,7 @@ def upgrade() -> None:
             "definition",
             postgresql.JSONB(astext_type=sa.Text()),
             nullable=False,
-            comment="db.sources.sources.SourceDefinition",
+            comment="db.sources.SourceDefinition",
         ),
         sa.Column(
             "recipe",

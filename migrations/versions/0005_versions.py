@@ -1,6 +1,6 @@
 """Challengers and their moves, tags of versions, and what else becomes of a version.
 
-The tables of shadow scores are made for each source, see db.ddl.core_objects.
+The tables of shadow scores are made for each source, see db.source_ddl.
 
 Revision ID: 0005
 Revises: 0004

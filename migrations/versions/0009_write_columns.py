@@ -1,6 +1,6 @@
 """Whether the columns that attach --write-columns adds to the user's table have every score.
 
-The columns, and the triggers that write them, are made for each source, see db.scoring.write_back.
+The columns, and the triggers that write them, are made for each source, see db.write_back.
 
 Revision ID: 0009
 Revises: 0008
