@@ -11,6 +11,7 @@ from db.ddl import challenger_objects, core_objects, notice_objects, source_view
 from db.errors import MissingPrivilege, SourceError
 from db.source import catalog
 from db.source.definition import SourceDefinition
+from db.sql import locks
 from db.sql.identifiers import SCHEMA, Relation
 from db.sql.statements import one, run
 
@@ -43,7 +44,7 @@ def run_our_ddl(
 
     Raises SourceError if the locks are not to be had.
     """
-    run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.attach'))")
+    locks.hold(connection, "attach")
     limit_lock_waits(connection)
     run_ddl(connection, definition, statements)
 

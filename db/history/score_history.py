@@ -15,6 +15,7 @@ from db.source import catalog
 from db.source.definition import SourceDefinition
 from db.sources import sources
 from db.sources.sources import Source
+from db.sql import locks
 from db.sql.identifiers import SCHEMA, Relation, identifier, ours
 from db.sql.key_types import scalar_type
 from db.sql.statements import compose, run, run_dicts
@@ -37,7 +38,7 @@ def _table(source: SourceDefinition) -> Relation:
 
 def keep(connection: Connection, source: Source) -> bool:
     """Keep earlier scores from now on. Returns False if that is so already."""
-    run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.attach'))")
+    locks.hold(connection, "attach")
     if is_kept(connection, source.definition):
         return False
     table = [] if exists(connection, source.definition) else history_objects.table(source.definition)
@@ -50,7 +51,7 @@ def keep(connection: Connection, source: Source) -> bool:
 
 def stop(connection: Connection, source: Source, *, drop: bool) -> bool:
     """Keep earlier scores no more; drop: and remove those that were kept. Returns False if there was nothing to do."""
-    run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.attach'))")
+    locks.hold(connection, "attach")
     kept = is_kept(connection, source.definition)
     if not kept and not (drop and exists(connection, source.definition)):
         return False

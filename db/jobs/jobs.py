@@ -12,6 +12,7 @@ from psycopg import sql
 from sqlalchemy import Connection
 
 from db.errors import JobError
+from db.sql import locks
 from db.sql.statements import compose, one, run, run_dicts
 from db.versions import aliases
 
@@ -78,7 +79,7 @@ def is_overtaken(connection: Connection, job: Job) -> bool:
 
 def lock(connection: Connection, source_id: int) -> None:
     """One maker of jobs of a source at a time, until the transaction ends."""
-    run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.jobs'), %s)", (source_id,))
+    locks.hold(connection, "jobs", source_id)
 
 
 def start(

@@ -12,6 +12,7 @@ from uuid import UUID
 from psycopg import sql
 from sqlalchemy import Connection
 
+from db.sql import locks
 from db.sql.statements import compose, one, run, run_dicts
 
 
@@ -27,12 +28,12 @@ class Delivery:
 
 def try_lock(connection: Connection, source_id: int) -> bool:
     """Be the only one who delivers for the source until the session ends, however it ends."""
-    return bool(one(connection, "SELECT pg_try_advisory_lock(hashtext('outlier.webhook'), %s)", (source_id,)))
+    return locks.try_for_session(connection, "webhook", source_id)
 
 
 def unlock(connection: Connection, source_id: int) -> None:
     """Free the lock of `try_lock`."""
-    run(connection, "SELECT pg_advisory_unlock(hashtext('outlier.webhook'), %s)", (source_id,))
+    locks.free(connection, "webhook", source_id)
 
 
 # Of the webhook w.

@@ -17,7 +17,7 @@ from psycopg import sql
 from sqlalchemy import Connection
 
 from db.source.definition import SourceDefinition
-from db.sql import key_types
+from db.sql import key_types, locks
 from db.sql.identifiers import CHANNEL, identifier, ours
 from db.sql.statements import as_text, compose, one, run, run_dicts
 
@@ -231,7 +231,7 @@ def sweep(
     None takes them too.
     """
     # One sweep at a time: the next one sees what this one queued.
-    run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.sweep'), %s)", (source_id,))
+    locks.hold(connection, "sweep", source_id)
     newer: sql.Composable = sql.SQL("true")
     if attached_xid is not None:
         n_since = one(connection, "SELECT pg_current_xact_id()::text::bigint") - attached_xid

@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from db.scoring.queue import KEYS_PER_QUEUE_ROW, NEIGHBOUR
 from db.source import catalog
 from db.source.definition import WRITTEN_COLUMNS, SourceDefinition
-from db.sql import key_types
+from db.sql import key_types, locks
 from db.sql.identifiers import SCHEMA, Relation, identifier, ours
 from db.sql.statements import as_text, compose, dollar_quote, run
 
@@ -258,7 +258,7 @@ def fill(
     Returns how many scores were looked at, and the last key of them; None when there are no more.
     """
     # One at a time: rows that another one has locked would be queued to be scored again.
-    run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.fill'), %s)", (source_id,))
+    locks.hold(connection, "fill", source_id)
     row = run(
         connection,
         compose(

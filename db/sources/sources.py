@@ -14,6 +14,7 @@ from db.ddl import core_objects, installation, written_columns
 from db.errors import SourceError
 from db.scoring import write_back
 from db.source.definition import SourceDefinition
+from db.sql import locks
 from db.sql.identifiers import display
 from db.sql.statements import compose, run, run_dicts
 
@@ -106,7 +107,7 @@ def attach(
     this version of the program has another one of that name; its columns in the table come and go with the
     definition's write_columns. Raises SourceError if another definition has the name, or the table has another source.
     """
-    run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.attach'))")
+    locks.hold(connection, "attach")
     installation.limit_lock_waits(connection)
     for source in every(connection):
         if source.name == definition.name:

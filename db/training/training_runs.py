@@ -8,20 +8,19 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 from sqlalchemy import Connection
 
+from db.sql import locks
 from db.sql.identifiers import identifier
 from db.sql.statements import one, run, run_dicts
 
 
 def try_training_lock(connection: Connection, source_id: int) -> bool:
-    """Whether this session now holds the one training lock of the source. Freed by closing the session."""
-    return bool(
-        one(connection, "SELECT pg_try_advisory_lock(hashtext('outlier.training'), %s)", (source_id,))
-    )
+    """Whether this session now holds the one training lock of the source, until it is freed or the session ends."""
+    return locks.try_for_session(connection, "training", source_id)
 
 
 def free_training_lock(connection: Connection, source_id: int) -> None:
     """Free the lock of `try_training_lock`."""
-    run(connection, "SELECT pg_advisory_unlock(hashtext('outlier.training'), %s)", (source_id,))
+    locks.free(connection, "training", source_id)
 
 
 def start_run(connection: Connection, source_id: int, *, recipe: dict[str, Any], seed: int) -> int:

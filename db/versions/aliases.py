@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from db.sql import locks
 from db.sql.statements import run, run_dicts
 
 CHAMPION = "champion"
@@ -74,7 +75,7 @@ def champion(connection: Connection, source_id: int) -> dict[str, Any] | None:
 
 def lock_alias(connection: Connection, source_id: int) -> None:
     """One mover of a source's aliases at a time, until the transaction ends."""
-    run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.aliases'), %s)", (source_id,))
+    locks.hold(connection, "aliases", source_id)
 
 
 def move_alias(

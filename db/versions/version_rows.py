@@ -9,6 +9,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 from sqlalchemy import Connection
 
+from db.sql import locks
 from db.sql.statements import compose, one, run, run_dicts
 
 # Of the versions v and k of a source.
@@ -67,7 +68,7 @@ def copy_version(connection: Connection, source_id: int, version: int, values: d
 
 def insert_version(connection: Connection, source_id: int, row: dict[str, Any]) -> int:
     """Add an immutable version, numbered one past the source's highest. Returns its number."""
-    run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.versions'), %s)", (source_id,))
+    locks.hold(connection, "versions", source_id)
     return int(
         one(
             connection,
