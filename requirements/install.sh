@@ -63,7 +63,7 @@ checksum=$(cksum <"$lock")
 if [ "$(cat "$record" 2>/dev/null)" = "$checksum" ]; then
     echo "[2/3] the pinned dependencies are installed already"
 else
-    echo "[2/3] installing the pinned dependencies (about 2.2 GB on disk, TensorFlow most of it; a few minutes the first time)"
+    echo "[2/3] installing the pinned dependencies (about 2.6 GB on disk, TensorFlow most of it; a few minutes the first time)"
     rm -f "$record" "$venv/.pip-status"
     # sh has no pipefail: pip's exit code goes through a file.
     {
