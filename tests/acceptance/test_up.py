@@ -71,11 +71,13 @@ def secrets(stack: Stack) -> Iterator[None]:
 def test_up_scores_and_stops_at_once_in_the_middle_of_a_deep_queue_and_tells_no_secret(
     secrets: None, stack: Stack, table: Table
 ) -> None:
+    names = ("score", "train", "listener")
+    up = stack.start("up", "worker.cli", "up", batch_rows=100, prune_every_seconds=1)
+    until(lambda: all(f"{name} | " in up.output() for name in names), "each process has said something")
     # In small statements: the keys of one are a batch, however many they are.
     with stack.connect() as connection, connection.transaction():
         for _ in range(2_000):
             table.insert(100, connection=connection)
-    up = stack.start("up", "worker.cli", "up", batch_rows=100, prune_every_seconds=1)
     until(lambda: table.n_scored > 0, "rows are scored")
     commands = [" ".join(command) for command in commands_of(stack)]
     assert stop(stack, up, signal.SIGINT) == 0
@@ -83,7 +85,7 @@ def test_up_scores_and_stops_at_once_in_the_middle_of_a_deep_queue_and_tells_no_
     table.audit_matches()
     words = "\n".join([up.output(), *commands])
     assert "All processes have stopped." in words
-    for name in ("score", "train", "listener"):
+    for name in names:
         assert f"{name} | " in words
     for secret in (PASSWORD, DATABASE_PASSWORD, SIGNING_KEY):
         assert secret not in words
