@@ -11,8 +11,8 @@ from rich.console import Console
 
 from benchmarks import latency, overhead, rivals, throughput
 from benchmarks.ground import Ground, ground
-from worker.console import new_table
-from worker.logs import configure_logs
+from pgoutlier.worker.console import new_table
+from pgoutlier.worker.logs import configure_logs
 
 console = Console(stderr=False)
 

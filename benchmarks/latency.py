@@ -12,8 +12,8 @@ import psycopg
 
 from benchmarks.ground import COLUMNS, FEATURES, Ground
 from benchmarks.throughput import fill_queue
-from worker.processes import Supervisor, plans
-from worker.scoring import draining
+from pgoutlier.worker.processes import Supervisor, plans
+from pgoutlier.worker.scoring import draining
 
 _POLL_SECONDS = 0.001
 

@@ -9,8 +9,8 @@ import numpy as np
 import psutil
 
 from benchmarks.ground import COLUMNS, COPY_HEADER, COPY_TRAILER, Ground, copy_in, median, seconds_of
-from worker.scoring import draining
-from worker.upkeep import maintenance
+from pgoutlier.worker.scoring import draining
+from pgoutlier.worker.upkeep import maintenance
 
 
 @dataclass(frozen=True)

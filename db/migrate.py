@@ -11,9 +11,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from db.errors import MissingPrivilege, SchemaNotReady, first_line
-from db.sql.identifiers import SCHEMA, display
-from db.sql.statements import one, sqlstate
+from pgoutlier.db.errors import MissingPrivilege, SchemaNotReady, first_line
+from pgoutlier.db.sql.identifiers import SCHEMA, display
+from pgoutlier.db.sql.statements import one, sqlstate
 
 # A migration that cannot get its lock soon gives up, so that it never stands in front of the users' statements.
 LOCK_TIMEOUT = "10s"

@@ -1,5 +1,5 @@
-"""The job queue: Celery application, tasks, and the use cases behind them. `celery -A worker worker` starts here."""
+"""The job queue: Celery application, tasks, and the use cases behind them; `celery -A pgoutlier.worker` starts here."""
 
-from worker.app import app
+from pgoutlier.worker.app import app
 
 __all__ = ["app"]

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from detector import Progress as Epoch
+from pgoutlier.detector import Progress as Epoch
 
 console = Console()
 errors = Console(stderr=True)

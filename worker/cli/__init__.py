@@ -12,9 +12,9 @@ import typer
 from kombu.exceptions import OperationalError as BrokerUnavailable
 from sqlalchemy.exc import DBAPIError
 
-from db.embedded import EmbeddedServerError
-from db.errors import PgoutlierError, first_line
-from worker.cli import (
+from pgoutlier.db.embedded import EmbeddedServerError
+from pgoutlier.db.errors import PgoutlierError, first_line
+from pgoutlier.worker.cli import (
     challenger,
     demo,
     doctor,
@@ -33,7 +33,7 @@ from worker.cli import (
     versions,
     webhook,
 )
-from worker.console import errors
+from pgoutlier.worker.console import errors
 
 app = typer.Typer(
     name="pgoutlier",

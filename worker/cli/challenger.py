@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from db.errors import ModelError
-from worker.cli.context import open_runtime
-from worker.cli.models import Reason
-from worker.cli.sources import AsJson, SourceName
-from worker.console import console, print_json, print_table
-from worker.versions import comparing, versions
+from pgoutlier.db.errors import ModelError
+from pgoutlier.worker.cli.context import open_runtime
+from pgoutlier.worker.cli.models import Reason
+from pgoutlier.worker.cli.sources import AsJson, SourceName
+from pgoutlier.worker.console import console, print_json, print_table
+from pgoutlier.worker.versions import comparing, versions
 
 
 def challenge(

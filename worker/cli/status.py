@@ -11,14 +11,21 @@ import typer
 from rich.live import Live
 from rich.table import Table
 
-from db.errors import SourceError
-from db.sources import sources
-from db.status import overview
-from worker.cli.context import open_runtime
-from worker.cli.jobs import share
-from worker.cli.sources import AsJson, SourceName
-from worker.console import console, new_table, print_json, print_table, seconds_text, top_features_text
-from worker.status import status as status_figures
+from pgoutlier.db.errors import SourceError
+from pgoutlier.db.sources import sources
+from pgoutlier.db.status import overview
+from pgoutlier.worker.cli.context import open_runtime
+from pgoutlier.worker.cli.jobs import share
+from pgoutlier.worker.cli.sources import AsJson, SourceName
+from pgoutlier.worker.console import (
+    console,
+    new_table,
+    print_json,
+    print_table,
+    seconds_text,
+    top_features_text,
+)
+from pgoutlier.worker.status import status as status_figures
 
 _AGO = re.compile(r"^(\d+(?:\.\d+)?)\s*(s|m|h|d)$")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -123,7 +130,7 @@ def _workers_text(figures: dict[str, Any]) -> str:
 def _schedules_text(figures: dict[str, Any]) -> str:
     """What comes next; what is sent every few seconds is left out."""
     if not figures["beats"]:
-        return "No beat runs: no sweep, no retraining. Start one: pgoutlier up, or celery -A worker beat"
+        return "No beat runs: no sweep, no retraining. Start one: pgoutlier up, or celery -A pgoutlier.worker beat"
     coming = [
         s
         for s in figures["schedules"]
