@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import psutil
@@ -29,6 +30,21 @@ def measure(
 
     beside: what else the workers are given to do while it is measured.
     """
+    with started(ground) as supervisor:
+        with psycopg.connect(ground.servers.database_url, autocommit=True) as watcher:
+            _insert_and_time(ground, watcher, n_rows=per_second * 3, per_second=per_second)  # warms up
+            with beside or nullcontext():
+                times = _insert_and_time(
+                    ground, watcher, n_rows=int(seconds * per_second), per_second=per_second
+                )
+        rss = psutil.Process(supervisor.pids()["score"]).memory_info().rss / 2**20
+    values = np.percentile(times, [50, 95, 99])
+    return {name: round(float(v), 1) for name, v in zip(("p50", "p95", "p99"), values, strict=True)}, rss
+
+
+@contextmanager
+def started(ground: Ground) -> Iterator[Supervisor]:
+    """All processes of `pgoutlier up`, over an empty queue. Raises RuntimeError at the end if one died."""
     fill_queue(ground)
     draining.drain(ground.runtime, "transactions")
     supervisor = Supervisor(
@@ -42,19 +58,11 @@ def measure(
     )
     supervisor.start()
     try:
-        with psycopg.connect(ground.servers.database_url, autocommit=True) as watcher:
-            _insert_and_time(ground, watcher, n_rows=per_second * 3, per_second=per_second)  # warms up
-            with beside or nullcontext():
-                times = _insert_and_time(
-                    ground, watcher, n_rows=int(seconds * per_second), per_second=per_second
-                )
+        yield supervisor
         if dead := supervisor.dead():
             raise RuntimeError(f"processes died: {dead}")
-        rss = psutil.Process(supervisor.pids()["score"]).memory_info().rss / 2**20
     finally:
         supervisor.stop()
-    values = np.percentile(times, [50, 95, 99])
-    return {name: round(float(v), 1) for name, v in zip(("p50", "p95", "p99"), values, strict=True)}, rss
 
 
 def _insert_and_time(
