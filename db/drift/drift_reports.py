@@ -38,11 +38,11 @@ def scored_blocks(
     rows = report_rows.scored_rows(connection, source, version=version, newest=newest)
     for first in range(0, len(rows), _ROWS_PER_BLOCK):
         block = rows[first : first + _ROWS_PER_BLOCK]
-        batch = report_rows.features_of(connection, source, [row[0] for row in block])
-        sound = batch.problems >= 0
-        places = batch.change_ids[sound]
+        places, found = report_rows.features_of(connection, source, [row[0] for row in block])
+        sound = found.problems >= 0
+        places = places[sound]
         yield ScoredBlock(
-            matrix=batch.matrix[sound],
+            matrix=found.matrix[sound],
             errors=np.array([row[1] for row in block], dtype=np.float64)[places],
             flagged=np.array([row[4] for row in block], dtype=np.bool_)[places],
         )

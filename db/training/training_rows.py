@@ -118,12 +118,12 @@ def read(
     )
     place = sql.SQL("row_number() OVER (ORDER BY w.moment, w.key)")
     longest = _longest_key(connection, source) if source.key_type == "text" else 0
-    batch = features.read(
+    numbers, rows = features.read(
         connection,
         source,
         origin=origin,
         params=params,
-        order=compose(
+        number=compose(
             "{kinds} * {number} + CASE w.reason"
             " WHEN 'fraud_verdict' THEN {fraud} WHEN 'labelled_fraud' THEN {fraud} WHEN 'flagged' THEN {flagged}"
             " ELSE {normal} END",
@@ -136,22 +136,23 @@ def read(
         longest_key_bytes=longest,
         rows_per_block=_KINDS * _ROWS_PER_BLOCK * (windows.PLACE if in_runs else 1),
     )
-    batch = batch.take(np.argsort(batch.change_ids))
-    kind = batch.change_ids % _KINDS
-    complete = batch.sound(imputes=imputes)
+    order = np.argsort(numbers)
+    numbers, rows = numbers[order], rows.take(order)
+    kind = numbers % _KINDS
+    complete = rows.sound(imputes=imputes)
     left_out = {row["reason"]: int(row["n"]) for row in counted if row["reason"] is not None}
     if n_incomplete := int((~complete & (kind == _NORMAL)).sum()):
         left_out["incomplete"] = n_incomplete
     if one_in > 1 and kept:
         left_out["not_sampled"] = int(kept["n"]) - int((kind == _NORMAL).sum())
     return TrainingRows(
-        matrix=batch.matrix[complete],
+        matrix=rows.matrix[complete],
         normal=kind[complete] == _NORMAL,
         fraud=kind[complete] == _LABELLED_FRAUD,
         left_out=left_out,
         first=kept["first"] if kept else None,
         last=kept["last"] if kept else None,
-        runs=windows.unbroken(windows.run_numbers(batch.change_ids // _KINDS), complete) if in_runs else None,
+        runs=windows.unbroken(windows.run_numbers(numbers // _KINDS), complete) if in_runs else None,
     )
 
 
@@ -191,7 +192,7 @@ def labelled_fraud(
     connection: Connection, source: SourceDefinition, *, newest: int, most: int
 ) -> npt.NDArray[np.float64]:
     """The complete rows among the newest that are known to be fraud, (n, d), the oldest first, at most so many."""
-    batch = features.read(
+    places, rows = features.read(
         connection,
         source,
         origin=compose(
@@ -202,12 +203,12 @@ def labelled_fraud(
             most=sql.Literal(most),
         ),
         params={},
-        order=sql.SQL("row_number() OVER (ORDER BY w.moment, w.key)"),
+        number=sql.SQL("row_number() OVER (ORDER BY w.moment, w.key)"),
         longest_key_bytes=_longest_key(connection, source) if source.key_type == "text" else 0,
         rows_per_block=_ROWS_PER_BLOCK,
     )
-    batch = batch.take(np.argsort(batch.change_ids))
-    return batch.matrix[batch.sound(imputes=False)]
+    rows = rows.take(np.argsort(places))
+    return rows.matrix[rows.sound(imputes=False)]
 
 
 def newest_rows(source: SourceDefinition, newest: int) -> sql.Composable:

@@ -343,7 +343,7 @@ class Table:
         """The stored reconstruction errors, and fresh ones of the features as they are now, by key."""
         definition = self.source.definition
         with self.stack.runtime.engine.begin() as connection:
-            batch = features.read(
+            keys, rows = features.read(
                 connection,
                 definition,
                 origin=compose(
@@ -352,16 +352,15 @@ class Table:
                     s=sql.Identifier("outlier", f"scores_{self.name}"),
                 ),
                 params={},
-                order=sql.SQL("t.id"),
+                number=sql.SQL("t.id"),
                 longest_key_bytes=0,
             )
-        order = np.argsort(batch.change_ids)
         with self.stack.connect() as own:
             stored = own.execute(
                 f"SELECT s.reconstruction_error FROM outlier.scores_{self.name} s"
                 f" JOIN {self.name} t ON t.id = s.key ORDER BY t.id".encode()
             ).fetchall()
-        return np.array(stored).ravel(), detector.score(batch.matrix[order]).reconstruction_error
+        return np.array(stored).ravel(), detector.score(rows.matrix[np.argsort(keys)]).reconstruction_error
 
 
 @dataclass

@@ -11,7 +11,8 @@ import pytest
 
 from pgoutlier.db.engine import driver_connection
 from pgoutlier.db.errors import ModelError
-from pgoutlier.db.scoring import windows as sequences
+from pgoutlier.db.scoring import windows
+from pgoutlier.db.scoring.queue import Claim
 from pgoutlier.db.training import training_rows
 from pgoutlier.detector import Detector
 from pgoutlier.detector.recipes import Recurrent
@@ -361,13 +362,15 @@ def test_the_rows_before_and_behind_are_found_by_index(readings: Table) -> None:
     plans: list[str] = []
     with readings.runtime.engine.begin() as connection:
         queue_ids = [row[0] for row in readings.rows("SELECT id FROM outlier.queue_readings")]
+        claim = Claim(queue_ids, n_keys=2, attempts=0, rescore=False, change_id=max(queue_ids) + 1)
         connection.exec_driver_sql("LOAD 'auto_explain'")
         connection.exec_driver_sql("SET LOCAL auto_explain.log_min_duration = 0")
         connection.exec_driver_sql("SET LOCAL client_min_messages = log")
         driver_connection(connection).add_notice_handler(lambda n: plans.append(n.message_primary or ""))
-        found = sequences.read_claimed(connection, definition, queue_ids, window=WINDOW)
-        sequences.queue_neighbours(connection, definition, queue_ids, found)
-    assert found.claimed.tolist() == [False, False, True, False, False, True]
+        found = windows.read_claimed(connection, definition, claim, window=WINDOW)
+        windows.queue_neighbours(connection, definition, claim, found)
+    assert found.history is not None
+    assert found.history.claimed.tolist() == [False, False, True, False, False, True]
     read, search = [plan for plan in plans if "LATERAL" in plan]
     for plan in (read, search):
         assert "using readings_order on readings p" in plan

@@ -82,16 +82,15 @@ def known(table: Table) -> list[int]:
     """What `labels.of_keys` says of every row, by key."""
     definition = table.source.definition
     with table.runtime.engine.begin() as connection:
-        batch = features.read(
+        places, rows = features.read(
             connection,
             definition,
             origin=sql.SQL("FROM {} t").format(definition.relation.sql()),
             params={},
-            order=sql.SQL("row_number() OVER (ORDER BY t.{})").format(identifier(definition.key_column)),
+            number=sql.SQL("row_number() OVER (ORDER BY t.{})").format(identifier(definition.key_column)),
             longest_key_bytes=100,
         )
-        order = np.argsort(batch.change_ids)
-        return labels.of_keys(connection, definition, batch.keys[order]).tolist()
+        return labels.of_keys(connection, definition, rows.keys[np.argsort(places)]).tolist()
 
 
 # -- one after the other

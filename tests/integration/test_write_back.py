@@ -132,7 +132,7 @@ def score(connection: Connection, table: Table) -> None:
     claim = queue.claim(connection, source.definition, at_most=10_000, whole_batch_attempts=3)
     champion = registry.champion(connection, source, table.runtime.cache)
     assert champion is not None
-    rows = read_claimed(connection, source.definition, claim.queue_ids)
+    rows = read_claimed(connection, source.definition, claim)
     score_claimed(connection, source, claim, rows, champion)
     queue.finish(connection, source.definition, claim.queue_ids)
 

@@ -10,10 +10,9 @@ from sqlalchemy import Connection
 from pgoutlier.db.errors import ModelError
 from pgoutlier.db.jobs import job_ranges, jobs
 from pgoutlier.db.jobs.jobs import Job
-from pgoutlier.db.scoring import features, queue
-from pgoutlier.db.scoring.features import FeatureBatch
+from pgoutlier.db.scoring import features, queue, windows
 from pgoutlier.db.scoring.queue import Claim
-from pgoutlier.db.scoring.windows import SequenceRows
+from pgoutlier.db.scoring.rows import ClaimedRows
 from pgoutlier.db.sources import sources
 from pgoutlier.db.sources.sources import Source
 from pgoutlier.db.sql import key_types
@@ -117,24 +116,21 @@ def _score(
     runtime: Runtime, connection: Connection, source: Source, claim: Claim, version: LoadedVersion
 ) -> BatchResult:
     recipe = version.detector.recipe
-    rows: FeatureBatch | SequenceRows
     if source.definition.time_column is None:
-        rows = features.read_claimed(connection, source.definition, claim.queue_ids, as_scored=claim.rescore)
+        rows = features.read_claimed(connection, source.definition, claim, as_scored=claim.rescore)
     else:
-        rows = sequences.read_window(connection, source, claim, recipe)
-    own = sequences.prepare(connection, source, claim, rows, recipe)
-    own = _without_waiting(connection, source, claim, own)
+        rows = sequences.read_for(connection, source, claim, recipe)
+    windows.queue_neighbours(connection, source.definition, claim, rows)
+    rows = _without_waiting(connection, source, claim, rows)
     pointed = aliases.both(connection, source.id)
     follower = None
     # As live: what the champion scores, the challenger scores too.
     if pointed.champion and pointed.champion[1] == version.version:
-        follower = challenger.follower(runtime, connection, source, claim, rows, pointed)
-    return score_claimed(connection, source, claim, own, version, follower)
+        follower = challenger.follower(runtime, connection, source, claim, pointed)
+    return score_claimed(connection, source, claim, rows, version, follower)
 
 
-def _without_waiting(
-    connection: Connection, source: Source, claim: Claim, rows: FeatureBatch
-) -> FeatureBatch:
+def _without_waiting(connection: Connection, source: Source, claim: Claim, rows: ClaimedRows) -> ClaimedRows:
     """The rows but those that changed and are queued: whoever is told of flagged rows shall be told of these, and a
     job tells nobody."""
     waiting = set(job_ranges.waiting(connection, source, claim))

@@ -16,11 +16,10 @@ import numpy as np
 import structlog
 from sqlalchemy import Connection, RootTransaction
 
-from pgoutlier.db.scoring import features, quarantine, queue, scores
-from pgoutlier.db.scoring.features import FeatureBatch
+from pgoutlier.db.scoring import features, quarantine, queue, scores, windows
 from pgoutlier.db.scoring.quarantine import Entry
 from pgoutlier.db.scoring.queue import Claim
-from pgoutlier.db.scoring.windows import SequenceRows
+from pgoutlier.db.scoring.rows import ClaimedRows
 from pgoutlier.db.sources.sources import Source
 from pgoutlier.db.sql import key_types
 from pgoutlier.db.versions import aliases
@@ -67,7 +66,7 @@ class OpenBatch:
     connection: Connection
     transaction: RootTransaction
     claim: Claim
-    rows: FeatureBatch | SequenceRows
+    rows: ClaimedRows
     started: float
 
     def abandon(self) -> None:
@@ -116,9 +115,9 @@ def settle(runtime: Runtime, source: Source, batch: OpenBatch) -> BatchResult:
         if champion is None:
             return BatchResult()
         rows = sequences.fitting(connection, source, claim, batch.rows, champion.detector.recipe)
-        own = sequences.prepare(connection, source, claim, rows, champion.detector.recipe)
-        follower = challenger.follower(runtime, connection, source, claim, rows, pointed)
-        result = score_claimed(connection, source, claim, own, champion, follower)
+        windows.queue_neighbours(connection, source.definition, claim, rows)
+        follower = challenger.follower(runtime, connection, source, claim, pointed)
+        result = score_claimed(connection, source, claim, rows, champion, follower)
         queue.finish(connection, source.definition, claim.queue_ids)
         batch.transaction.commit()
     except Exception as error:
@@ -174,7 +173,7 @@ def score_claimed(
     connection: Connection,
     source: Source,
     claim: Claim,
-    batch: FeatureBatch,
+    batch: ClaimedRows,
     champion: LoadedVersion,
     shadow: Shadow | None = None,
 ) -> BatchResult:
@@ -193,13 +192,8 @@ def score_claimed(
     scores.write(connection, source.definition, rows, model_version=champion.version, may_exist=claim.rescore)
     if source.definition.feature_view is not None and len(batch) < claim.n_keys:
         absent = [
-            Entry(
-                key,
-                claim.change_id or change_id,
-                "missing",
-                detail="the feature view has no row with this key",
-            )
-            for key, change_id in features.absent_from_view(connection, source.definition, claim.queue_ids)
+            Entry(key, change_id, "missing", detail="the feature view has no row with this key")
+            for key, change_id in features.absent_from_view(connection, source.definition, claim)
         ]
         quarantine.take_places(connection, source.definition, absent)
         refused += absent
@@ -214,10 +208,9 @@ def score_claimed(
     )
 
 
-def _scored_rows(batch: FeatureBatch, sound: np.ndarray, champion: LoadedVersion) -> scores.ScoredRows:
+def _scored_rows(batch: ClaimedRows, sound: np.ndarray, champion: LoadedVersion) -> scores.ScoredRows:
     """Scores of the sound rows. The others get error 0 and no flag: their place, until they are quarantined."""
-    inputs = batch.matrix if batch.windows is None else batch.windows
-    scored = champion.detector.score(inputs if sound.all() else inputs[sound])
+    scored = champion.detector.score(sequences.inputs(batch, champion.detector.recipe, sound))
     errors = np.zeros(len(batch))
     errors[sound] = scored.reconstruction_error
     flagged = exceeds(errors, threshold=champion.detector.threshold) & sound & np.isfinite(errors)
@@ -234,7 +227,7 @@ def _scored_rows(batch: FeatureBatch, sound: np.ndarray, champion: LoadedVersion
     )
 
 
-def _sound_rows(source: Source, batch: FeatureBatch, *, imputes: bool) -> tuple[np.ndarray, list[Entry]]:
+def _sound_rows(source: Source, batch: ClaimedRows, *, imputes: bool) -> tuple[np.ndarray, list[Entry]]:
     """A mask of the rows that can be scored, and entries for the others with the first bad column of each."""
     sound = batch.sound(imputes=imputes)
     if sound.all():
@@ -260,7 +253,7 @@ def _sound_rows(source: Source, batch: FeatureBatch, *, imputes: bool) -> tuple[
     return sound, entries
 
 
-def _entries(source: Source, batch: FeatureBatch, reason: str, detail: str) -> list[Entry]:
+def _entries(source: Source, batch: ClaimedRows, reason: str, detail: str) -> list[Entry]:
     texts = key_types.to_texts(batch.keys, source.definition.key_type)
     return [
         Entry(key, change_id, reason, detail=detail)
