@@ -16,6 +16,7 @@ from pgoutlier.db.errors import ModelError
 from pgoutlier.db.sources import sources
 from pgoutlier.db.sources.sources import Source
 from pgoutlier.db.versions import aliases, version_rows
+from pgoutlier.db.versions.aliases import Target
 from pgoutlier.detector import Detector, DetectorError, Recipe
 from pgoutlier.detector.drift import Reference
 from pgoutlier.models_store import artifact
@@ -138,7 +139,7 @@ def register(
             "n_training_rows": window.n_rows,
             "training_from": window.first,
             "training_to": window.last,
-            "parent_version": champion[1] if champion else None,
+            "parent_version": champion.version if champion else None,
             "drift_reference": drift_reference.model_dump(mode="json") if drift_reference else None,
             "imported_from": imported_from,
             "errors_of": None,
@@ -195,15 +196,17 @@ def champion(connection: Connection, source: Source, cache: DetectorCache) -> Lo
 
 
 def what_scores(
-    connection: Connection, source: Source, cache: DetectorCache, current: tuple[int, int] | None
+    connection: Connection, source: Source, cache: DetectorCache, current: Target | None
 ) -> LoadedVersion | None:
     """`champion`, where current is what the alias points at."""
     if current is None:
         return None
     try:
-        return LoadedVersion(current[1], cache.get(connection, source, *current))
+        return LoadedVersion(
+            current.version, cache.get(connection, source, current.version_id, current.version)
+        )
     except ArtifactRefused as refusal:
-        for version in _earlier_champions(connection, source, current[1]):
+        for version in _earlier_champions(connection, source, current.version):
             stored = version_rows.version_id(connection, source.id, version)
             if stored is None:
                 continue
@@ -241,7 +244,7 @@ def promote(
     """
     aliases.lock_alias(connection, source.id)
     current = aliases.alias(connection, source.id)
-    if current and current[1] == version:
+    if current and current.version == version:
         return False
     try:
         load(connection, source, version, max_bytes=max_bytes, signing_key=signing_key)
@@ -251,7 +254,7 @@ def promote(
         connection,
         source.id,
         name=aliases.CHAMPION,
-        from_version=current[1] if current else None,
+        from_version=current.version if current else None,
         to_version=version,
         action="promote",
         reason=reason,
@@ -284,14 +287,14 @@ def rollback(
         connection,
         source.id,
         name=aliases.CHAMPION,
-        from_version=current[1],
+        from_version=current.version,
         to_version=previous,
         action="rollback",
         reason=reason,
     )
     _retire_challenger(connection, source, previous)
     sources.set_problem(connection, source.id, None)
-    return current[1], previous
+    return current.version, previous
 
 
 def challenge(
@@ -314,7 +317,7 @@ def challenge(
     before = present.challenger.version if present.challenger else None
     if before == version:
         return False
-    if present.champion and present.champion[1] == version:
+    if present.champion and present.champion.version == version:
         raise ModelError(
             f"Version {version} is the champion of {source.name}; a challenger is another version, see:"
             f" pgoutlier models list {source.name}"

@@ -129,17 +129,6 @@ def flagged_features(
     return int(n_rows), found
 
 
-def version(connection: Connection, source_id: int, number: int) -> dict[str, Any]:
-    """What a report says of a version that there is: training rows, metrics, drift reference."""
-    rows = run_dicts(
-        connection,
-        "SELECT id, version, n_training_rows, training_from, training_to, metrics, drift_reference, created_at,"
-        " created_by FROM outlier.model_versions WHERE source_id = %s AND version = %s",
-        (source_id, number),
-    )
-    return rows[0]
-
-
 def keep(connection: Connection, version_id: int, page: str) -> None:
     """Keep a page with its version, in place of one that was there."""
     run(

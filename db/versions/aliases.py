@@ -7,6 +7,8 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from pgoutlier.db.errors import NoChampion
+from pgoutlier.db.sources.sources import Source
 from pgoutlier.db.sql import locks
 from pgoutlier.db.sql.statements import run, run_dicts
 
@@ -15,34 +17,49 @@ CHALLENGER = "challenger"
 
 
 @dataclass(frozen=True)
-class Challenger:
+class Target:
+    """The version that an alias points at."""
+
+    version_id: int
+    version: int
+
+
+@dataclass(frozen=True)
+class Challenger(Target):
     """What the alias challenger points at. problem: why it did not score when it was tried last.
 
     paused: it failed a moment ago and is left alone.
     """
 
-    version_id: int
-    version: int
     problem: str | None
     paused: bool
 
 
 @dataclass(frozen=True)
 class Aliases:
-    """What both aliases of a source point at. champion: (version id, version)."""
+    """What both aliases of a source point at."""
 
-    champion: tuple[int, int] | None
+    champion: Target | None
     challenger: Challenger | None
 
 
-def alias(connection: Connection, source_id: int, name: str = CHAMPION) -> tuple[int, int] | None:
-    """(version id, version) that an alias points at, or None."""
-    return run(
+def alias(connection: Connection, source_id: int, name: str = CHAMPION) -> Target | None:
+    """What an alias points at, or None."""
+    found = run(
         connection,
         "SELECT v.id, v.version FROM outlier.model_aliases a JOIN outlier.model_versions v"
         " USING (source_id, version) WHERE a.source_id = %s AND a.alias = %s",
         (source_id, name),
     ).fetchone()
+    return None if found is None else Target(*found)
+
+
+def champion(connection: Connection, source: Source) -> Target:
+    """What the alias champion points at. Raises NoChampion if there is none yet."""
+    found = alias(connection, source.id)
+    if found is None:
+        raise NoChampion(source.name)
+    return found
 
 
 def both(connection: Connection, source_id: int) -> Aliases:
@@ -57,20 +74,9 @@ def both(connection: Connection, source_id: int) -> Aliases:
     found = {row[0]: row[1:] for row in rows}
     challenger = found.get(CHALLENGER)
     return Aliases(
-        champion=found[CHAMPION][:2] if CHAMPION in found else None,
+        champion=Target(*found[CHAMPION][:2]) if CHAMPION in found else None,
         challenger=Challenger(*challenger) if challenger else None,
     )
-
-
-def champion(connection: Connection, source_id: int) -> dict[str, Any] | None:
-    """version, threshold and recipe of the champion, or None."""
-    rows = run_dicts(
-        connection,
-        "SELECT v.version, v.threshold, v.recipe FROM outlier.model_aliases a JOIN outlier.model_versions v"
-        " USING (source_id, version) WHERE a.source_id = %s AND a.alias = %s",
-        (source_id, CHAMPION),
-    )
-    return rows[0] if rows else None
 
 
 def lock_alias(connection: Connection, source_id: int) -> None:

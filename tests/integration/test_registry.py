@@ -83,7 +83,7 @@ def describe(content: bytes, **changes: Any) -> bytes:
 def champion_version(table: Table) -> int | None:
     with table.runtime.engine.begin() as connection:
         found = aliases.alias(connection, table.source.id)
-    return found[1] if found else None
+    return found.version if found else None
 
 
 def history(table: Table) -> list[tuple[str, int | None, int, str]]:

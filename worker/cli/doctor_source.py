@@ -97,13 +97,13 @@ def _champion(connection: Connection, runtime: Runtime, source: Source) -> Findi
         registry.load(
             connection,
             source,
-            alias[1],
+            alias.version,
             max_bytes=runtime.settings.artifact_max_bytes,
             signing_key=runtime.signing_key,
         )
     except ArtifactRefused as refusal:
         return Finding(what, False, str(refusal), f"pgoutlier models rollback {source.name}, or train anew")
-    return Finding(what, True, f"version {alias[1]}")
+    return Finding(what, True, f"version {alias.version}")
 
 
 def _challenger(connection: Connection, runtime: Runtime, source: Source) -> Iterator[Finding]:

@@ -16,12 +16,11 @@ from sqlalchemy.exc import DBAPIError
 from pgoutlier.db.drift import drift_reports
 from pgoutlier.db.drift.drift_reports import ScoredBlock
 from pgoutlier.db.errors import ModelError, PgoutlierError, first_line
-from pgoutlier.db.report import report_rows
 from pgoutlier.db.settings import Settings
 from pgoutlier.db.sources import sources
 from pgoutlier.db.sources.sources import Source
 from pgoutlier.db.training import training_runs
-from pgoutlier.db.versions import aliases
+from pgoutlier.db.versions import aliases, version_rows
 from pgoutlier.detector import drift as indices
 from pgoutlier.detector.drift import Binned, Reference
 from pgoutlier.worker.runtime import Runtime
@@ -124,16 +123,14 @@ def measure_all(runtime: Runtime, *, train: Callable[[str, int], None]) -> dict[
 
 
 def _reference(connection: Connection, source: Source) -> tuple[int, Reference]:
-    champion = aliases.alias(connection, source.id)
-    if champion is None:
-        raise ModelError(f"{source.name} has no champion yet; train one: pgoutlier train {source.name}")
-    kept = report_rows.version(connection, source.id, champion[1])["drift_reference"]
-    if kept is None:
+    version = aliases.champion(connection, source).version
+    found = version_rows.find(connection, source.id, version)
+    if found is None or found.drift_reference is None:
         raise ModelError(
-            f"Version {champion[1]} of {source.name} kept nothing to measure drift against; train a new one:"
+            f"Version {version} of {source.name} kept nothing to measure drift against; train a new one:"
             f" pgoutlier train {source.name}"
         )
-    return champion[1], Reference.model_validate(kept)
+    return version, Reference.model_validate(found.drift_reference)
 
 
 def _report(

@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection
 
-from pgoutlier.db.errors import JobError, ModelError
+from pgoutlier.db.errors import JobError, NoChampion
 from pgoutlier.db.jobs import job_ranges, jobs
 from pgoutlier.db.jobs.jobs import Job, Kind
 from pgoutlier.db.scoring import queue
@@ -22,7 +22,7 @@ from pgoutlier.db.sources import sources
 from pgoutlier.db.sources.sources import Source
 from pgoutlier.db.versions import aliases
 from pgoutlier.models_store import registry
-from pgoutlier.worker.jobs.job_work import NothingScores, Overtaken, RangeFailed, work_one
+from pgoutlier.worker.jobs.job_work import Overtaken, RangeFailed, work_one
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.scoring import draining, failures
 from pgoutlier.worker.versions import versions
@@ -62,7 +62,7 @@ def rescore(runtime: Runtime, source_name: str, version: int | None = None) -> S
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
         as_champion = version is None
-        version = _champion(connection, source) if version is None else version
+        version = aliases.champion(connection, source).version if version is None else version
         registry.load(
             connection,
             source,
@@ -82,20 +82,11 @@ def reflag(runtime: Runtime, source_name: str, threshold: float | None = None) -
     """
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
-        champion = _champion(connection, source)
+        champion = aliases.champion(connection, source).version
         jobs.lock(connection, source.id)
         if threshold is not None:
             champion = versions.with_threshold(runtime, connection, source, champion, threshold)
         return _start(runtime, connection, source, jobs.REFLAG, champion, as_champion=True)
-
-
-def _champion(connection: Connection, source: Source) -> int:
-    found = aliases.alias(connection, source.id)
-    if found is None:
-        raise ModelError(
-            f"{source.name} has no champion yet; make one: pgoutlier train {source.name} --promote"
-        )
-    return found[1]
 
 
 def _start(
@@ -152,7 +143,7 @@ def _work(runtime: Runtime, job_id: int, seconds: float, call_for_help: Callable
         try:
             if not _work_one(runtime, job):
                 return _end(runtime, job)
-        except NothingScores as waiting:
+        except NoChampion as waiting:
             _note(runtime, job_id, waiting.sentence)
             return False
         except Overtaken as overtaken:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from sqlalchemy import Connection
 
-from pgoutlier.db.errors import ModelError
+from pgoutlier.db.errors import ModelError, NoChampion
 from pgoutlier.db.jobs import job_ranges, jobs
 from pgoutlier.db.jobs.jobs import Job
 from pgoutlier.db.scoring import features, queue, windows
@@ -22,7 +22,7 @@ from pgoutlier.models_store import registry
 from pgoutlier.models_store.registry import LoadedVersion
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.scoring import challenger, sequences
-from pgoutlier.worker.scoring.batches import NO_CHAMPION, BatchResult, score_claimed
+from pgoutlier.worker.scoring.batches import BatchResult, score_claimed
 from pgoutlier.worker.scoring.challenger import Outcome
 
 
@@ -36,10 +36,6 @@ class RangeFailed(Exception):
         self.cause = cause
 
 
-class NothingScores(ModelError):
-    """There is no champion yet, so a backfill has to wait."""
-
-
 class Overtaken(ModelError):
     """Another version is the champion by now, so this one is not to score or flag as that."""
 
@@ -47,7 +43,7 @@ class Overtaken(ModelError):
 def work_one(runtime: Runtime, job: Job) -> bool:
     """Work the next range of a job that is due. Returns False if there is none.
 
-    Raises RangeFailed, NothingScores, Overtaken.
+    Raises RangeFailed, NoChampion, Overtaken.
     """
     with runtime.engine.begin() as connection:
         job_ranges.prepare(connection)
@@ -61,7 +57,7 @@ def work_one(runtime: Runtime, job: Job) -> bool:
                 done = _Done(*job_ranges.reflag(connection, source, job, keys))
             else:
                 done = _scored(runtime, connection, source, job, keys)
-        except (NothingScores, Overtaken):
+        except (NoChampion, Overtaken):
             raise
         except Exception as error:
             raise RangeFailed(source, keys, error) from error
@@ -85,7 +81,7 @@ def _check_still_champion(connection: Connection, job: Job) -> None:
     if jobs.is_overtaken(connection, job):
         champion = aliases.alias(connection, job.source_id)
         raise Overtaken(
-            f"version {champion[1] if champion else None} is the champion by now; to go on with that:"
+            f"version {champion.version if champion else None} is the champion by now; to go on with that:"
             f" pgoutlier {job.kind} {job.source}"
         )
 
@@ -104,7 +100,7 @@ def _version(runtime: Runtime, connection: Connection, source: Source, job: Job)
     if job.version is None:
         found = registry.champion(connection, source, runtime.cache)
         if found is None:
-            raise NothingScores(NO_CHAMPION.format(name=source.name))
+            raise NoChampion(source.name)
         return found
     version_id = version_rows.version_id(connection, source.id, job.version)
     if version_id is None:
@@ -125,7 +121,7 @@ def _score(
     pointed = aliases.both(connection, source.id)
     follower = None
     # As live: what the champion scores, the challenger scores too.
-    if pointed.champion and pointed.champion[1] == version.version:
+    if pointed.champion and pointed.champion.version == version.version:
         follower = challenger.follower(runtime, connection, source, claim, pointed)
     return score_claimed(connection, source, claim, rows, version, follower)
 

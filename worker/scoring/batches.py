@@ -16,6 +16,7 @@ import numpy as np
 import structlog
 from sqlalchemy import Connection, RootTransaction
 
+from pgoutlier.db.errors import NoChampion
 from pgoutlier.db.scoring import features, quarantine, queue, scores, windows
 from pgoutlier.db.scoring.quarantine import Entry
 from pgoutlier.db.scoring.queue import Claim
@@ -32,7 +33,6 @@ from pgoutlier.worker.scoring.challenger import Outcome, Shadow
 
 log = structlog.get_logger()
 
-NO_CHAMPION = "no champion yet: train one (pgoutlier train {name}); rows stay queued until then"
 _NOTHING = Claim([], 0, 0, rescore=False)
 
 
@@ -84,7 +84,9 @@ def open_batch(runtime: Runtime, source: Source) -> OpenBatch | None:
         transaction = connection.begin()
         queue.prepare(connection)
         if aliases.alias(connection, source.id) is None:
-            failures.note_problem_in(connection, source, NO_CHAMPION.format(name=source.name))
+            failures.note_problem_in(
+                connection, source, f"{NoChampion(source.name)}; rows stay queued until then"
+            )
         else:
             claim = queue.claim(
                 connection,

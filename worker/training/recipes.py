@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from sqlalchemy import Connection
 
 from pgoutlier import detector
@@ -68,6 +66,6 @@ def recipe_of(source: Source, name: str | None) -> Recipe:
     Raises ModelError if there is no such recipe, or the source's own cannot be read.
     """
     try:
-        return Recipe.from_json(json.dumps(source.recipe)) if name is None else detector.recipe_named(name)
+        return Recipe.from_stored(source.recipe) if name is None else detector.recipe_named(name)
     except DetectorError as error:
         raise ModelError(str(error)) from None

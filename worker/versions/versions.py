@@ -185,7 +185,7 @@ def number(runtime: Runtime, source_name: str, text: str) -> int:
             found = aliases.alias(connection, source.id, text)
             if found is None:
                 raise ModelError(f"{source.name} has no {text}; see: pgoutlier models list {source.name}")
-            return found[1]
+            return found.version
         if not re.fullmatch(r"[0-9]{1,9}", text):
             raise ModelError(f"{text!r} is not a version; write its number, champion or challenger.")
         _require(connection, source, int(text))
