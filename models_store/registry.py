@@ -20,7 +20,7 @@ from pgoutlier.db.versions.aliases import Target
 from pgoutlier.detector import Detector, DetectorError, Recipe
 from pgoutlier.detector.drift import Reference
 from pgoutlier.models_store import artifact
-from pgoutlier.models_store.artifact import ArtifactRefused
+from pgoutlier.models_store.artifact import ArtifactRefused, ArtifactRules
 
 log = structlog.get_logger()
 
@@ -50,9 +50,8 @@ class DetectorCache:
     artifact is read once and not with every batch.
     """
 
-    def __init__(self, *, max_bytes: int, signing_key: str | None, capacity: int = 16) -> None:
-        self._max_bytes = max_bytes
-        self._signing_key = signing_key
+    def __init__(self, rules: ArtifactRules, *, capacity: int = 16) -> None:
+        self._rules = rules
         self._capacity = capacity
         self._entries: OrderedDict[int, Detector | str] = OrderedDict()
         self._lock = threading.Lock()
@@ -79,17 +78,15 @@ class DetectorCache:
 
     def _load(self, connection: Connection, source: Source, version: int) -> Detector | str:
         try:
-            return load(connection, source, version, max_bytes=self._max_bytes, signing_key=self._signing_key)
+            return load(connection, source, version, self._rules)
         except ArtifactRefused as refusal:
             log.error("artifact_refused", source=source.name, version=version, reason=str(refusal))
             return str(refusal)
 
 
-def load(
-    connection: Connection, source: Source, version: int, *, max_bytes: int, signing_key: str | None
-) -> Detector:
+def load(connection: Connection, source: Source, version: int, rules: ArtifactRules) -> Detector:
     """The detector of a version. Raises ArtifactRefused naming the version, ModelError if there is none."""
-    stored = version_rows.artifact(connection, source.id, version, max_bytes=max_bytes)
+    stored = version_rows.artifact(connection, source.id, version, max_bytes=rules.max_bytes)
     if stored is None:
         raise ModelError(
             f"{source.name} has no model version {version}; see: pgoutlier models list {source.name}"
@@ -97,12 +94,12 @@ def load(
     name = f"version {version} of {source.name}"
     if stored.artifact is None:
         raise ArtifactRefused(
-            f"{name} is refused: its artifact has {stored.n_bytes} bytes, more than the {max_bytes} of"
+            f"{name} is refused: its artifact has {stored.n_bytes} bytes, more than the {rules.max_bytes} of"
             " PGOUTLIER_ARTIFACT_MAX_BYTES"
         )
     try:
         artifact.verify(
-            stored.artifact, sha256=stored.sha256, signature=stored.signature, signing_key=signing_key
+            stored.artifact, sha256=stored.sha256, signature=stored.signature, signing_key=rules.signing_key
         )
         detector = artifact.unpack(stored.artifact)
     except ArtifactRefused as refusal:
@@ -119,7 +116,7 @@ def register(
     *,
     window: TrainingWindow,
     metrics: dict[str, Any],
-    signing_key: str | None,
+    rules: ArtifactRules,
     drift_reference: Reference | None = None,
     imported_from: dict[str, Any] | None = None,
 ) -> int:
@@ -133,7 +130,7 @@ def register(
         source.id,
         {
             "recipe_name": detector.recipe.name,
-            **_stored(detector, signing_key),
+            **_stored(detector, rules),
             "feature_names": list(detector.feature_names),
             "metrics": metrics,
             "n_training_rows": window.n_rows,
@@ -152,9 +149,7 @@ def with_threshold(
     source: Source,
     version: int,
     threshold: float,
-    *,
-    max_bytes: int,
-    signing_key: str | None,
+    rules: ArtifactRules,
 ) -> int:
     """The version that is this one in all but its threshold; stored as the next one if there is none yet.
 
@@ -165,24 +160,22 @@ def with_threshold(
     if known is not None:
         return known
     try:
-        detector = load(
-            connection, source, version, max_bytes=max_bytes, signing_key=signing_key
-        ).with_threshold(threshold)
+        detector = load(connection, source, version, rules).with_threshold(threshold)
     except ArtifactRefused as refusal:
         raise ModelError(f"No threshold was set: {refusal}.") from None
     except DetectorError:
         raise ModelError(f"{threshold} cannot be a threshold; write a number from 0 to 1e12.") from None
-    return version_rows.copy_version(connection, source.id, version, _stored(detector, signing_key))
+    return version_rows.copy_version(connection, source.id, version, _stored(detector, rules))
 
 
-def _stored(detector: Detector, signing_key: str | None) -> dict[str, Any]:
+def _stored(detector: Detector, rules: ArtifactRules) -> dict[str, Any]:
     """The columns of a version that hold the detector itself."""
     packed = artifact.pack(detector)
     return {
         "recipe": json.loads(detector.recipe.model_dump_json()),
         "artifact": packed,
         "sha256": artifact.digest(packed),
-        "signature": artifact.sign(packed, signing_key) if signing_key else None,
+        "signature": artifact.sign(packed, rules.signing_key) if rules.signing_key else None,
         "threshold": detector.threshold,
     }
 
@@ -233,10 +226,9 @@ def promote(
     connection: Connection,
     source: Source,
     version: int,
+    rules: ArtifactRules,
     *,
     reason: str,
-    max_bytes: int,
-    signing_key: str | None,
 ) -> bool:
     """Make a version the champion. Returns False if it is already. The next batch is scored with it.
 
@@ -247,7 +239,7 @@ def promote(
     if current and current.version == version:
         return False
     try:
-        load(connection, source, version, max_bytes=max_bytes, signing_key=signing_key)
+        load(connection, source, version, rules)
     except ArtifactRefused as refusal:
         raise ModelError(f"Not promoted: {refusal}. The champion stays as it is.") from None
     aliases.move_alias(
@@ -265,9 +257,7 @@ def promote(
     return True
 
 
-def rollback(
-    connection: Connection, source: Source, *, reason: str, max_bytes: int, signing_key: str | None
-) -> tuple[int, int]:
+def rollback(connection: Connection, source: Source, rules: ArtifactRules, *, reason: str) -> tuple[int, int]:
     """Back to the champion before this one. Returns (from, to); again goes one further back.
 
     Raises ModelError if there was none before, or its artifact cannot be used.
@@ -278,7 +268,7 @@ def rollback(
     if current is None or previous is None:
         raise ModelError(f"{source.name} has no earlier champion to roll back to.")
     try:
-        load(connection, source, previous, max_bytes=max_bytes, signing_key=signing_key)
+        load(connection, source, previous, rules)
     except ArtifactRefused as refusal:
         raise ModelError(
             f"Not rolled back: {refusal}. To go to another version: pgoutlier models promote {source.name} VERSION"
@@ -301,10 +291,9 @@ def challenge(
     connection: Connection,
     source: Source,
     version: int,
+    rules: ArtifactRules,
     *,
     reason: str,
-    max_bytes: int,
-    signing_key: str | None,
     check: Callable[[Recipe], object],
 ) -> bool:
     """Make a version the challenger. Returns False if it is already. The next batch is scored with it as well.
@@ -323,7 +312,7 @@ def challenge(
             f" pgoutlier models list {source.name}"
         )
     try:
-        detector = load(connection, source, version, max_bytes=max_bytes, signing_key=signing_key)
+        detector = load(connection, source, version, rules)
     except ArtifactRefused as refusal:
         raise ModelError(f"Not made the challenger: {refusal}. Nothing was changed.") from None
     check(detector.recipe)

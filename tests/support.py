@@ -142,7 +142,7 @@ def make_detector(
         name: (np.full(shape, 2.0) if name.endswith("scale") else random.normal(size=shape)).astype(dtype)
         for name, (shape, dtype) in expected_arrays(recipe, len(names), feature_names=names).items()
     }
-    return Detector.from_arrays(recipe, names, arrays, threshold)
+    return Detector(recipe, names, arrays, threshold)
 
 
 def plain_recipe(**changes: Any) -> Recipe:
@@ -159,14 +159,7 @@ def make_champion(runtime: Runtime, source: Source, detector: Detector | None = 
     """Register a detector and make it the champion. Returns its version."""
     version = register(runtime, source, detector)
     with runtime.engine.begin() as connection:
-        registry.promote(
-            connection,
-            source,
-            version,
-            reason="test",
-            max_bytes=runtime.settings.artifact_max_bytes,
-            signing_key=runtime.signing_key,
-        )
+        registry.promote(connection, source, version, runtime.artifact_rules, reason="test")
     return version
 
 
@@ -178,7 +171,7 @@ def register(runtime: Runtime, source: Source, detector: Detector | None = None)
             detector or make_detector(source.definition.feature_names),
             window=TrainingWindow(n_rows=500, first=None, last=None),
             metrics={},
-            signing_key=runtime.signing_key,
+            rules=runtime.artifact_rules,
         )
 
 

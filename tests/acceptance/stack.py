@@ -252,17 +252,10 @@ class Table:
         with runtime.engine.begin() as connection:
             window = TrainingWindow(n_rows=500, first=None, last=None)
             version = registry.register(
-                connection, self.source, detector, window=window, metrics={}, signing_key=SIGNING_KEY
+                connection, self.source, detector, window=window, metrics={}, rules=runtime.artifact_rules
             )
             if promote:
-                registry.promote(
-                    connection,
-                    self.source,
-                    version,
-                    reason="test",
-                    max_bytes=2**26,
-                    signing_key=SIGNING_KEY,
-                )
+                registry.promote(connection, self.source, version, runtime.artifact_rules, reason="test")
         return version
 
     def challenge(self, detector: Detector) -> int:

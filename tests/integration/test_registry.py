@@ -21,7 +21,7 @@ from pgoutlier.db.versions import aliases, version_rows
 from pgoutlier.detector import RECIPES, Detector, Recipe
 from pgoutlier.detector.recipes import DropColumns, Standardise
 from pgoutlier.models_store import artifact, registry
-from pgoutlier.models_store.artifact import ArtifactRefused
+from pgoutlier.models_store.artifact import ArtifactRefused, ArtifactRules
 from pgoutlier.models_store.registry import DetectorCache
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.versions import versions
@@ -58,7 +58,7 @@ def load(
     table: Table, version: int = 1, *, max_bytes: int = 10**7, signing_key: str | None = None
 ) -> Detector:
     with table.runtime.engine.begin() as connection:
-        return registry.load(connection, table.source, version, max_bytes=max_bytes, signing_key=signing_key)
+        return registry.load(connection, table.source, version, ArtifactRules(max_bytes, signing_key))
 
 
 def with_header(content: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
@@ -92,7 +92,7 @@ def history(table: Table) -> list[tuple[str, int | None, int, str]]:
 
 def fresh_cache(table: Table) -> Table:
     """The table in a worker that has loaded nothing yet."""
-    cache = DetectorCache(max_bytes=table.runtime.settings.artifact_max_bytes, signing_key=None)
+    cache = DetectorCache(table.runtime.artifact_rules)
     return replace(table, runtime=replace(table.runtime, cache=cache))
 
 
@@ -396,7 +396,7 @@ def test_a_broken_version_is_not_promoted(transactions: Table) -> None:
 def test_the_cache_holds_few_detectors_and_loads_each_once(transactions: Table) -> None:
     for seed in range(3):
         register(transactions.runtime, transactions.source, make_detector(FEATURES, seed=seed))
-    cache = DetectorCache(max_bytes=10**7, signing_key=None, capacity=2)
+    cache = DetectorCache(ArtifactRules(10**7), capacity=2)
     with transactions.runtime.engine.begin() as connection:
         source = transactions.source
 

@@ -81,7 +81,7 @@ def failing(table: Table, factor: float = 1e300) -> Detector:
     names = table.source.definition.feature_names
     detector = make_detector(names, recipe=plain_recipe(preprocessing=(), error_metric="mahalanobis"))
     arrays = {**detector.arrays, "residual.whitening": np.eye(len(names)) * factor}
-    return Detector.from_arrays(detector.recipe, names, arrays, 1.0)
+    return Detector(detector.recipe, names, arrays, 1.0)
 
 
 # -- what is kept

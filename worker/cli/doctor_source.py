@@ -94,13 +94,7 @@ def _champion(connection: Connection, runtime: Runtime, source: Source) -> Findi
     if alias is None:
         return Finding(what, False, "none yet, so rows stay queued", f"pgoutlier train {source.name}")
     try:
-        registry.load(
-            connection,
-            source,
-            alias.version,
-            max_bytes=runtime.settings.artifact_max_bytes,
-            signing_key=runtime.signing_key,
-        )
+        registry.load(connection, source, alias.version, runtime.artifact_rules)
     except ArtifactRefused as refusal:
         return Finding(what, False, str(refusal), f"pgoutlier models rollback {source.name}, or train anew")
     return Finding(what, True, f"version {alias.version}")

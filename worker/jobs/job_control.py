@@ -63,13 +63,7 @@ def rescore(runtime: Runtime, source_name: str, version: int | None = None) -> S
         source = sources.find(connection, source_name)
         as_champion = version is None
         version = aliases.champion(connection, source).version if version is None else version
-        registry.load(
-            connection,
-            source,
-            version,
-            max_bytes=runtime.settings.artifact_max_bytes,
-            signing_key=runtime.signing_key,
-        )
+        registry.load(connection, source, version, runtime.artifact_rules)
         return _start(runtime, connection, source, jobs.RESCORE, version, as_champion=as_champion)
 
 

@@ -240,18 +240,11 @@ def _register(
         fitted.detector,
         window=TrainingWindow(n_rows=rows.n_normal, first=rows.first, last=rows.last),
         metrics={**fitted.metrics, "history": fitted.history, "gate": decision.as_metric(source)},
-        signing_key=runtime.signing_key,
+        rules=runtime.artifact_rules,
         drift_reference=drift_reference(fitted, rows.matrix[rows.normal]),
     )
     if decision.promotes:
-        registry.promote(
-            connection,
-            source,
-            number,
-            reason=decision.reason,
-            max_bytes=runtime.settings.artifact_max_bytes,
-            signing_key=runtime.signing_key,
-        )
+        registry.promote(connection, source, number, runtime.artifact_rules, reason=decision.reason)
     return number
 
 

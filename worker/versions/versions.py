@@ -30,14 +30,7 @@ def promote(runtime: Runtime, source_name: str, version: int, *, reason: str) ->
     """
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
-        moved = registry.promote(
-            connection,
-            source,
-            version,
-            reason=reason,
-            max_bytes=runtime.settings.artifact_max_bytes,
-            signing_key=runtime.signing_key,
-        )
+        moved = registry.promote(connection, source, version, runtime.artifact_rules, reason=reason)
     if moved:
         log.info("champion_promoted", source=source_name, version=version, reason=reason)
     return moved
@@ -47,13 +40,7 @@ def rollback(runtime: Runtime, source_name: str, *, reason: str) -> tuple[int, i
     """Back to the champion before this one. Returns (from, to). Raises ModelError if there is none it can use."""
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
-        moved = registry.rollback(
-            connection,
-            source,
-            reason=reason,
-            max_bytes=runtime.settings.artifact_max_bytes,
-            signing_key=runtime.signing_key,
-        )
+        moved = registry.rollback(connection, source, runtime.artifact_rules, reason=reason)
     log.info("champion_rolled_back", source=source_name, from_version=moved[0], to_version=moved[1])
     return moved
 
@@ -65,16 +52,15 @@ def with_threshold(
 
     Raises ModelError if the number cannot be a threshold.
     """
-    most, key = runtime.settings.artifact_max_bytes, runtime.signing_key
     aliases.lock_alias(connection, source.id)
-    number = registry.with_threshold(connection, source, version, threshold, max_bytes=most, signing_key=key)
+    number = registry.with_threshold(connection, source, version, threshold, runtime.artifact_rules)
     if number == version:
         return version
     version_care.record(
         connection, source.id, number, "threshold", f"{threshold:.6g}, else as version {version}"
     )
     reason = f"threshold set to {threshold:.6g}"
-    registry.promote(connection, source, number, reason=reason, max_bytes=most, signing_key=key)
+    registry.promote(connection, source, number, runtime.artifact_rules, reason=reason)
     log.info("threshold_set", source=source.name, version=number, threshold=threshold)
     return number
 
@@ -95,9 +81,8 @@ def challenge(runtime: Runtime, source_name: str, version: int, *, reason: str) 
             connection,
             source,
             version,
+            runtime.artifact_rules,
             reason=reason,
-            max_bytes=runtime.settings.artifact_max_bytes,
-            signing_key=runtime.signing_key,
             check=lambda recipe: require_order(recipe, source.definition),
         )
     if moved:
