@@ -17,7 +17,7 @@ from pgoutlier.db.training import training_rows
 from pgoutlier.detector import Detector
 from pgoutlier.detector.recipes import Recurrent
 from pgoutlier.worker.runtime import Runtime
-from pgoutlier.worker.scoring.batches import open_batch, settle
+from pgoutlier.worker.scoring.batches import open_batch, score_batch
 from pgoutlier.worker.scoring.sequences import index_advice, require_order
 from pgoutlier.worker.training import training
 from pgoutlier.worker.upkeep import maintenance
@@ -177,7 +177,7 @@ def test_neighbours_that_two_workers_score_without_seeing_each_other_end_as_offl
     assert of_earlier is not None
     batches = [of_earlier, of_later] if late_first else [of_later, of_earlier]
     for batch in batches:
-        settle(readings.runtime, readings.source, batch)
+        score_batch(readings.runtime, readings.source, batch)
     readings.drain_all()
     assert_as_offline(readings)
 
@@ -262,7 +262,7 @@ def test_promotions_between_a_plain_and_a_sequence_champion_count_from_the_next_
         assert batch is not None
         # The batch was read for the champion before.
         readings.promote(plain if first != 11 else make_detector(("a", "b"), recipe=RECIPE))
-        settle(readings.runtime, readings.source, batch)
+        score_batch(readings.runtime, readings.source, batch)
         readings.drain_all()
     by_row, by_window = offline(readings, detector=plain), offline(readings)
     errors = readings.errors()

@@ -20,7 +20,7 @@ from pgoutlier.detector import Detector
 from pgoutlier.detector.recipes import Recurrent
 from pgoutlier.worker.cli.status import _note
 from pgoutlier.worker.runtime import Runtime, make_runtime
-from pgoutlier.worker.scoring.batches import open_batch, settle
+from pgoutlier.worker.scoring.batches import open_batch, score_batch
 from pgoutlier.worker.upkeep import maintenance
 from pgoutlier.worker.versions import comparing, versions
 from tests.conftest import Connect
@@ -136,7 +136,7 @@ def test_without_a_challenger_nothing_is_sent_that_was_not_sent_before(transacti
         driver.add_notice_handler(lambda notice, into=statements: into.append(notice.message_primary or ""))
         run(batch.connection, "SET LOCAL log_min_duration_statement = 0")
         run(batch.connection, "SET LOCAL client_min_messages = log")
-        settle(transactions.runtime, transactions.source, batch)
+        score_batch(transactions.runtime, transactions.source, batch)
         sent.append([text for text in statements if "set_config" in text or "shadow" in text])
         if len(sent) == 1:
             challenge(transactions)
@@ -364,7 +364,7 @@ def test_the_bounds_on_waiting_are_the_shadow_s_alone(transactions: Table) -> No
         commit()
 
     object.__setattr__(batch, "transaction", type("T", (), {"commit": staticmethod(look_and_commit)}))
-    settle(transactions.runtime, transactions.source, batch)
+    score_batch(transactions.runtime, transactions.source, batch)
     assert seen == ["7s"]
     assert sorted(shadow(transactions)) == [1]
 

@@ -79,7 +79,7 @@ def reflag(runtime: Runtime, source_name: str, threshold: float | None = None) -
         champion = aliases.champion(connection, source).version
         jobs.lock(connection, source.id)
         if threshold is not None:
-            champion = versions.with_threshold(runtime, connection, source, champion, threshold)
+            champion = versions.promote_with_threshold(runtime, connection, source, champion, threshold)
         return _start(runtime, connection, source, jobs.REFLAG, champion, as_champion=True)
 
 

@@ -108,7 +108,7 @@ def open_batch(runtime: Runtime, source: Source) -> OpenBatch | None:
     return OpenBatch(connection, transaction, claim, rows, started)
 
 
-def settle(runtime: Runtime, source: Source, batch: OpenBatch) -> BatchResult:
+def score_batch(runtime: Runtime, source: Source, batch: OpenBatch) -> BatchResult:
     """Score and write an open batch and commit. Raises BatchFailed."""
     connection, claim = batch.connection, batch.claim
     try:

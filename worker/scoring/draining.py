@@ -14,7 +14,7 @@ from pgoutlier.db.sources import sources
 from pgoutlier.db.sources.sources import Source
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.scoring import challenger, failures
-from pgoutlier.worker.scoring.batches import BatchFailed, BatchReader, BatchResult, settle
+from pgoutlier.worker.scoring.batches import BatchFailed, BatchReader, BatchResult, score_batch
 
 # A batch of this share of PGOUTLIER_BATCH_ROWS hints at more to come, which is worth reading ahead. A live trickle
 # is not: a second thread would only delay its few rows.
@@ -84,16 +84,16 @@ def drain(
                     return result
                 if batch.claim.n_keys >= full and not runtime.stopping.is_set():
                     reader.read_ahead()
-                settled = settle(runtime, source, batch)
+                scored = score_batch(runtime, source, batch)
             except BatchFailed as failed:
                 result.n_failed_batches += 1
                 if not failures.handle(runtime, source, failed.claim, failed.cause):
                     return result
                 continue
-            result.add(settled)
-            source = _note(runtime, source, settled.problem)
-            if settled.shadow is not None:
-                challenger.note(runtime, source, settled.shadow)
+            result.add(scored)
+            source = _note(runtime, source, scored.problem)
+            if scored.shadow is not None:
+                challenger.note(runtime, source, scored.shadow)
             if result.n_batches == 1 and call_for_help is not None and _has_due(runtime, source):
                 call_for_help()
 

@@ -45,7 +45,7 @@ def rollback(runtime: Runtime, source_name: str, *, reason: str) -> tuple[int, i
     return moved
 
 
-def with_threshold(
+def promote_with_threshold(
     runtime: Runtime, connection: Connection, source: Source, version: int, threshold: float
 ) -> int:
     """Promote the version that is this one with another threshold, in the caller's transaction. Returns its number.
