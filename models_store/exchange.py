@@ -7,7 +7,7 @@ from collections.abc import Callable
 from sqlalchemy import Connection
 
 from pgoutlier.db.errors import ModelError
-from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sql.identifiers import display
 from pgoutlier.db.versions import aliases, version_care, version_rows
 from pgoutlier.detector import Recipe

@@ -12,9 +12,9 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import attach, sources
 from pgoutlier.db.sources.attach import AttachRequest
-from pgoutlier.db.sources.sources import Source
 from pgoutlier.detector import Detector, Recipe, expected_arrays, recipe_named
 from pgoutlier.detector.recipes import FixedThreshold, Layer, Standardise
 from pgoutlier.models_store import registry

@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from pgoutlier.db.scoring.queue import KEYS_PER_QUEUE_ROW, NEIGHBOUR
 from pgoutlier.db.source import catalog
-from pgoutlier.db.source.definition import WRITTEN_COLUMNS, SourceDefinition
+from pgoutlier.db.source.definition import WRITTEN_COLUMNS, Source, SourceDefinition
 from pgoutlier.db.sql import key_types, locks
 from pgoutlier.db.sql.identifiers import SCHEMA, Relation, identifier, ours
 from pgoutlier.db.sql.statements import as_text, compose, dollar_quote, run
@@ -251,14 +251,14 @@ def lacks(connection: Connection, source: SourceDefinition) -> list[str]:
 
 
 def fill(
-    connection: Connection, source: SourceDefinition, *, source_id: int, after: str | None, at_most: int
+    connection: Connection, source: Source, *, after: str | None, at_most: int
 ) -> tuple[int, str | None]:
     """Copy stored scores into the rows, those of the next keys behind `after` (a key as text; None: from the first).
 
     Returns how many scores were looked at, and the last key of them; None when there are no more.
     """
     # One at a time: rows that another one has locked would be queued to be scored again.
-    locks.hold(connection, "fill", source_id)
+    locks.hold(connection, "fill", source.id)
     row = run(
         connection,
         compose(
@@ -277,8 +277,10 @@ def fill(
             scores=ours("scores", source.name),
             behind=sql.SQL("")
             if after is None
-            else compose("WHERE p.key > %(after)s::{type}", type=key_types.scalar_type(source.key_type)),
-            order=key_types.writing_order(sql.SQL("s.key"), source.key_type),
+            else compose(
+                "WHERE p.key > %(after)s::{type}", type=key_types.scalar_type(source.definition.key_type)
+            ),
+            order=key_types.writing_order(sql.SQL("s.key"), source.definition.key_type),
             writer=_writer(source.name),
         ),
         {"at_most": at_most, **({} if after is None else {"after": after})},

@@ -14,9 +14,8 @@ from pgoutlier.db.errors import SourceError
 from pgoutlier.db.notices import notices
 from pgoutlier.db.scoring import queue
 from pgoutlier.db.source import catalog
-from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sources import sources as source_store
-from pgoutlier.db.sources.sources import Source
 from pgoutlier.db.sql.identifiers import SCHEMA, Relation, display, identifier, ours
 from pgoutlier.db.sql.statements import compose, one, run, run_dicts
 from pgoutlier.db.training import training_runs

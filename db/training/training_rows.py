@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from pgoutlier.db.scoring import features, windows
 from pgoutlier.db.source import catalog, labels
-from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sql.identifiers import identifier, ours
 from pgoutlier.db.sql.statements import compose, one, run, run_dicts
 
@@ -68,8 +68,7 @@ class TrainingRows:
 
 def read(
     connection: Connection,
-    source: SourceDefinition,
-    source_id: int,
+    source: Source,
     *,
     newest: int,
     most: int | None = None,
@@ -86,9 +85,10 @@ def read(
     come along, not as normal ones, for a threshold that is drawn from all rows. in_runs: tell whose history each
     row is in; the source has a time column.
     """
-    window = newest_rows(source, min(newest, most) if in_runs and most else newest)
-    reason = _reason(source)
-    params: dict[str, Any] = {"source_id": source_id}
+    definition = source.definition
+    window = newest_rows(definition, min(newest, most) if in_runs and most else newest)
+    reason = _reason(definition)
+    params: dict[str, Any] = {"source_id": source.id}
     counted = run_dicts(
         connection,
         compose(
@@ -96,7 +96,7 @@ def read(
             " FROM ({window}) w GROUP BY 1",
             reason=reason,
             window=window,
-            moment=_comparable_moment(source),
+            moment=_comparable_moment(definition),
         ),
         params,
     )
@@ -109,18 +109,18 @@ def read(
         window=_in_runs(window, reason)
         if in_runs
         else compose("(SELECT w.*, {reason} AS reason FROM ({window}) w)", reason=reason, window=window),
-        relation=source.feature_relation.sql(),
-        key=identifier(source.key_column),
+        relation=definition.feature_relation.sql(),
+        key=identifier(definition.key_column),
         or_along=sql.SQL(" OR w.reason <> 'quarantined'" if with_frauds_and_flagged else ""),
         sampled=compose(" AND hashtextextended(w.key::text, 0) %% {one_in} = 0", one_in=sql.Literal(one_in))
         if one_in > 1
         else sql.SQL(""),
     )
     place = sql.SQL("row_number() OVER (ORDER BY w.moment, w.key)")
-    longest = _longest_key(connection, source) if source.key_type == "text" else 0
+    longest = _longest_key(connection, definition) if definition.key_type == "text" else 0
     numbers, rows = features.read(
         connection,
-        source,
+        definition,
         origin=origin,
         params=params,
         number=compose(

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from pgoutlier.db.errors import NoChampion
-from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sql import locks
 from pgoutlier.db.sql.statements import run, run_dicts
 

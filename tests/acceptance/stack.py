@@ -26,8 +26,8 @@ from pgoutlier.db import embedded, migrate
 from pgoutlier.db.embedded import ServerKit
 from pgoutlier.db.scoring import features
 from pgoutlier.db.settings import Settings
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import attach, sources
-from pgoutlier.db.sources.sources import Source
 from pgoutlier.db.sql.statements import compose
 from pgoutlier.detector import Detector, Recipe
 from pgoutlier.detector.recipes import Layer, QuantileThreshold, Split

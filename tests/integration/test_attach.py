@@ -489,10 +489,7 @@ def test_a_partitioned_table_is_watched_as_a_whole(user: User, runtime: Runtime)
     assert table.queued() == []
     with runtime.engine.begin() as connection:
         source = table.source
-        assert (
-            queue.sweep(connection, source.definition, source_id=source.id, attached_xid=source.attached_xid)
-            == 1
-        )
+        assert queue.sweep(connection, source) == 1
 
 
 def test_every_numeric_column_is_taken_but_those_named(user: User, runtime: Runtime) -> None:

@@ -424,7 +424,7 @@ def test_a_row_mended_while_it_is_quarantined_leaves_quarantine(
     source = transactions.source
     entries = [Entry("1", claim.queue_ids[0], "null", "amount")]
     quarantine.take_places(slow, source.definition, entries)
-    quarantine.put(slow, source.definition, source.id, entries)
+    quarantine.put(slow, source, entries)
     transactions.user.execute("UPDATE transactions SET amount = 1 WHERE id = 1")
     commit_while_another_drains(slow, transactions, claim)
     assert transactions.scored() == [1]

@@ -312,9 +312,7 @@ def test_training_rows_come_in_runs_that_a_flagged_or_incomplete_row_ends(readin
     )
     readings.user.execute("UPDATE readings SET a = NULL WHERE id = 7")
     with readings.runtime.engine.begin() as connection:
-        rows = training_rows.read(
-            connection, readings.source.definition, readings.source.id, newest=100, in_runs=True
-        )
+        rows = training_rows.read(connection, readings.source, newest=100, in_runs=True)
     assert rows.runs is not None
     ids = [1, 12, 2, 3, 5, 6, 8, 9, 10, 11, 13]
     np.testing.assert_allclose(rows.matrix[:, 0], np.sin(ids))

@@ -101,8 +101,7 @@ def test_flagged_rows_of_which_nothing_is_known_count_as_false_alarms(payments: 
     with payments.runtime.engine.begin() as connection:
         rows = training_rows.read(
             connection,
-            payments.source.definition,
-            payments.source.id,
+            payments.source,
             newest=200,
             with_frauds_and_flagged=True,
         )

@@ -458,7 +458,7 @@ def test_every_type_of_key_and_odd_names_take_verdicts(user: User, runtime: Runt
     assert known(table) == [labels.FRAUD, labels.NORMAL]
     assert table.rows("SELECT sum(labelled), sum(fraud) FROM outlier.quality_t") == [(2, 1)]
     with runtime.engine.begin() as connection:
-        rows = training_rows.read(connection, table.source.definition, table.source.id, newest=10)
+        rows = training_rows.read(connection, table.source, newest=10)
     assert (rows.left_out, rows.n_normal) == ({"fraud_verdict": 1}, 1)
     found = thresholds.describe(runtime, "t", window=None)
     assert (found["n_labelled"], found["n_fraud"]) == (2, 1)
@@ -489,8 +489,7 @@ def test_training_leaves_fraud_out_and_takes_flagged_rows_that_are_normal(labell
         with labelled.runtime.engine.begin() as connection:
             rows = training_rows.read(
                 connection,
-                labelled.source.definition,
-                labelled.source.id,
+                labelled.source,
                 newest=40,
                 with_frauds_and_flagged=True,
             )
@@ -615,5 +614,5 @@ def test_a_source_of_an_earlier_version_is_trained_with_verdicts_as_it_is(earlie
     earlier.insert(1, 250)
     give(earlier, (5, "fraud"))
     with earlier.runtime.engine.begin() as connection:
-        rows = training_rows.read(connection, earlier.source.definition, earlier.source.id, newest=250)
+        rows = training_rows.read(connection, earlier.source, newest=250)
     assert (rows.n_normal, rows.left_out) == (249, {"fraud_verdict": 1})

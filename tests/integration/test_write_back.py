@@ -481,10 +481,10 @@ def test_copying_that_was_stopped_goes_on(user: User, runtime: Runtime, key_type
     user.execute(f"INSERT INTO t SELECT {key}, i FROM generate_series(1, 20) i")
     table.drain()
     attach_table(user, runtime, **asked, write_columns=True)
-    definition, seen = table.source.definition, 0
+    source = table.source
     with runtime.engine.begin() as connection:
-        seen, last = write_back.fill(connection, definition, source_id=1, after=None, at_most=6)
-        more, last = write_back.fill(connection, definition, source_id=1, after=last, at_most=6)
+        seen, last = write_back.fill(connection, source, after=None, at_most=6)
+        more, last = write_back.fill(connection, source, after=last, at_most=6)
     assert (seen, more, len(wrong(table))) == (6, 6, 8)
     assert filling.fill(runtime, "t") == 20
     assert wrong(table) == []

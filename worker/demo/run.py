@@ -19,8 +19,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from pgoutlier.db import embedded, migrate
 from pgoutlier.db.demo import demo_tables
 from pgoutlier.db.settings import PREFIX, Settings
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import attach, sources
-from pgoutlier.db.sources.sources import Source
 from pgoutlier.db.sql.identifiers import display
 from pgoutlier.db.versions import aliases
 from pgoutlier.worker.cli.models import print_trained, train_with_progress
@@ -120,7 +120,7 @@ def run(
         stopwatch = _live(show, runtime, source, supervisor, dataset, lines[n_history:], n_history, plan)
         dead = supervisor.dead()
     with runtime.engine.begin() as connection:
-        totals = demo_tables.totals(connection, source.definition, source.id)
+        totals = demo_tables.totals(connection, source)
         keys, row_errors, flagged = demo_tables.errors_by_key(connection, source.definition)
         champion = aliases.alias(connection, source.id)
         worst = demo_tables.worst_flagged(connection, source.definition, above_key=n_history, limit=12)
@@ -242,7 +242,7 @@ def _wait_until_scored(
 def _show_progress(show: _Show, runtime: Runtime, source: Source, what: str, inserted: int) -> int:
     """Returns how many rows are settled: scored or in quarantine."""
     with runtime.engine.begin() as connection:
-        scored, flagged, quarantined = demo_tables.progress(connection, source.definition, source.id)
+        scored, flagged, quarantined = demo_tables.progress(connection, source)
     settled = scored + quarantined
     note = (
         f"inserted {inserted:,}  scored {scored:,}  flagged {flagged:,}  lag {max(0, inserted - settled):,}"

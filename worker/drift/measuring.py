@@ -17,8 +17,8 @@ from pgoutlier.db.drift import drift_reports
 from pgoutlier.db.drift.drift_reports import ScoredBlock
 from pgoutlier.db.errors import ModelError, PgoutlierError, first_line
 from pgoutlier.db.settings import Settings
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sources.sources import Source
 from pgoutlier.db.training import training_runs
 from pgoutlier.db.versions import aliases, version_rows
 from pgoutlier.detector import drift as indices
@@ -81,7 +81,7 @@ def measure(runtime: Runtime, source_name: str) -> dict[str, Any]:
                 f" {source_name}; drift is measured on {MIN_ROWS} or more of them."
             )
         n_quarantined, n_newest = drift_reports.quarantined_among(
-            connection, source.definition, source.id, newest=settings.drift_rows
+            connection, source, newest=settings.drift_rows
         )
         first = drift_reports.first_flag_rate(connection, source.id, version)
         found = _report(settings, version, counted, first, n_quarantined / n_newest)

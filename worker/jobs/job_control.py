@@ -18,8 +18,8 @@ from pgoutlier.db.errors import JobError, NoChampion
 from pgoutlier.db.jobs import job_ranges, jobs
 from pgoutlier.db.jobs.jobs import Job, Kind
 from pgoutlier.db.scoring import queue
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sources.sources import Source
 from pgoutlier.db.versions import aliases
 from pgoutlier.models_store import registry
 from pgoutlier.worker.jobs.job_work import Overtaken, RangeFailed, work_one

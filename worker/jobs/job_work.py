@@ -13,8 +13,8 @@ from pgoutlier.db.jobs.jobs import Job
 from pgoutlier.db.scoring import features, queue, windows
 from pgoutlier.db.scoring.queue import Claim
 from pgoutlier.db.scoring.rows import ClaimedRows
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sources.sources import Source
 from pgoutlier.db.sql import key_types
 from pgoutlier.db.sql.key_ranges import KeyRange
 from pgoutlier.db.versions import aliases, version_rows

@@ -14,8 +14,8 @@ from sqlalchemy import Connection
 from pgoutlier.db.drift import drift_reports
 from pgoutlier.db.errors import ModelError, NoChampion
 from pgoutlier.db.report import report_rows
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sources.sources import Source
 from pgoutlier.db.training import training_rows
 from pgoutlier.db.training.training_rows import TrainingRows
 from pgoutlier.db.versions import version_rows

@@ -21,7 +21,7 @@ from pgoutlier.db.scoring import features, quarantine, queue, scores, windows
 from pgoutlier.db.scoring.quarantine import Entry
 from pgoutlier.db.scoring.queue import Claim
 from pgoutlier.db.scoring.rows import ClaimedRows
-from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sql import key_types
 from pgoutlier.db.versions import aliases
 from pgoutlier.detector import exceeds, top_features
@@ -199,8 +199,8 @@ def score_claimed(
         ]
         quarantine.take_places(connection, source.definition, absent)
         refused += absent
-    quarantine.put(connection, source.definition, source.id, refused)
-    quarantine.settle(connection, source.definition, source.id, claim.queue_ids)
+    quarantine.put(connection, source, refused)
+    quarantine.settle(connection, source, claim.queue_ids)
     scored = sound & finite
     return BatchResult(
         n_scored=int(scored.sum()),

@@ -21,7 +21,7 @@ from pgoutlier.db.scoring import scores
 from pgoutlier.db.scoring.queue import Claim
 from pgoutlier.db.scoring.rows import ClaimedRows
 from pgoutlier.db.scoring.scores import ScoredRows
-from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sql import key_types
 from pgoutlier.db.versions import aliases, challenger_scores
 from pgoutlier.db.versions.aliases import Aliases, Challenger

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import psycopg
 
 from pgoutlier.db.scoring import queue
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sources.sources import Source
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.scoring import challenger, failures
 from pgoutlier.worker.scoring.batches import BatchFailed, BatchReader, BatchResult, score_batch

@@ -10,8 +10,7 @@ from pgoutlier.db.errors import ModelError
 from pgoutlier.db.scoring import features, windows
 from pgoutlier.db.scoring.queue import Claim
 from pgoutlier.db.scoring.rows import ClaimedRows
-from pgoutlier.db.source.definition import SourceDefinition
-from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.detector import Recipe, window_positions
 from pgoutlier.models_store import registry
 from pgoutlier.worker.runtime import Runtime

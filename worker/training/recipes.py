@@ -7,8 +7,7 @@ from sqlalchemy import Connection
 from pgoutlier import detector
 from pgoutlier.db.errors import ModelError, SourceError
 from pgoutlier.db.source import catalog
-from pgoutlier.db.source.definition import SourceDefinition
-from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.verdicts import verdicts
 from pgoutlier.detector import DetectorError, Recipe
 

@@ -14,8 +14,8 @@ from sqlalchemy import Connection
 from pgoutlier import detector
 from pgoutlier.db.errors import ModelError, TrainingBusy
 from pgoutlier.db.schedules import schedules
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sources.sources import Source
 from pgoutlier.db.training import training_rows, training_runs
 from pgoutlier.db.training.training_rows import TrainingRows
 from pgoutlier.detector import DetectorError, FitResult, Progress, Recipe
@@ -187,8 +187,7 @@ def _rows(
     with runtime.engine.begin() as connection:
         rows = training_rows.read(
             connection,
-            source.definition,
-            source.id,
+            source,
             newest=newest,
             most=runtime.settings.training_sample_rows,
             imputes=recipe.missing == "median",
