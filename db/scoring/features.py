@@ -19,16 +19,11 @@ from sqlalchemy import Connection
 from pgoutlier.db.scoring.queue import Claim
 from pgoutlier.db.scoring.rows import ClaimedRows, FeatureRows
 from pgoutlier.db.source.definition import Feature, SourceDefinition
-from pgoutlier.db.sql import key_types
+from pgoutlier.db.sql import key_types, wire
 from pgoutlier.db.sql.identifiers import identifier, ours
 from pgoutlier.db.sql.statements import binary_rows, compose, one, run
 
-# Header of a binary array: number of dimensions, has-null flag, element type, then (length, lower bound) of
-# each dimension, four bytes each. Elements follow, each after its length in four bytes (array_send in
-# PostgreSQL's src/backend/utils/adt/arrayfuncs.c; lseg_send in geo_ops.c).
-_HEADER_BYTES = {1: 20, 2: 28}
-_HAS_NULL = slice(4, 8)
-_PACK = 4  # doubles in an lseg
+_PACK = 4  # doubles in an lseg, see lseg_send in PostgreSQL's src/backend/utils/adt/geo_ops.c
 
 
 def read_claimed(
@@ -226,7 +221,7 @@ def _assemble(
     key_dtype = key_types.wire_dtype(source.key_type, text_bytes=max(longest_key_bytes, 1))
     parts = []
     for block in blocks:
-        if any(value[_HAS_NULL] != bytes(4) for value in block.values()):
+        if any(map(wire.has_null, block.values())):
             return None
         part = _block(block, source, key_dtype)
         if has_arrays and not tolerant and np.isnan(part[1].matrix).any():
@@ -246,16 +241,16 @@ def _assemble(
 def _block(
     block: dict[str, bytes], source: SourceDefinition, key_dtype: np.dtype[Any]
 ) -> tuple[npt.NDArray[np.int64], FeatureRows]:
-    numbers = _elements(block["number"], ">i8").astype(np.int64)
+    numbers = wire.elements(block["number"], ">i8").astype(np.int64)
     if source.key_type == "text":
         keys = np.empty(len(numbers), key_dtype)
-        keys["bytes"] = _elements(block["key"], ("u1", key_dtype["bytes"].shape))
-        keys["length"] = _elements(block["key_bytes"], ">i4")
+        keys["bytes"] = wire.elements(block["key"], ("u1", key_dtype["bytes"].shape))
+        keys["length"] = wire.elements(block["key_bytes"], ">i4")
     else:
-        keys = _elements(block["key"], key_dtype).copy()
+        keys = wire.elements(block["key"], key_dtype).copy()
     problems = np.zeros(len(numbers), dtype=np.int32)
     if "problem" in block:
-        problems[:] = _elements(block["problem"], ">i4")
+        problems[:] = wire.elements(block["problem"], ">i4")
     return numbers, FeatureRows(keys, _matrix(block, source, len(numbers)), problems)
 
 
@@ -266,21 +261,15 @@ def _matrix(block: dict[str, bytes], source: SourceDefinition, n_rows: int) -> n
     column, n_arrays = 0, 0
     for feature in source.features:
         if feature.length:
-            array = _elements(block[f"array{n_arrays}"], ">f8", n_dimensions=2)
+            array = wire.elements(block[f"array{n_arrays}"], ">f8", n_dimensions=2)
             matrix[:, column : column + feature.length] = array.reshape(n_rows, feature.length)
             n_arrays += 1
         else:
             scalars.append(column)
         column += feature.length or 1
     if scalars:
-        packed = _elements(block["scalars"], (">f8", (_PACK,)), n_dimensions=2).reshape(n_rows, -1)
+        packed = wire.elements(block["scalars"], (">f8", (_PACK,)), n_dimensions=2).reshape(n_rows, -1)
         # A slice is copied four times as fast as a list of columns.
         whole = len(scalars) == source.n_features
         matrix[:, slice(None) if whole else scalars] = packed[:, : len(scalars)]
     return matrix
-
-
-def _elements(value: bytes, element: Any, *, n_dimensions: int = 1) -> npt.NDArray[Any]:
-    """The elements of a binary array without NULLs, in place."""
-    layout = np.dtype([("length", ">i4"), ("value", element)])
-    return np.frombuffer(value, dtype=layout, offset=_HEADER_BYTES[n_dimensions])["value"]

@@ -196,7 +196,7 @@ def history(
 
 
 def described(runtime: Runtime, source_name: str, version: int) -> dict[str, Any]:
-    """The row of a version as `db.models.versions` gives it. Raises SourceError or ModelError if there is none."""
+    """The row of a version as `db.versions.version_rows.versions` gives it. Raises SourceError or ModelError if there is none."""
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
         _require(connection, source, version)
