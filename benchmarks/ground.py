@@ -125,6 +125,6 @@ def _attach_and_train(runtime: Runtime, rows: np.ndarray) -> None:
             fitted.detector,
             window=TrainingWindow(30_000, None, None),
             metrics=fitted.metrics,
-            signing_key=None,
+            seal=runtime.seal,
         )
-        registry.promote(connection, source, number, reason="bench", max_bytes=2**26, signing_key=None)
+        registry.promote(connection, source, number, reason="bench", seal=runtime.seal)

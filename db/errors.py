@@ -37,6 +37,13 @@ class ModelError(PgoutlierError):
     """No such model version or alias, or a move of an alias that cannot be made."""
 
 
+class NoChampion(ModelError):
+    """Nothing scores the rows of a source yet."""
+
+    def __init__(self, source_name: str) -> None:
+        super().__init__(f"{source_name} has no champion yet; train one: pgoutlier train {source_name}")
+
+
 class VerdictError(PgoutlierError):
     """A verdict that cannot be given, or a file of verdicts that cannot be read."""
 

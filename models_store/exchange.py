@@ -14,18 +14,17 @@ from pgoutlier.detector import Recipe
 from pgoutlier.models_store import artifact, registry, version_file
 from pgoutlier.models_store.artifact import ArtifactRefused
 from pgoutlier.models_store.registry import TrainingWindow
+from pgoutlier.models_store.seal import Seal
 from pgoutlier.models_store.version_file import FileRefused, Header, Origin
 
 
-def export(
-    connection: Connection, source: Source, version: int, *, max_bytes: int, signing_key: str | None
-) -> bytes:
+def export(connection: Connection, source: Source, version: int, *, seal: Seal) -> bytes:
     """The file of a version. Raises ModelError if there is no such version or its artifact cannot be used."""
     try:
-        registry.load(connection, source, version, max_bytes=max_bytes, signing_key=signing_key)
+        registry.load(connection, source, version, seal=seal)
     except ArtifactRefused as refusal:
         raise ModelError(f"Not exported: {refusal}.") from None
-    stored = version_rows.artifact(connection, source.id, version, max_bytes=max_bytes)
+    stored = version_rows.artifact(connection, source.id, version, max_bytes=seal.max_bytes)
     row = version_care.described(connection, source.id, version)
     if stored is None or stored.artifact is None or row is None:
         raise ModelError(f"Version {version} of {source.name} was removed meanwhile.")
@@ -37,7 +36,7 @@ def export(
     )
     header = Header.model_validate({**row, "origin": origin})
     version_care.record(connection, source.id, version, "export", f"sha256 {stored.sha256}")
-    return version_file.dump(header, stored.artifact, signing_key=signing_key)
+    return version_file.dump(header, stored.artifact, signing_key=seal.signing_key)
 
 
 def import_(
@@ -45,8 +44,7 @@ def import_(
     source: Source,
     content: bytes,
     *,
-    max_bytes: int,
-    signing_key: str | None,
+    seal: Seal,
     check: Callable[[Recipe], object],
 ) -> tuple[int, bool]:
     """The version that a file becomes, and whether it is new: the same detector is not stored twice.
@@ -54,7 +52,7 @@ def import_(
     No alias moves. check: raises if versions of this recipe cannot score the source. Raises what it does, and
     FileRefused if the file is not sound or its features are not those of the source.
     """
-    found = version_file.parse(content, max_artifact_bytes=max_bytes, signing_key=signing_key)
+    found = version_file.parse(content, seal=seal)
     detector, header = found.detector, found.header
     if detector.feature_names != source.definition.feature_names:
         raise FileRefused(
@@ -72,7 +70,7 @@ def import_(
         detector,
         window=TrainingWindow(header.n_training_rows, header.training_from, header.training_to),
         metrics=header.metrics,
-        signing_key=signing_key,
+        seal=seal,
         drift_reference=header.drift_reference,
         imported_from=header.origin.model_dump(mode="json"),
     )

@@ -16,10 +16,12 @@ from pgoutlier.db.errors import ModelError
 from pgoutlier.db.sources import sources
 from pgoutlier.db.sources.sources import Source
 from pgoutlier.db.versions import aliases, version_rows
+from pgoutlier.db.versions.aliases import Pointed
 from pgoutlier.detector import Detector, DetectorError, Recipe
 from pgoutlier.detector.drift import Reference
 from pgoutlier.models_store import artifact
 from pgoutlier.models_store.artifact import ArtifactRefused
+from pgoutlier.models_store.seal import Seal
 
 log = structlog.get_logger()
 
@@ -49,23 +51,22 @@ class DetectorCache:
     artifact is read once and not with every batch.
     """
 
-    def __init__(self, *, max_bytes: int, signing_key: str | None, capacity: int = 16) -> None:
-        self._max_bytes = max_bytes
-        self._signing_key = signing_key
+    def __init__(self, seal: Seal, *, capacity: int = 16) -> None:
+        self._seal = seal
         self._capacity = capacity
         self._entries: OrderedDict[int, Detector | str] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, connection: Connection, source: Source, version_id: int, version: int) -> Detector:
+    def get(self, connection: Connection, source: Source, pointed: Pointed) -> Detector:
         """Raises ArtifactRefused, naming the version."""
         with self._lock:
-            entry = self._entries.get(version_id)
+            entry = self._entries.get(pointed.version_id)
             if entry is None:
-                entry = self._load(connection, source, version)
-                self._entries[version_id] = entry
+                entry = self._load(connection, source, pointed.version)
+                self._entries[pointed.version_id] = entry
                 while len(self._entries) > self._capacity:
                     self._entries.popitem(last=False)
-            self._entries.move_to_end(version_id)
+            self._entries.move_to_end(pointed.version_id)
         if isinstance(entry, str):
             raise ArtifactRefused(entry)
         return entry
@@ -78,17 +79,15 @@ class DetectorCache:
 
     def _load(self, connection: Connection, source: Source, version: int) -> Detector | str:
         try:
-            return load(connection, source, version, max_bytes=self._max_bytes, signing_key=self._signing_key)
+            return load(connection, source, version, seal=self._seal)
         except ArtifactRefused as refusal:
             log.error("artifact_refused", source=source.name, version=version, reason=str(refusal))
             return str(refusal)
 
 
-def load(
-    connection: Connection, source: Source, version: int, *, max_bytes: int, signing_key: str | None
-) -> Detector:
+def load(connection: Connection, source: Source, version: int, *, seal: Seal) -> Detector:
     """The detector of a version. Raises ArtifactRefused naming the version, ModelError if there is none."""
-    stored = version_rows.artifact(connection, source.id, version, max_bytes=max_bytes)
+    stored = version_rows.artifact(connection, source.id, version, max_bytes=seal.max_bytes)
     if stored is None:
         raise ModelError(
             f"{source.name} has no model version {version}; see: pgoutlier models list {source.name}"
@@ -96,12 +95,12 @@ def load(
     name = f"version {version} of {source.name}"
     if stored.artifact is None:
         raise ArtifactRefused(
-            f"{name} is refused: its artifact has {stored.n_bytes} bytes, more than the {max_bytes} of"
+            f"{name} is refused: its artifact has {stored.n_bytes} bytes, more than the {seal.max_bytes} of"
             " PGOUTLIER_ARTIFACT_MAX_BYTES"
         )
     try:
         artifact.verify(
-            stored.artifact, sha256=stored.sha256, signature=stored.signature, signing_key=signing_key
+            stored.artifact, sha256=stored.sha256, signature=stored.signature, signing_key=seal.signing_key
         )
         detector = artifact.unpack(stored.artifact)
     except ArtifactRefused as refusal:
@@ -118,7 +117,7 @@ def register(
     *,
     window: TrainingWindow,
     metrics: dict[str, Any],
-    signing_key: str | None,
+    seal: Seal,
     drift_reference: Reference | None = None,
     imported_from: dict[str, Any] | None = None,
 ) -> int:
@@ -132,13 +131,13 @@ def register(
         source.id,
         {
             "recipe_name": detector.recipe.name,
-            **_stored(detector, signing_key),
+            **_stored(detector, seal),
             "feature_names": list(detector.feature_names),
             "metrics": metrics,
             "n_training_rows": window.n_rows,
             "training_from": window.first,
             "training_to": window.last,
-            "parent_version": champion[1] if champion else None,
+            "parent_version": champion.version if champion else None,
             "drift_reference": drift_reference.model_dump(mode="json") if drift_reference else None,
             "imported_from": imported_from,
             "errors_of": None,
@@ -152,8 +151,7 @@ def with_threshold(
     version: int,
     threshold: float,
     *,
-    max_bytes: int,
-    signing_key: str | None,
+    seal: Seal,
 ) -> int:
     """The version that is this one in all but its threshold; stored as the next one if there is none yet.
 
@@ -164,24 +162,22 @@ def with_threshold(
     if known is not None:
         return known
     try:
-        detector = load(
-            connection, source, version, max_bytes=max_bytes, signing_key=signing_key
-        ).with_threshold(threshold)
+        detector = load(connection, source, version, seal=seal).with_threshold(threshold)
     except ArtifactRefused as refusal:
         raise ModelError(f"No threshold was set: {refusal}.") from None
     except DetectorError:
         raise ModelError(f"{threshold} cannot be a threshold; write a number from 0 to 1e12.") from None
-    return version_rows.copy_version(connection, source.id, version, _stored(detector, signing_key))
+    return version_rows.copy_version(connection, source.id, version, _stored(detector, seal))
 
 
-def _stored(detector: Detector, signing_key: str | None) -> dict[str, Any]:
+def _stored(detector: Detector, seal: Seal) -> dict[str, Any]:
     """The columns of a version that hold the detector itself."""
     packed = artifact.pack(detector)
     return {
         "recipe": json.loads(detector.recipe.model_dump_json()),
         "artifact": packed,
         "sha256": artifact.digest(packed),
-        "signature": artifact.sign(packed, signing_key) if signing_key else None,
+        "signature": artifact.sign(packed, seal.signing_key) if seal.signing_key else None,
         "threshold": detector.threshold,
     }
 
@@ -195,20 +191,20 @@ def champion(connection: Connection, source: Source, cache: DetectorCache) -> Lo
 
 
 def what_scores(
-    connection: Connection, source: Source, cache: DetectorCache, current: tuple[int, int] | None
+    connection: Connection, source: Source, cache: DetectorCache, current: Pointed | None
 ) -> LoadedVersion | None:
     """`champion`, where current is what the alias points at."""
     if current is None:
         return None
     try:
-        return LoadedVersion(current[1], cache.get(connection, source, *current))
+        return LoadedVersion(current.version, cache.get(connection, source, current))
     except ArtifactRefused as refusal:
-        for version in _earlier_champions(connection, source, current[1]):
+        for version in _earlier_champions(connection, source, current.version):
             stored = version_rows.version_id(connection, source.id, version)
             if stored is None:
                 continue
             try:
-                detector = cache.get(connection, source, stored, version)
+                detector = cache.get(connection, source, Pointed(stored, version))
             except ArtifactRefused:
                 continue
             return LoadedVersion(version, detector, refused=str(refusal))
@@ -232,8 +228,7 @@ def promote(
     version: int,
     *,
     reason: str,
-    max_bytes: int,
-    signing_key: str | None,
+    seal: Seal,
 ) -> bool:
     """Make a version the champion. Returns False if it is already. The next batch is scored with it.
 
@@ -241,17 +236,17 @@ def promote(
     """
     aliases.lock_alias(connection, source.id)
     current = aliases.alias(connection, source.id)
-    if current and current[1] == version:
+    if current and current.version == version:
         return False
     try:
-        load(connection, source, version, max_bytes=max_bytes, signing_key=signing_key)
+        load(connection, source, version, seal=seal)
     except ArtifactRefused as refusal:
         raise ModelError(f"Not promoted: {refusal}. The champion stays as it is.") from None
     aliases.move_alias(
         connection,
         source.id,
         name=aliases.CHAMPION,
-        from_version=current[1] if current else None,
+        from_version=current.version if current else None,
         to_version=version,
         action="promote",
         reason=reason,
@@ -262,9 +257,7 @@ def promote(
     return True
 
 
-def rollback(
-    connection: Connection, source: Source, *, reason: str, max_bytes: int, signing_key: str | None
-) -> tuple[int, int]:
+def rollback(connection: Connection, source: Source, *, reason: str, seal: Seal) -> tuple[int, int]:
     """Back to the champion before this one. Returns (from, to); again goes one further back.
 
     Raises ModelError if there was none before, or its artifact cannot be used.
@@ -275,7 +268,7 @@ def rollback(
     if current is None or previous is None:
         raise ModelError(f"{source.name} has no earlier champion to roll back to.")
     try:
-        load(connection, source, previous, max_bytes=max_bytes, signing_key=signing_key)
+        load(connection, source, previous, seal=seal)
     except ArtifactRefused as refusal:
         raise ModelError(
             f"Not rolled back: {refusal}. To go to another version: pgoutlier models promote {source.name} VERSION"
@@ -284,14 +277,14 @@ def rollback(
         connection,
         source.id,
         name=aliases.CHAMPION,
-        from_version=current[1],
+        from_version=current.version,
         to_version=previous,
         action="rollback",
         reason=reason,
     )
     _retire_challenger(connection, source, previous)
     sources.set_problem(connection, source.id, None)
-    return current[1], previous
+    return current.version, previous
 
 
 def challenge(
@@ -300,8 +293,7 @@ def challenge(
     version: int,
     *,
     reason: str,
-    max_bytes: int,
-    signing_key: str | None,
+    seal: Seal,
     check: Callable[[Recipe], object],
 ) -> bool:
     """Make a version the challenger. Returns False if it is already. The next batch is scored with it as well.
@@ -314,13 +306,13 @@ def challenge(
     before = present.challenger.version if present.challenger else None
     if before == version:
         return False
-    if present.champion and present.champion[1] == version:
+    if present.champion and present.champion.version == version:
         raise ModelError(
             f"Version {version} is the champion of {source.name}; a challenger is another version, see:"
             f" pgoutlier models list {source.name}"
         )
     try:
-        detector = load(connection, source, version, max_bytes=max_bytes, signing_key=signing_key)
+        detector = load(connection, source, version, seal=seal)
     except ArtifactRefused as refusal:
         raise ModelError(f"Not made the challenger: {refusal}. Nothing was changed.") from None
     check(detector.recipe)

@@ -164,8 +164,7 @@ def make_champion(runtime: Runtime, source: Source, detector: Detector | None = 
             source,
             version,
             reason="test",
-            max_bytes=runtime.settings.artifact_max_bytes,
-            signing_key=runtime.signing_key,
+            seal=runtime.seal,
         )
     return version
 
@@ -178,7 +177,7 @@ def register(runtime: Runtime, source: Source, detector: Detector | None = None)
             detector or make_detector(source.definition.feature_names),
             window=TrainingWindow(n_rows=500, first=None, last=None),
             metrics={},
-            signing_key=runtime.signing_key,
+            seal=runtime.seal,
         )
 
 

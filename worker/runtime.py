@@ -14,6 +14,7 @@ from pgoutlier.db import embedded
 from pgoutlier.db.engine import make_engine
 from pgoutlier.db.settings import Settings, load_settings
 from pgoutlier.models_store.registry import DetectorCache
+from pgoutlier.models_store.seal import Seal
 
 _MOST_READERS = 64
 # Webhooks that may hang at the same time without holding up the others.
@@ -44,9 +45,13 @@ class Runtime:
     job_places: threading.Semaphore = field(default_factory=threading.Semaphore)
 
     @property
-    def signing_key(self) -> str | None:
-        key = self.settings.signing_key
-        return key.get_secret_value() if key else None
+    def seal(self) -> Seal:
+        return _seal(self.settings)
+
+
+def _seal(settings: Settings) -> Seal:
+    key = settings.signing_key
+    return Seal(settings.artifact_max_bytes, key.get_secret_value() if key else None)
 
 
 def server_urls(settings: Settings) -> tuple[str, str]:
@@ -64,13 +69,12 @@ def server_urls(settings: Settings) -> tuple[str, str]:
 def make_runtime(settings: Settings, *, application_name: str = "pgoutlier") -> Runtime:
     """A runtime of its own, for commands and tests."""
     database_url, _ = server_urls(settings)
-    signing_key = settings.signing_key.get_secret_value() if settings.signing_key else None
     return Runtime(
         settings=settings,
         engine=make_engine(
             database_url, pool_size=2 * settings.score_threads + 2, application_name=application_name
         ),
-        cache=DetectorCache(max_bytes=settings.artifact_max_bytes, signing_key=signing_key),
+        cache=DetectorCache(_seal(settings)),
         job_places=threading.Semaphore(max(1, settings.score_threads - 1)),
     )
 

@@ -74,7 +74,7 @@ def _jobs(connection: Connection, condition: LiteralString, params: dict[str, An
 def is_overtaken(connection: Connection, job: Job) -> bool:
     """Whether the job was to work with its version as the champion, and another one is that by now."""
     champion = aliases.alias(connection, job.source_id) if job.as_champion else None
-    return job.as_champion and (champion is None or champion[1] != job.version)
+    return job.as_champion and (champion is None or champion.version != job.version)
 
 
 def lock(connection: Connection, source_id: int) -> None:

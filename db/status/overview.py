@@ -52,7 +52,7 @@ def describe(connection: Connection, source: Source) -> dict[str, Any]:
         "n_queued": depth["n_keys"],
         "n_postponed": depth["n_postponed"],
         "oldest_queued_seconds": depth["oldest_seconds"],
-        "champion": champion[1] if champion else None,
+        "champion": champion.version if champion else None,
         "challenger": challenger.version if challenger else None,
         "challenger_problem": challenger.problem if challenger else None,
         "n_scored_estimate": _estimate(connection, source.definition),

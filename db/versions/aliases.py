@@ -7,6 +7,8 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from pgoutlier.db.errors import NoChampion
+from pgoutlier.db.sources.sources import Source
 from pgoutlier.db.sql import locks
 from pgoutlier.db.sql.statements import run, run_dicts
 
@@ -15,34 +17,49 @@ CHALLENGER = "challenger"
 
 
 @dataclass(frozen=True)
-class Challenger:
+class Pointed:
+    """What an alias points at: the version's id of all sources' versions, and its number among the source's own."""
+
+    version_id: int
+    version: int
+
+
+@dataclass(frozen=True)
+class Challenger(Pointed):
     """What the alias challenger points at. problem: why it did not score when it was tried last.
 
     paused: it failed a moment ago and is left alone.
     """
 
-    version_id: int
-    version: int
     problem: str | None
     paused: bool
 
 
 @dataclass(frozen=True)
 class Aliases:
-    """What both aliases of a source point at. champion: (version id, version)."""
+    """What both aliases of a source point at."""
 
-    champion: tuple[int, int] | None
+    champion: Pointed | None
     challenger: Challenger | None
 
 
-def alias(connection: Connection, source_id: int, name: str = CHAMPION) -> tuple[int, int] | None:
-    """(version id, version) that an alias points at, or None."""
-    return run(
+def alias(connection: Connection, source_id: int, name: str = CHAMPION) -> Pointed | None:
+    """What an alias points at, or None."""
+    row = run(
         connection,
         "SELECT v.id, v.version FROM outlier.model_aliases a JOIN outlier.model_versions v"
         " USING (source_id, version) WHERE a.source_id = %s AND a.alias = %s",
         (source_id, name),
     ).fetchone()
+    return Pointed(*row) if row else None
+
+
+def champion_of(connection: Connection, source: Source) -> int:
+    """The version that is the champion. Raises NoChampion."""
+    found = alias(connection, source.id)
+    if found is None:
+        raise NoChampion(source.name)
+    return found.version
 
 
 def both(connection: Connection, source_id: int) -> Aliases:
@@ -57,7 +74,7 @@ def both(connection: Connection, source_id: int) -> Aliases:
     found = {row[0]: row[1:] for row in rows}
     challenger = found.get(CHALLENGER)
     return Aliases(
-        champion=found[CHAMPION][:2] if CHAMPION in found else None,
+        champion=Pointed(*found[CHAMPION][:2]) if CHAMPION in found else None,
         challenger=Challenger(*challenger) if challenger else None,
     )
 

@@ -116,7 +116,7 @@ def dispensable(connection: Connection, source_id: int, *, keep: int) -> list[in
 
 
 def delete(connection: Connection, source_id: int, versions: list[int]) -> None:
-    """Remove versions with their artifacts and reports. The caller holds `db.models.lock_alias`."""
+    """Remove versions with their artifacts and reports. The caller holds `db.versions.aliases.lock_alias`."""
     run(
         connection,
         "DELETE FROM outlier.model_versions WHERE source_id = %s AND version = ANY (%s)",

@@ -252,7 +252,7 @@ class Table:
         with runtime.engine.begin() as connection:
             window = TrainingWindow(n_rows=500, first=None, last=None)
             version = registry.register(
-                connection, self.source, detector, window=window, metrics={}, signing_key=SIGNING_KEY
+                connection, self.source, detector, window=window, metrics={}, seal=runtime.seal
             )
             if promote:
                 registry.promote(
@@ -260,8 +260,7 @@ class Table:
                     self.source,
                     version,
                     reason="test",
-                    max_bytes=2**26,
-                    signing_key=SIGNING_KEY,
+                    seal=runtime.seal,
                 )
         return version
 

@@ -229,7 +229,7 @@ def test_without_a_champion_rows_wait_and_the_status_says_so(transactions: Table
     transactions.insert(1, 3)
     assert transactions.drain().n_batches == 0
     assert problem(transactions) == (
-        "no champion yet: train one (pgoutlier train transactions); rows stay queued until then"
+        "transactions has no champion yet; train one: pgoutlier train transactions; rows stay queued until then"
     )
     transactions.promote()
     assert problem(transactions) is None

@@ -126,7 +126,7 @@ def test_without_a_labelled_fraud_the_earlier_champion_stays(payments: Table) ->
     assert (status, n_rows) == ("failed", N_ROWS)
     assert "there are none" in error
     with payments.runtime.engine.begin() as connection:
-        assert aliases.alias(connection, payments.source.id) == (1, 1)
+        assert aliases.alias(connection, payments.source.id) == aliases.Pointed(1, 1)
     assert payments.keys("SELECT version FROM outlier.model_versions") == [1]
 
 
@@ -249,7 +249,7 @@ def test_the_scores_are_counted_by_going_through_them_once(payments: Table) -> N
 
 
 def test_the_command_shows_the_threshold_and_a_range_of_others(payments: Table, run: Run) -> None:
-    with pytest.raises(ModelError, match="payments has no champion yet; make one: pgoutlier train payments"):
+    with pytest.raises(ModelError, match="payments has no champion yet; train one: pgoutlier train payments"):
         thresholds.describe(payments.runtime, "payments", window=None)
     score_by_hand(payments)
     add_frauds(payments)

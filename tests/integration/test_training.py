@@ -74,7 +74,7 @@ def runs(table: Table) -> list[dict[str, Any]]:
 def champion(table: Table) -> int | None:
     with table.runtime.engine.begin() as connection:
         found = aliases.alias(connection, table.source.id)
-    return found[1] if found else None
+    return found.version if found else None
 
 
 def test_a_run_is_recorded_with_its_progress_and_scores_at_once(payments: Table) -> None:

@@ -129,7 +129,7 @@ def run(
         latency_ms=stopwatch.percentiles(),
         rows_per_second=rows_per_second,
         detection=measure_detection(keys, row_errors, flagged, dataset.fraud_kinds, after_key=n_history),
-        model_version=champion[1] if champion else trained.version,
+        model_version=champion.version if champion else trained.version,
         dead_processes=dead,
     )
     runtime.engine.dispose()

@@ -124,16 +124,14 @@ def measure_all(runtime: Runtime, *, train: Callable[[str, int], None]) -> dict[
 
 
 def _reference(connection: Connection, source: Source) -> tuple[int, Reference]:
-    champion = aliases.alias(connection, source.id)
-    if champion is None:
-        raise ModelError(f"{source.name} has no champion yet; train one: pgoutlier train {source.name}")
-    kept = report_rows.version(connection, source.id, champion[1])["drift_reference"]
+    champion = aliases.champion_of(connection, source)
+    kept = report_rows.version(connection, source.id, champion)["drift_reference"]
     if kept is None:
         raise ModelError(
-            f"Version {champion[1]} of {source.name} kept nothing to measure drift against; train a new one:"
+            f"Version {champion} of {source.name} kept nothing to measure drift against; train a new one:"
             f" pgoutlier train {source.name}"
         )
-    return champion[1], Reference.model_validate(kept)
+    return champion, Reference.model_validate(kept)
 
 
 def _report(

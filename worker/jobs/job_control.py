@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection
 
-from pgoutlier.db.errors import JobError, ModelError
+from pgoutlier.db.errors import JobError
 from pgoutlier.db.jobs import job_ranges, jobs
 from pgoutlier.db.jobs.jobs import Job, Kind
 from pgoutlier.db.scoring import queue
@@ -62,13 +62,12 @@ def rescore(runtime: Runtime, source_name: str, version: int | None = None) -> S
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
         as_champion = version is None
-        version = _champion(connection, source) if version is None else version
+        version = aliases.champion_of(connection, source) if version is None else version
         registry.load(
             connection,
             source,
             version,
-            max_bytes=runtime.settings.artifact_max_bytes,
-            signing_key=runtime.signing_key,
+            seal=runtime.seal,
         )
         return _start(runtime, connection, source, jobs.RESCORE, version, as_champion=as_champion)
 
@@ -82,20 +81,11 @@ def reflag(runtime: Runtime, source_name: str, threshold: float | None = None) -
     """
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
-        champion = _champion(connection, source)
+        champion = aliases.champion_of(connection, source)
         jobs.lock(connection, source.id)
         if threshold is not None:
-            champion = versions.with_threshold(runtime, connection, source, champion, threshold)
+            champion = versions.promote_with_threshold(runtime, connection, source, champion, threshold)
         return _start(runtime, connection, source, jobs.REFLAG, champion, as_champion=True)
-
-
-def _champion(connection: Connection, source: Source) -> int:
-    found = aliases.alias(connection, source.id)
-    if found is None:
-        raise ModelError(
-            f"{source.name} has no champion yet; make one: pgoutlier train {source.name} --promote"
-        )
-    return found[1]
 
 
 def _start(

@@ -19,11 +19,12 @@ from pgoutlier.db.sources.sources import Source
 from pgoutlier.db.sql import key_types
 from pgoutlier.db.sql.key_ranges import KeyRange
 from pgoutlier.db.versions import aliases, version_rows
+from pgoutlier.db.versions.aliases import Pointed
 from pgoutlier.models_store import registry
 from pgoutlier.models_store.registry import LoadedVersion
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.scoring import challenger, sequences
-from pgoutlier.worker.scoring.batches import NO_CHAMPION, BatchResult, score_claimed
+from pgoutlier.worker.scoring.batches import BatchResult, no_champion, score_claimed
 from pgoutlier.worker.scoring.challenger import Outcome
 
 
@@ -86,7 +87,7 @@ def _check_still_champion(connection: Connection, job: Job) -> None:
     if jobs.is_overtaken(connection, job):
         champion = aliases.alias(connection, job.source_id)
         raise Overtaken(
-            f"version {champion[1] if champion else None} is the champion by now; to go on with that:"
+            f"version {champion.version if champion else None} is the champion by now; to go on with that:"
             f" pgoutlier {job.kind} {job.source}"
         )
 
@@ -105,12 +106,12 @@ def _version(runtime: Runtime, connection: Connection, source: Source, job: Job)
     if job.version is None:
         found = registry.champion(connection, source, runtime.cache)
         if found is None:
-            raise NothingScores(NO_CHAMPION.format(name=source.name))
+            raise NothingScores(no_champion(source.name))
         return found
     version_id = version_rows.version_id(connection, source.id, job.version)
     if version_id is None:
         raise ModelError(f"{source.name} has no model version {job.version} any more.")
-    return LoadedVersion(job.version, runtime.cache.get(connection, source, version_id, job.version))
+    return LoadedVersion(job.version, runtime.cache.get(connection, source, Pointed(version_id, job.version)))
 
 
 def _score(
@@ -127,7 +128,7 @@ def _score(
     pointed = aliases.both(connection, source.id)
     follower = None
     # As live: what the champion scores, the challenger scores too.
-    if pointed.champion and pointed.champion[1] == version.version:
+    if pointed.champion and pointed.champion.version == version.version:
         follower = challenger.follower(runtime, connection, source, claim, rows, pointed)
     return score_claimed(connection, source, claim, own, version, follower)
 

@@ -12,7 +12,7 @@ import numpy as np
 from sqlalchemy import Connection
 
 from pgoutlier.db.drift import drift_reports
-from pgoutlier.db.errors import ModelError
+from pgoutlier.db.errors import ModelError, NoChampion
 from pgoutlier.db.report import report_rows
 from pgoutlier.db.sources import sources
 from pgoutlier.db.sources.sources import Source
@@ -47,7 +47,7 @@ def live_page(runtime: Runtime, source_name: str, *, newest: int = NEWEST_ROWS) 
         except ArtifactRefused as refusal:
             raise ModelError(f"No report can be made: {refusal}.") from None
         if champion is None:
-            raise ModelError(f"{source_name} has no champion yet; train one: pgoutlier train {source_name}")
+            raise NoChampion(source_name)
         data = _live_data(connection, source, champion, newest)
     return champion.version, page(data)
 

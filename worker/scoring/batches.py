@@ -16,6 +16,7 @@ import numpy as np
 import structlog
 from sqlalchemy import Connection, RootTransaction
 
+from pgoutlier.db.errors import NoChampion
 from pgoutlier.db.scoring import features, quarantine, queue, scores
 from pgoutlier.db.scoring.features import FeatureBatch
 from pgoutlier.db.scoring.quarantine import Entry
@@ -33,7 +34,6 @@ from pgoutlier.worker.scoring.challenger import Outcome, Shadow
 
 log = structlog.get_logger()
 
-NO_CHAMPION = "no champion yet: train one (pgoutlier train {name}); rows stay queued until then"
 _NOTHING = Claim([], 0, 0, rescore=False)
 
 
@@ -75,6 +75,11 @@ class OpenBatch:
         self.connection.close()
 
 
+def no_champion(source_name: str) -> str:
+    """Why rows of the source are not scored."""
+    return f"{NoChampion(source_name)}; rows stay queued until then"
+
+
 def open_batch(runtime: Runtime, source: Source) -> OpenBatch | None:
     """Claim and read. None if nothing is due or there is no champion. Raises BatchFailed."""
     claim = _NOTHING
@@ -85,7 +90,7 @@ def open_batch(runtime: Runtime, source: Source) -> OpenBatch | None:
         transaction = connection.begin()
         queue.prepare(connection)
         if aliases.alias(connection, source.id) is None:
-            failures.note_problem_in(connection, source, NO_CHAMPION.format(name=source.name))
+            failures.note_problem_in(connection, source, no_champion(source.name))
         else:
             claim = queue.claim(
                 connection,

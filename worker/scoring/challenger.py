@@ -103,9 +103,7 @@ class Shadow:
     def _write(self, batch: FeatureBatch, scored: npt.NDArray[np.bool_]) -> bool:
         """Whether all errors were finite."""
         challenger, source = self._challenger, self._source
-        detector = self._runtime.cache.get(
-            self._connection, source, challenger.version_id, challenger.version
-        )
+        detector = self._runtime.cache.get(self._connection, source, challenger)
         if detector.recipe.window > 1:
             wanted = batch.keys if scored.all() else batch.keys[scored]
             batch = sequences.for_challenger(

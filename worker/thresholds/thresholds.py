@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from pgoutlier import detector
-from pgoutlier.db.errors import ModelError
+from pgoutlier.db.errors import ModelError, NoChampion
 from pgoutlier.db.sources import sources
 from pgoutlier.db.thresholds import what_if
 from pgoutlier.db.thresholds.what_if import Cut, Figures, Scored
@@ -34,9 +34,7 @@ def describe(
         source = sources.find(connection, source_name)
         champion = aliases.champion(connection, source.id)
         if champion is None:
-            raise ModelError(
-                f"{source.name} has no champion yet; make one: pgoutlier train {source.name} --promote"
-            )
+            raise NoChampion(source.name)
         present = float(champion["threshold"])
         scored = Scored.of(connection, source.definition, champion["version"], window)
         chosen = {present}

@@ -240,7 +240,7 @@ def _register(
         fitted.detector,
         window=TrainingWindow(n_rows=rows.n_normal, first=rows.first, last=rows.last),
         metrics={**fitted.metrics, "history": fitted.history, "gate": decision.as_metric(source)},
-        signing_key=runtime.signing_key,
+        seal=runtime.seal,
         drift_reference=drift_reference(fitted, rows.matrix[rows.normal]),
     )
     if decision.promotes:
@@ -249,8 +249,7 @@ def _register(
             source,
             number,
             reason=decision.reason,
-            max_bytes=runtime.settings.artifact_max_bytes,
-            signing_key=runtime.signing_key,
+            seal=runtime.seal,
         )
     return number
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pgoutlier.db.ddl import challenger_objects
-from pgoutlier.db.errors import ModelError
+from pgoutlier.db.errors import ModelError, NoChampion
 from pgoutlier.db.sources import sources
 from pgoutlier.db.versions import aliases, challenger_scores, version_rows
 from pgoutlier.worker.runtime import Runtime
@@ -43,12 +43,9 @@ def compare(runtime: Runtime, source_name: str, *, limit: int = 0) -> dict[str, 
                 f"{source.name} has no challenger; set one: pgoutlier models challenge {source.name} VERSION"
             )
         if pointed.champion is None:
-            raise ModelError(
-                f"{source.name} has no champion to compare with; make one: pgoutlier models promote {source.name}"
-                " VERSION"
-            )
+            raise NoChampion(source.name)
         found = challenger_scores.comparison(connection, source.definition) or {}
-        champion, challenger = pointed.champion[1], pointed.challenger.version
+        champion, challenger = pointed.champion.version, pointed.challenger.version
         thresholds = {
             row["version"]: row["threshold"] for row in version_rows.versions(connection, source.id)
         }

@@ -30,8 +30,7 @@ def export(runtime: Runtime, source_name: str, version: int, path: Path) -> int:
             connection,
             source,
             version,
-            max_bytes=runtime.settings.artifact_max_bytes,
-            signing_key=runtime.signing_key,
+            seal=runtime.seal,
         )
         # In the transaction: where no file comes about, no export is recorded.
         _write(path, content)
@@ -53,8 +52,7 @@ def import_(runtime: Runtime, source_name: str, path: Path) -> tuple[int, bool]:
                 connection,
                 source,
                 content,
-                max_bytes=runtime.settings.artifact_max_bytes,
-                signing_key=runtime.signing_key,
+                seal=runtime.seal,
                 check=lambda recipe: require_order(recipe, source.definition),
             )
         except FileRefused as refusal:

@@ -35,8 +35,7 @@ def promote(runtime: Runtime, source_name: str, version: int, *, reason: str) ->
             source,
             version,
             reason=reason,
-            max_bytes=runtime.settings.artifact_max_bytes,
-            signing_key=runtime.signing_key,
+            seal=runtime.seal,
         )
     if moved:
         log.info("champion_promoted", source=source_name, version=version, reason=reason)
@@ -51,30 +50,28 @@ def rollback(runtime: Runtime, source_name: str, *, reason: str) -> tuple[int, i
             connection,
             source,
             reason=reason,
-            max_bytes=runtime.settings.artifact_max_bytes,
-            signing_key=runtime.signing_key,
+            seal=runtime.seal,
         )
     log.info("champion_rolled_back", source=source_name, from_version=moved[0], to_version=moved[1])
     return moved
 
 
-def with_threshold(
+def promote_with_threshold(
     runtime: Runtime, connection: Connection, source: Source, version: int, threshold: float
 ) -> int:
     """Promote the version that is this one with another threshold, in the caller's transaction. Returns its number.
 
     Raises ModelError if the number cannot be a threshold.
     """
-    most, key = runtime.settings.artifact_max_bytes, runtime.signing_key
     aliases.lock_alias(connection, source.id)
-    number = registry.with_threshold(connection, source, version, threshold, max_bytes=most, signing_key=key)
+    number = registry.with_threshold(connection, source, version, threshold, seal=runtime.seal)
     if number == version:
         return version
     version_care.record(
         connection, source.id, number, "threshold", f"{threshold:.6g}, else as version {version}"
     )
     reason = f"threshold set to {threshold:.6g}"
-    registry.promote(connection, source, number, reason=reason, max_bytes=most, signing_key=key)
+    registry.promote(connection, source, number, reason=reason, seal=runtime.seal)
     log.info("threshold_set", source=source.name, version=number, threshold=threshold)
     return number
 
@@ -96,8 +93,7 @@ def challenge(runtime: Runtime, source_name: str, version: int, *, reason: str) 
             source,
             version,
             reason=reason,
-            max_bytes=runtime.settings.artifact_max_bytes,
-            signing_key=runtime.signing_key,
+            seal=runtime.seal,
             check=lambda recipe: require_order(recipe, source.definition),
         )
     if moved:
@@ -122,7 +118,7 @@ def challenger_advice(runtime: Runtime, source_name: str) -> str | None:
         challenger = aliases.both(connection, source.id).challenger
         if challenger is None:
             return None
-        detector = runtime.cache.get(connection, source, challenger.version_id, challenger.version)
+        detector = runtime.cache.get(connection, source, challenger)
         return index_advice(connection, source.definition, [detector.recipe])
 
 
@@ -185,7 +181,7 @@ def number(runtime: Runtime, source_name: str, text: str) -> int:
             found = aliases.alias(connection, source.id, text)
             if found is None:
                 raise ModelError(f"{source.name} has no {text}; see: pgoutlier models list {source.name}")
-            return found[1]
+            return found.version
         if not re.fullmatch(r"[0-9]{1,9}", text):
             raise ModelError(f"{text!r} is not a version; write its number, champion or challenger.")
         _require(connection, source, int(text))
@@ -211,7 +207,10 @@ def history(
 
 
 def described(runtime: Runtime, source_name: str, version: int) -> dict[str, Any]:
-    """The row of a version as `db.models.versions` gives it. Raises SourceError or ModelError if there is none."""
+    """The row of a version as `db.versions.version_rows.versions` gives it.
+
+    Raises SourceError or ModelError if there is none.
+    """
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
         _require(connection, source, version)
