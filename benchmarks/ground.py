@@ -124,6 +124,6 @@ def _attach_and_train(runtime: Runtime, rows: np.ndarray) -> None:
             fitted.detector,
             window=TrainingWindow(30_000, None, None),
             metrics=fitted.metrics,
-            rules=runtime.artifact_rules,
+            seal=runtime.seal,
         )
-        registry.promote(connection, source, number, runtime.artifact_rules, reason="bench")
+        registry.promote(connection, source, number, reason="bench", seal=runtime.seal)

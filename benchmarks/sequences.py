@@ -47,7 +47,7 @@ def prepare(base: Ground, *, n_entities: int) -> dict[str, int]:
                 fitted.detector,
                 window=TrainingWindow(20_000, None, None),
                 metrics=fitted.metrics,
-                rules=base.runtime.artifact_rules,
+                seal=base.runtime.seal,
             )
     return versions
 
@@ -56,7 +56,7 @@ def drain_seconds(base: Ground, version: int) -> float:
     """From every row queued and none scored to an empty queue."""
     with base.runtime.engine.begin() as connection:
         source = sources.find(connection, "readings")
-        registry.promote(connection, source, version, base.runtime.artifact_rules, reason="bench")
+        registry.promote(connection, source, version, reason="bench", seal=base.runtime.seal)
     base.connection.execute("TRUNCATE outlier.scores_readings, outlier.queue_readings")
     maintenance.sweep(base.runtime, "readings")
     base.connection.execute("VACUUM ANALYZE outlier.queue_readings")

@@ -28,7 +28,7 @@ def second_version(base: Ground) -> int:
             fitted.detector,
             window=TrainingWindow(30_000, None, None),
             metrics=fitted.metrics,
-            rules=base.runtime.artifact_rules,
+            seal=base.runtime.seal,
         )
 
 

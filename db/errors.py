@@ -41,9 +41,7 @@ class NoChampion(ModelError):
     """Nothing scores the rows of a source yet."""
 
     def __init__(self, source_name: str) -> None:
-        super().__init__(
-            f"{source_name} has no champion yet; train one: pgoutlier train {source_name}", source=source_name
-        )
+        super().__init__(f"{source_name} has no champion yet; train one: pgoutlier train {source_name}")
 
 
 class VerdictError(PgoutlierError):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -22,14 +21,6 @@ FORMAT_VERSION = 1
 _METADATA_KEY = "pgoutlier"
 _HEADER_MAX_BYTES = 2**20
 _DTYPES = {"F64": "float64", "F32": "float32", "I64": "int64", "I32": "int32", "BOOL": "bool", "U8": "uint8"}
-
-
-@dataclass(frozen=True)
-class ArtifactRules:
-    """Which artifacts are taken: those of at most max_bytes and, where there is a signing key, signed with it."""
-
-    max_bytes: int
-    signing_key: str | None = field(default=None, repr=False)
 
 
 class ArtifactRefused(Exception):

@@ -13,18 +13,19 @@ from pgoutlier.db.versions import aliases, version_care, version_rows
 from pgoutlier.detector import Recipe
 from pgoutlier.detector.drift import Reference
 from pgoutlier.models_store import artifact, registry, version_file
-from pgoutlier.models_store.artifact import ArtifactRefused, ArtifactRules
+from pgoutlier.models_store.artifact import ArtifactRefused
 from pgoutlier.models_store.registry import TrainingWindow
+from pgoutlier.models_store.seal import Seal
 from pgoutlier.models_store.version_file import FileRefused, Header, Origin
 
 
-def export(connection: Connection, source: Source, version: int, rules: ArtifactRules) -> bytes:
+def export(connection: Connection, source: Source, version: int, *, seal: Seal) -> bytes:
     """The file of a version. Raises ModelError if there is no such version or its artifact cannot be used."""
     try:
-        registry.load(connection, source, version, rules)
+        registry.load(connection, source, version, seal=seal)
     except ArtifactRefused as refusal:
         raise ModelError(f"Not exported: {refusal}.") from None
-    stored = version_rows.artifact(connection, source.id, version, max_bytes=rules.max_bytes)
+    stored = version_rows.artifact(connection, source.id, version, max_bytes=seal.max_bytes)
     row = version_rows.find(connection, source.id, version)
     if stored is None or stored.artifact is None or row is None:
         raise ModelError(f"Version {version} of {source.name} was removed meanwhile.")
@@ -41,15 +42,15 @@ def export(connection: Connection, source: Source, version: int, rules: Artifact
         else Reference.model_validate(row.drift_reference),
     )
     version_care.record(connection, source.id, version, "export", f"sha256 {stored.sha256}")
-    return version_file.dump(header, stored.artifact, signing_key=rules.signing_key)
+    return version_file.dump(header, stored.artifact, signing_key=seal.signing_key)
 
 
 def import_(
     connection: Connection,
     source: Source,
     content: bytes,
-    rules: ArtifactRules,
     *,
+    seal: Seal,
     check: Callable[[Recipe], object],
 ) -> tuple[int, bool]:
     """The version that a file becomes, and whether it is new: the same detector is not stored twice.
@@ -57,7 +58,7 @@ def import_(
     No alias moves. check: raises if versions of this recipe cannot score the source. Raises what it does, and
     FileRefused if the file is not sound or its features are not those of the source.
     """
-    found = version_file.parse(content, rules)
+    found = version_file.parse(content, seal=seal)
     detector, header = found.detector, found.header
     if detector.feature_names != source.definition.feature_names:
         raise FileRefused(
@@ -75,7 +76,7 @@ def import_(
         detector,
         window=TrainingWindow(header.n_training_rows, header.training_from, header.training_to),
         metrics=header.metrics,
-        rules=rules,
+        seal=seal,
         drift_reference=header.drift_reference,
         imported_from=header.origin.model_dump(mode="json"),
     )

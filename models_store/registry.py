@@ -16,11 +16,12 @@ from pgoutlier.db.errors import ModelError
 from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
 from pgoutlier.db.versions import aliases, version_rows
-from pgoutlier.db.versions.aliases import Target
+from pgoutlier.db.versions.aliases import Pointed
 from pgoutlier.detector import Detector, DetectorError, Recipe
 from pgoutlier.detector.drift import Reference
 from pgoutlier.models_store import artifact
-from pgoutlier.models_store.artifact import ArtifactRefused, ArtifactRules
+from pgoutlier.models_store.artifact import ArtifactRefused
+from pgoutlier.models_store.seal import Seal
 
 log = structlog.get_logger()
 
@@ -50,22 +51,22 @@ class DetectorCache:
     artifact is read once and not with every batch.
     """
 
-    def __init__(self, rules: ArtifactRules, *, capacity: int = 16) -> None:
-        self._rules = rules
+    def __init__(self, seal: Seal, *, capacity: int = 16) -> None:
+        self._seal = seal
         self._capacity = capacity
         self._entries: OrderedDict[int, Detector | str] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, connection: Connection, source: Source, version_id: int, version: int) -> Detector:
+    def get(self, connection: Connection, source: Source, pointed: Pointed) -> Detector:
         """Raises ArtifactRefused, naming the version."""
         with self._lock:
-            entry = self._entries.get(version_id)
+            entry = self._entries.get(pointed.version_id)
             if entry is None:
-                entry = self._load(connection, source, version)
-                self._entries[version_id] = entry
+                entry = self._load(connection, source, pointed.version)
+                self._entries[pointed.version_id] = entry
                 while len(self._entries) > self._capacity:
                     self._entries.popitem(last=False)
-            self._entries.move_to_end(version_id)
+            self._entries.move_to_end(pointed.version_id)
         if isinstance(entry, str):
             raise ArtifactRefused(entry)
         return entry
@@ -78,15 +79,15 @@ class DetectorCache:
 
     def _load(self, connection: Connection, source: Source, version: int) -> Detector | str:
         try:
-            return load(connection, source, version, self._rules)
+            return load(connection, source, version, seal=self._seal)
         except ArtifactRefused as refusal:
             log.error("artifact_refused", source=source.name, version=version, reason=str(refusal))
             return str(refusal)
 
 
-def load(connection: Connection, source: Source, version: int, rules: ArtifactRules) -> Detector:
+def load(connection: Connection, source: Source, version: int, *, seal: Seal) -> Detector:
     """The detector of a version. Raises ArtifactRefused naming the version, ModelError if there is none."""
-    stored = version_rows.artifact(connection, source.id, version, max_bytes=rules.max_bytes)
+    stored = version_rows.artifact(connection, source.id, version, max_bytes=seal.max_bytes)
     if stored is None:
         raise ModelError(
             f"{source.name} has no model version {version}; see: pgoutlier models list {source.name}"
@@ -94,12 +95,12 @@ def load(connection: Connection, source: Source, version: int, rules: ArtifactRu
     name = f"version {version} of {source.name}"
     if stored.artifact is None:
         raise ArtifactRefused(
-            f"{name} is refused: its artifact has {stored.n_bytes} bytes, more than the {rules.max_bytes} of"
+            f"{name} is refused: its artifact has {stored.n_bytes} bytes, more than the {seal.max_bytes} of"
             " PGOUTLIER_ARTIFACT_MAX_BYTES"
         )
     try:
         artifact.verify(
-            stored.artifact, sha256=stored.sha256, signature=stored.signature, signing_key=rules.signing_key
+            stored.artifact, sha256=stored.sha256, signature=stored.signature, signing_key=seal.signing_key
         )
         detector = artifact.unpack(stored.artifact)
     except ArtifactRefused as refusal:
@@ -116,7 +117,7 @@ def register(
     *,
     window: TrainingWindow,
     metrics: dict[str, Any],
-    rules: ArtifactRules,
+    seal: Seal,
     drift_reference: Reference | None = None,
     imported_from: dict[str, Any] | None = None,
 ) -> int:
@@ -130,7 +131,7 @@ def register(
         source.id,
         {
             "recipe_name": detector.recipe.name,
-            **_stored(detector, rules),
+            **_stored(detector, seal),
             "feature_names": list(detector.feature_names),
             "metrics": metrics,
             "n_training_rows": window.n_rows,
@@ -149,7 +150,8 @@ def with_threshold(
     source: Source,
     version: int,
     threshold: float,
-    rules: ArtifactRules,
+    *,
+    seal: Seal,
 ) -> int:
     """The version that is this one in all but its threshold; stored as the next one if there is none yet.
 
@@ -160,22 +162,22 @@ def with_threshold(
     if known is not None:
         return known
     try:
-        detector = load(connection, source, version, rules).with_threshold(threshold)
+        detector = load(connection, source, version, seal=seal).with_threshold(threshold)
     except ArtifactRefused as refusal:
         raise ModelError(f"No threshold was set: {refusal}.") from None
     except DetectorError:
         raise ModelError(f"{threshold} cannot be a threshold; write a number from 0 to 1e12.") from None
-    return version_rows.copy_version(connection, source.id, version, _stored(detector, rules))
+    return version_rows.copy_version(connection, source.id, version, _stored(detector, seal))
 
 
-def _stored(detector: Detector, rules: ArtifactRules) -> dict[str, Any]:
+def _stored(detector: Detector, seal: Seal) -> dict[str, Any]:
     """The columns of a version that hold the detector itself."""
     packed = artifact.pack(detector)
     return {
         "recipe": json.loads(detector.recipe.model_dump_json()),
         "artifact": packed,
         "sha256": artifact.digest(packed),
-        "signature": artifact.sign(packed, rules.signing_key) if rules.signing_key else None,
+        "signature": artifact.sign(packed, seal.signing_key) if seal.signing_key else None,
         "threshold": detector.threshold,
     }
 
@@ -189,22 +191,20 @@ def champion(connection: Connection, source: Source, cache: DetectorCache) -> Lo
 
 
 def what_scores(
-    connection: Connection, source: Source, cache: DetectorCache, current: Target | None
+    connection: Connection, source: Source, cache: DetectorCache, current: Pointed | None
 ) -> LoadedVersion | None:
     """`champion`, where current is what the alias points at."""
     if current is None:
         return None
     try:
-        return LoadedVersion(
-            current.version, cache.get(connection, source, current.version_id, current.version)
-        )
+        return LoadedVersion(current.version, cache.get(connection, source, current))
     except ArtifactRefused as refusal:
         for version in _earlier_champions(connection, source, current.version):
             stored = version_rows.version_id(connection, source.id, version)
             if stored is None:
                 continue
             try:
-                detector = cache.get(connection, source, stored, version)
+                detector = cache.get(connection, source, Pointed(stored, version))
             except ArtifactRefused:
                 continue
             return LoadedVersion(version, detector, refused=str(refusal))
@@ -226,9 +226,9 @@ def promote(
     connection: Connection,
     source: Source,
     version: int,
-    rules: ArtifactRules,
     *,
     reason: str,
+    seal: Seal,
 ) -> bool:
     """Make a version the champion. Returns False if it is already. The next batch is scored with it.
 
@@ -239,7 +239,7 @@ def promote(
     if current and current.version == version:
         return False
     try:
-        load(connection, source, version, rules)
+        load(connection, source, version, seal=seal)
     except ArtifactRefused as refusal:
         raise ModelError(f"Not promoted: {refusal}. The champion stays as it is.") from None
     aliases.move_alias(
@@ -257,7 +257,7 @@ def promote(
     return True
 
 
-def rollback(connection: Connection, source: Source, rules: ArtifactRules, *, reason: str) -> tuple[int, int]:
+def rollback(connection: Connection, source: Source, *, reason: str, seal: Seal) -> tuple[int, int]:
     """Back to the champion before this one. Returns (from, to); again goes one further back.
 
     Raises ModelError if there was none before, or its artifact cannot be used.
@@ -268,7 +268,7 @@ def rollback(connection: Connection, source: Source, rules: ArtifactRules, *, re
     if current is None or previous is None:
         raise ModelError(f"{source.name} has no earlier champion to roll back to.")
     try:
-        load(connection, source, previous, rules)
+        load(connection, source, previous, seal=seal)
     except ArtifactRefused as refusal:
         raise ModelError(
             f"Not rolled back: {refusal}. To go to another version: pgoutlier models promote {source.name} VERSION"
@@ -291,9 +291,9 @@ def challenge(
     connection: Connection,
     source: Source,
     version: int,
-    rules: ArtifactRules,
     *,
     reason: str,
+    seal: Seal,
     check: Callable[[Recipe], object],
 ) -> bool:
     """Make a version the challenger. Returns False if it is already. The next batch is scored with it as well.
@@ -312,7 +312,7 @@ def challenge(
             f" pgoutlier models list {source.name}"
         )
     try:
-        detector = load(connection, source, version, rules)
+        detector = load(connection, source, version, seal=seal)
     except ArtifactRefused as refusal:
         raise ModelError(f"Not made the challenger: {refusal}. Nothing was changed.") from None
     check(detector.recipe)

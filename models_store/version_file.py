@@ -22,7 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pgoutlier.detector import Detector
 from pgoutlier.detector.drift import Reference
 from pgoutlier.models_store import artifact
-from pgoutlier.models_store.artifact import ArtifactRefused, ArtifactRules
+from pgoutlier.models_store.artifact import ArtifactRefused
+from pgoutlier.models_store.seal import Seal
 
 MAGIC = b"pgoutlier version\n"
 HEADER_MAX_BYTES = 16 * 2**20
@@ -69,9 +70,9 @@ class VersionFile:
     detector: Detector
 
 
-def largest(rules: ArtifactRules) -> int:
-    """Bytes of the largest file that can hold an artifact within these rules."""
-    return _LEAST_BYTES + HEADER_MAX_BYTES + rules.max_bytes
+def largest(max_artifact_bytes: int) -> int:
+    """Bytes of the largest file that can hold such an artifact."""
+    return _LEAST_BYTES + HEADER_MAX_BYTES + max_artifact_bytes
 
 
 def dump(header: Header, packed: bytes, *, signing_key: str | None) -> bytes:
@@ -82,9 +83,9 @@ def dump(header: Header, packed: bytes, *, signing_key: str | None) -> bytes:
     return signed + hashlib.sha256(signed).digest()
 
 
-def parse(content: bytes, rules: ArtifactRules) -> VersionFile:
+def parse(content: bytes, *, seal: Seal) -> VersionFile:
     """What is in the bytes of a file. Raises FileRefused, and nothing else, for any others."""
-    text, packed = _checked(content, rules)
+    text, packed = _checked(content, seal)
     try:
         header = Header.model_validate(_plain_json(text))
     except (ValueError, RecursionError, ValidationError):
@@ -99,29 +100,29 @@ def parse(content: bytes, rules: ArtifactRules) -> VersionFile:
     return VersionFile(header, detector)
 
 
-def _checked(content: bytes, rules: ArtifactRules) -> tuple[bytes, bytes]:
+def _checked(content: bytes, seal: Seal) -> tuple[bytes, bytes]:
     """Header and artifact of bytes that are whole and, where a key is set, signed with it."""
     if not content.startswith(MAGIC):
         raise FileRefused("is not a model version that pgoutlier has exported")
-    if len(content) < _LEAST_BYTES or len(content) > largest(rules):
+    if len(content) < _LEAST_BYTES or len(content) > largest(seal.max_bytes):
         raise FileRefused("is truncated, or larger than PGOUTLIER_ARTIFACT_MAX_BYTES allows")
     signed, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
     if not hmac.compare_digest(hashlib.sha256(signed).digest(), digest):
         raise FileRefused("is truncated or was changed: it does not have the sha256 that stands at its end")
     body, signature = signed[:-_DIGEST_BYTES], signed[-_DIGEST_BYTES:]
-    if rules.signing_key is not None:
+    if seal.signing_key is not None:
         if signature == _UNSIGNED:
             raise FileRefused("is not signed, and PGOUTLIER_SIGNING_KEY is set")
-        if not hmac.compare_digest(_signature(body, rules.signing_key), signature):
+        if not hmac.compare_digest(_signature(body, seal.signing_key), signature):
             raise FileRefused("was not signed with this PGOUTLIER_SIGNING_KEY")
     start = len(MAGIC) + _LENGTH_BYTES
     n_header = int.from_bytes(body[len(MAGIC) : start], "big")
     if n_header > min(len(body) - start, HEADER_MAX_BYTES):
         raise FileRefused("has a header that is longer than it may be")
     packed = body[start + n_header :]
-    if len(packed) > rules.max_bytes:
+    if len(packed) > seal.max_bytes:
         raise FileRefused(
-            f"holds an artifact of {len(packed)} bytes, more than the {rules.max_bytes} of"
+            f"holds an artifact of {len(packed)} bytes, more than the {seal.max_bytes} of"
             " PGOUTLIER_ARTIFACT_MAX_BYTES"
         )
     return body[start : start + n_header], packed

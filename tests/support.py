@@ -159,7 +159,13 @@ def make_champion(runtime: Runtime, source: Source, detector: Detector | None = 
     """Register a detector and make it the champion. Returns its version."""
     version = register(runtime, source, detector)
     with runtime.engine.begin() as connection:
-        registry.promote(connection, source, version, runtime.artifact_rules, reason="test")
+        registry.promote(
+            connection,
+            source,
+            version,
+            reason="test",
+            seal=runtime.seal,
+        )
     return version
 
 
@@ -171,7 +177,7 @@ def register(runtime: Runtime, source: Source, detector: Detector | None = None)
             detector or make_detector(source.definition.feature_names),
             window=TrainingWindow(n_rows=500, first=None, last=None),
             metrics={},
-            rules=runtime.artifact_rules,
+            seal=runtime.seal,
         )
 
 

@@ -13,8 +13,8 @@ from sqlalchemy import Engine
 from pgoutlier.db import embedded
 from pgoutlier.db.engine import make_engine
 from pgoutlier.db.settings import Settings, load_settings
-from pgoutlier.models_store.artifact import ArtifactRules
 from pgoutlier.models_store.registry import DetectorCache
+from pgoutlier.models_store.seal import Seal
 
 _MOST_READERS = 64
 # Webhooks that may hang at the same time without holding up the others.
@@ -45,13 +45,13 @@ class Runtime:
     job_places: threading.Semaphore = field(default_factory=threading.Semaphore)
 
     @property
-    def artifact_rules(self) -> ArtifactRules:
-        return _artifact_rules(self.settings)
+    def seal(self) -> Seal:
+        return _seal(self.settings)
 
 
-def _artifact_rules(settings: Settings) -> ArtifactRules:
+def _seal(settings: Settings) -> Seal:
     key = settings.signing_key
-    return ArtifactRules(settings.artifact_max_bytes, key.get_secret_value() if key else None)
+    return Seal(settings.artifact_max_bytes, key.get_secret_value() if key else None)
 
 
 def server_urls(settings: Settings) -> tuple[str, str]:
@@ -74,7 +74,7 @@ def make_runtime(settings: Settings, *, application_name: str = "pgoutlier") -> 
         engine=make_engine(
             database_url, pool_size=2 * settings.score_threads + 2, application_name=application_name
         ),
-        cache=DetectorCache(_artifact_rules(settings)),
+        cache=DetectorCache(_seal(settings)),
         job_places=threading.Semaphore(max(1, settings.score_threads - 1)),
     )
 

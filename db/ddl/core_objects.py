@@ -25,11 +25,18 @@ def create(
     return [
         *_queue(source),
         *_scores(source),
+        *triggers(source, source_columns),
+        *source_views.views(source, source_columns, by_event_time=by_event_time).values(),
+        *(s for statements in shadow(source, source_columns).values() for s in statements),
+    ]
+
+
+def triggers(source: SourceDefinition, source_columns: tuple[str, ...]) -> list[sql.Composed]:
+    """Those of them that make the functions and triggers, and mend them when they are run again."""
+    return [
         # Before those on the user's table: workers lock the scores, and then write that.
         *(write_back.create(source) if source.write_columns else []),
         *queue_triggers.create(source, source_columns),
-        *source_views.views(source, source_columns, by_event_time=by_event_time).values(),
-        *(s for statements in shadow(source, source_columns).values() for s in statements),
     ]
 
 

@@ -78,10 +78,8 @@ def repair(connection: Connection, definition: SourceDefinition, columns: tuple[
 
     Views of an earlier version of this program get the columns that they lack.
     """
-    kinds = ("CREATE OR REPLACE FUNCTION", "REVOKE ALL ON FUNCTION", "CREATE OR REPLACE TRIGGER")
-    planned = plan(connection, definition, columns)
-    statements = [s for s in planned if core_objects.script([s]).lstrip().startswith(kinds)]
-    run_ddl(connection, definition, [*statements, *_views_to_mend(connection, definition, columns)])
+    views = _views_to_mend(connection, definition, columns)
+    run_ddl(connection, definition, [*core_objects.triggers(definition, columns), *views])
     add_shadow(connection, definition, columns)
     if one(connection, "SELECT EXISTS (SELECT FROM outlier.webhooks WHERE source = %s)", (definition.name,)):
         run_ddl(connection, definition, notice_objects.create(definition.name))

@@ -241,7 +241,7 @@ def view_reads(connection: Connection, view: Relation, relation: Relation, colum
 
 
 def missing_grants(connection: Connection, relations: list[tuple[Relation, str]]) -> list[str]:
-    """The GRANT statements the connected role would need. relations: (relation, privilege) pairs."""
+    """The GRANT statements the connected role would need for relations of the user's: (relation, privilege) pairs."""
     role = display(str(one(connection, "SELECT current_user::text")))
     grants: list[str] = []
     for schema in dict.fromkeys(relation.schema for relation, _ in relations):
@@ -252,6 +252,13 @@ def missing_grants(connection: Connection, relations: list[tuple[Relation, str]]
         for relation, privilege in relations
         if not has_table_privilege(connection, relation, privilege)
     ]
+    return grants
+
+
+def missing_grants_to_attach(connection: Connection) -> list[str]:
+    """Those that it would need to make objects in our schema."""
+    role = display(str(one(connection, "SELECT current_user::text")))
+    grants: list[str] = []
     if not one(connection, "SELECT has_schema_privilege('outlier', 'CREATE')"):
         grants.append(f"GRANT USAGE, CREATE ON SCHEMA outlier TO {role};")
     rights = ("SELECT", "INSERT", "UPDATE", "DELETE")

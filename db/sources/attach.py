@@ -290,7 +290,7 @@ def _check_privileges(connection: Connection, table: RelationInfo, view: Relatio
     needed = [(table.relation, "SELECT"), (table.relation, "TRIGGER")]
     if view is not None:
         needed.append((view.relation, "SELECT"))
-    grants = catalog.missing_grants(connection, needed)
+    grants = [*catalog.missing_grants(connection, needed), *catalog.missing_grants_to_attach(connection)]
     if grants:
         raise MissingPrivilege(f"The connected role may not do this; an owner has to run: {' '.join(grants)}")
     blind = catalog.role_with_hidden_rows(connection, table)

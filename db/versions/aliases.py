@@ -17,15 +17,15 @@ CHALLENGER = "challenger"
 
 
 @dataclass(frozen=True)
-class Target:
-    """The version that an alias points at."""
+class Pointed:
+    """What an alias points at: the version's id of all sources' versions, and its number among the source's own."""
 
     version_id: int
     version: int
 
 
 @dataclass(frozen=True)
-class Challenger(Target):
+class Challenger(Pointed):
     """What the alias challenger points at. problem: why it did not score when it was tried last.
 
     paused: it failed a moment ago and is left alone.
@@ -39,27 +39,27 @@ class Challenger(Target):
 class Aliases:
     """What both aliases of a source point at."""
 
-    champion: Target | None
+    champion: Pointed | None
     challenger: Challenger | None
 
 
-def alias(connection: Connection, source_id: int, name: str = CHAMPION) -> Target | None:
+def alias(connection: Connection, source_id: int, name: str = CHAMPION) -> Pointed | None:
     """What an alias points at, or None."""
-    found = run(
+    row = run(
         connection,
         "SELECT v.id, v.version FROM outlier.model_aliases a JOIN outlier.model_versions v"
         " USING (source_id, version) WHERE a.source_id = %s AND a.alias = %s",
         (source_id, name),
     ).fetchone()
-    return None if found is None else Target(*found)
+    return Pointed(*row) if row else None
 
 
-def champion(connection: Connection, source: Source) -> Target:
-    """What the alias champion points at. Raises NoChampion if there is none yet."""
+def champion_of(connection: Connection, source: Source) -> int:
+    """The version that is the champion. Raises NoChampion."""
     found = alias(connection, source.id)
     if found is None:
         raise NoChampion(source.name)
-    return found
+    return found.version
 
 
 def both(connection: Connection, source_id: int) -> Aliases:
@@ -74,7 +74,7 @@ def both(connection: Connection, source_id: int) -> Aliases:
     found = {row[0]: row[1:] for row in rows}
     challenger = found.get(CHALLENGER)
     return Aliases(
-        champion=Target(*found[CHAMPION][:2]) if CHAMPION in found else None,
+        champion=Pointed(*found[CHAMPION][:2]) if CHAMPION in found else None,
         challenger=Challenger(*challenger) if challenger else None,
     )
 

@@ -252,10 +252,10 @@ class Table:
         with runtime.engine.begin() as connection:
             window = TrainingWindow(n_rows=500, first=None, last=None)
             version = registry.register(
-                connection, self.source, detector, window=window, metrics={}, rules=runtime.artifact_rules
+                connection, self.source, detector, window=window, metrics={}, seal=runtime.seal
             )
             if promote:
-                registry.promote(connection, self.source, version, runtime.artifact_rules, reason="test")
+                registry.promote(connection, self.source, version, reason="test", seal=runtime.seal)
         return version
 
     def challenge(self, detector: Detector) -> int:

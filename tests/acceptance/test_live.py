@@ -161,8 +161,7 @@ def test_rows_wait_for_the_first_champion_and_are_then_scored_without_a_restart(
     row = next(row for row in _sources(live) if row["name"] == waiting.name)
     assert (row["n_queued"], row["champion"]) == (600, None)
     assert row["problem"] == (
-        f"{waiting.name} has no champion yet; train one: pgoutlier train {waiting.name}; rows stay queued"
-        " until then"
+        f"{waiting.name} has no champion yet; train one: pgoutlier train {waiting.name}; rows stay queued until then"
     )
     trained = live.command("train", waiting.name, "--json")
     assert trained.returncode == 0, trained.stderr

@@ -18,11 +18,13 @@ from safetensors.numpy import save
 
 from pgoutlier.db.errors import ModelError
 from pgoutlier.db.versions import aliases, version_rows
+from pgoutlier.db.versions.aliases import Pointed
 from pgoutlier.detector import RECIPES, Detector, Recipe
 from pgoutlier.detector.recipes import DropColumns, Standardise
 from pgoutlier.models_store import artifact, registry
-from pgoutlier.models_store.artifact import ArtifactRefused, ArtifactRules
+from pgoutlier.models_store.artifact import ArtifactRefused
 from pgoutlier.models_store.registry import DetectorCache
+from pgoutlier.models_store.seal import Seal
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.versions import versions
 from tests.support import FEATURES, Table, attach_table, make_champion, make_detector, plain_recipe, register
@@ -58,7 +60,7 @@ def load(
     table: Table, version: int = 1, *, max_bytes: int = 10**7, signing_key: str | None = None
 ) -> Detector:
     with table.runtime.engine.begin() as connection:
-        return registry.load(connection, table.source, version, ArtifactRules(max_bytes, signing_key))
+        return registry.load(connection, table.source, version, seal=Seal(max_bytes, signing_key))
 
 
 def with_header(content: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
@@ -92,7 +94,7 @@ def history(table: Table) -> list[tuple[str, int | None, int, str]]:
 
 def fresh_cache(table: Table) -> Table:
     """The table in a worker that has loaded nothing yet."""
-    cache = DetectorCache(table.runtime.artifact_rules)
+    cache = DetectorCache(table.runtime.seal)
     return replace(table, runtime=replace(table.runtime, cache=cache))
 
 
@@ -396,14 +398,14 @@ def test_a_broken_version_is_not_promoted(transactions: Table) -> None:
 def test_the_cache_holds_few_detectors_and_loads_each_once(transactions: Table) -> None:
     for seed in range(3):
         register(transactions.runtime, transactions.source, make_detector(FEATURES, seed=seed))
-    cache = DetectorCache(ArtifactRules(10**7), capacity=2)
+    cache = DetectorCache(Seal(10**7), capacity=2)
     with transactions.runtime.engine.begin() as connection:
         source = transactions.source
 
         def get(version: int) -> Detector:
             found = version_rows.version_id(connection, source.id, version)
             assert found is not None
-            return cache.get(connection, source, found, version)
+            return cache.get(connection, source, Pointed(found, version))
 
         first, second = get(1), get(2)
         assert get(1) is first

@@ -125,7 +125,7 @@ def test_without_a_labelled_fraud_the_earlier_champion_stays(payments: Table) ->
     assert (status, n_rows) == ("failed", N_ROWS)
     assert "there are none" in error
     with payments.runtime.engine.begin() as connection:
-        assert aliases.champion(connection, payments.source).version == 1
+        assert aliases.champion_of(connection, payments.source) == 1
     assert payments.keys("SELECT version FROM outlier.model_versions") == [1]
 
 

@@ -248,7 +248,7 @@ def test_a_file_that_is_not_what_was_exported_is_refused_and_nothing_is_stored(
 def test_a_file_larger_than_any_version_is_not_read_whole(transactions: Table, tmp_path: Path) -> None:
     path = tmp_path / "large"
     with path.open("wb") as file:
-        file.truncate(version_file.largest(transactions.runtime.artifact_rules) + 1)
+        file.truncate(version_file.largest(transactions.runtime.settings.artifact_max_bytes) + 1)
     with pytest.raises(ModelError, match="is larger than any model version"):
         version_files.import_(transactions.runtime, "transactions", path)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgoutlier.models_store import artifact, version_file
-from pgoutlier.models_store.artifact import ArtifactRules
+from pgoutlier.models_store.seal import Seal
 from pgoutlier.models_store.version_file import MAGIC, FileRefused, Header, Origin, VersionFile
 from tests.support import FEATURES, make_detector
 
@@ -27,7 +27,7 @@ FILES = {key: version_file.dump(HEADER, artifact.pack(DETECTOR), signing_key=key
 
 
 def parse(content: bytes, *, signing_key: str | None = None) -> VersionFile:
-    return version_file.parse(content, ArtifactRules(10**6, signing_key))
+    return version_file.parse(content, seal=Seal(10**6, signing_key))
 
 
 @pytest.mark.parametrize("written", FILES)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 from sqlalchemy import Connection
 
-from pgoutlier.db.ddl import installation, written_columns
+from pgoutlier.db.ddl import installation, queue_triggers, written_columns
 from pgoutlier.db.errors import PgoutlierError, first_line
 from pgoutlier.db.notices import notices
 from pgoutlier.db.scoring import write_back
@@ -54,7 +54,7 @@ def _relation(connection: Connection, _: Runtime, source: Source) -> Finding:
         for feature in definition.features:
             info.column(feature.column)
         needed = [(r, "SELECT") for r in (definition.relation, definition.feature_relation)]
-        grants = [g for g in catalog.missing_grants(connection, needed) if "CREATE" not in g]
+        grants = catalog.missing_grants(connection, needed)
     except PgoutlierError as error:
         return Finding(source.name, False, str(error), f"restore it, or: pgoutlier detach {source.name}")
     if grants:
@@ -67,11 +67,12 @@ def _triggers(connection: Connection, _: Runtime, source: Source) -> Finding:
     missing = [event for event, on in states.items() if not on]
     if not missing:
         return Finding(f"{source.name} triggers", True, "on INSERT and UPDATE")
+    trigger = queue_triggers.trigger_name(source.name, missing[0])
     return Finding(
         f"{source.name} triggers",
         False,
         f"the {' and '.join(missing)} trigger is missing or disabled; only the sweep finds new rows",
-        f"ALTER TABLE {source.definition.relation} ENABLE TRIGGER outlier_{source.name}_{missing[0]}; if it is gone,"
+        f"ALTER TABLE {source.definition.relation} ENABLE TRIGGER {trigger}; if it is gone,"
         " run the same `pgoutlier attach` again",
     )
 
@@ -94,7 +95,12 @@ def _champion(connection: Connection, runtime: Runtime, source: Source) -> Findi
     if alias is None:
         return Finding(what, False, "none yet, so rows stay queued", f"pgoutlier train {source.name}")
     try:
-        registry.load(connection, source, alias.version, runtime.artifact_rules)
+        registry.load(
+            connection,
+            source,
+            alias.version,
+            seal=runtime.seal,
+        )
     except ArtifactRefused as refusal:
         return Finding(what, False, str(refusal), f"pgoutlier models rollback {source.name}, or train anew")
     return Finding(what, True, f"version {alias.version}")

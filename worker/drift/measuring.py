@@ -123,7 +123,7 @@ def measure_all(runtime: Runtime, *, train: Callable[[str, int], None]) -> dict[
 
 
 def _reference(connection: Connection, source: Source) -> tuple[int, Reference]:
-    version = aliases.champion(connection, source).version
+    version = aliases.champion_of(connection, source)
     found = version_rows.find(connection, source.id, version)
     if found is None or found.drift_reference is None:
         raise ModelError(

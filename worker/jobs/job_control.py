@@ -62,8 +62,8 @@ def rescore(runtime: Runtime, source_name: str, version: int | None = None) -> S
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
         as_champion = version is None
-        version = aliases.champion(connection, source).version if version is None else version
-        registry.load(connection, source, version, runtime.artifact_rules)
+        version = aliases.champion_of(connection, source) if version is None else version
+        registry.load(connection, source, version, seal=runtime.seal)
         return _start(runtime, connection, source, jobs.RESCORE, version, as_champion=as_champion)
 
 
@@ -76,7 +76,7 @@ def reflag(runtime: Runtime, source_name: str, threshold: float | None = None) -
     """
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
-        champion = aliases.champion(connection, source).version
+        champion = aliases.champion_of(connection, source)
         jobs.lock(connection, source.id)
         if threshold is not None:
             champion = versions.promote_with_threshold(runtime, connection, source, champion, threshold)

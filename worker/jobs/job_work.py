@@ -18,6 +18,7 @@ from pgoutlier.db.sources import sources
 from pgoutlier.db.sql import key_types
 from pgoutlier.db.sql.key_ranges import KeyRange
 from pgoutlier.db.versions import aliases, version_rows
+from pgoutlier.db.versions.aliases import Pointed
 from pgoutlier.models_store import registry
 from pgoutlier.models_store.registry import LoadedVersion
 from pgoutlier.worker.runtime import Runtime
@@ -105,7 +106,7 @@ def _version(runtime: Runtime, connection: Connection, source: Source, job: Job)
     version_id = version_rows.version_id(connection, source.id, job.version)
     if version_id is None:
         raise ModelError(f"{source.name} has no model version {job.version} any more.")
-    return LoadedVersion(job.version, runtime.cache.get(connection, source, version_id, job.version))
+    return LoadedVersion(job.version, runtime.cache.get(connection, source, Pointed(version_id, job.version)))
 
 
 def _score(

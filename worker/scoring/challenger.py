@@ -97,9 +97,7 @@ class Shadow:
     def _write(self, batch: ClaimedRows, scored: npt.NDArray[np.bool_]) -> bool:
         """Whether all errors were finite."""
         challenger, source = self._challenger, self._source
-        detector = self._runtime.cache.get(
-            self._connection, source, challenger.version_id, challenger.version
-        )
+        detector = self._runtime.cache.get(self._connection, source, challenger)
         if detector.recipe.window > batch.window:
             # Only now: rows that nobody but the challenger wants must not make the champion's batch fail.
             wanted = batch.keys if scored.all() else batch.keys[scored]

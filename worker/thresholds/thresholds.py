@@ -31,7 +31,7 @@ def describe(
     """
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
-        version = aliases.champion(connection, source).version
+        version = aliases.champion_of(connection, source)
         champion = version_rows.find(connection, source.id, version)
         if champion is None:
             raise AssertionError("a champion is never pruned")

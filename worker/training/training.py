@@ -238,11 +238,11 @@ def _register(
         fitted.detector,
         window=TrainingWindow(n_rows=rows.n_normal, first=rows.first, last=rows.last),
         metrics={**fitted.metrics, "history": fitted.history, "gate": decision.as_metric(source)},
-        rules=runtime.artifact_rules,
+        seal=runtime.seal,
         drift_reference=drift_reference(fitted, rows.matrix[rows.normal]),
     )
     if decision.promotes:
-        registry.promote(connection, source, number, runtime.artifact_rules, reason=decision.reason)
+        registry.promote(connection, source, number, reason=decision.reason, seal=runtime.seal)
     return number
 
 

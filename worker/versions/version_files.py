@@ -26,7 +26,12 @@ def export(runtime: Runtime, source_name: str, version: int, path: Path) -> int:
     """
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
-        content = exchange.export(connection, source, version, runtime.artifact_rules)
+        content = exchange.export(
+            connection,
+            source,
+            version,
+            seal=runtime.seal,
+        )
         # In the transaction: where no file comes about, no export is recorded.
         _write(path, content)
     log.info("version_exported", source=source_name, version=version, n_bytes=len(content))
@@ -39,7 +44,7 @@ def import_(runtime: Runtime, source_name: str, path: Path) -> tuple[int, bool]:
     Raises SourceError if there is no such source, ModelError with one sentence if the file cannot be read, is not what
     was exported, or does not fit the source; then nothing is stored.
     """
-    content = _read(path, version_file.largest(runtime.artifact_rules))
+    content = _read(path, version_file.largest(runtime.settings.artifact_max_bytes))
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
         try:
@@ -47,7 +52,7 @@ def import_(runtime: Runtime, source_name: str, path: Path) -> tuple[int, bool]:
                 connection,
                 source,
                 content,
-                runtime.artifact_rules,
+                seal=runtime.seal,
                 check=lambda recipe: require_order(recipe, source.definition),
             )
         except FileRefused as refusal:

@@ -30,7 +30,13 @@ def promote(runtime: Runtime, source_name: str, version: int, *, reason: str) ->
     """
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
-        moved = registry.promote(connection, source, version, runtime.artifact_rules, reason=reason)
+        moved = registry.promote(
+            connection,
+            source,
+            version,
+            reason=reason,
+            seal=runtime.seal,
+        )
     if moved:
         log.info("champion_promoted", source=source_name, version=version, reason=reason)
     return moved
@@ -40,7 +46,12 @@ def rollback(runtime: Runtime, source_name: str, *, reason: str) -> tuple[int, i
     """Back to the champion before this one. Returns (from, to). Raises ModelError if there is none it can use."""
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
-        moved = registry.rollback(connection, source, runtime.artifact_rules, reason=reason)
+        moved = registry.rollback(
+            connection,
+            source,
+            reason=reason,
+            seal=runtime.seal,
+        )
     log.info("champion_rolled_back", source=source_name, from_version=moved[0], to_version=moved[1])
     return moved
 
@@ -53,14 +64,14 @@ def promote_with_threshold(
     Raises ModelError if the number cannot be a threshold.
     """
     aliases.lock_alias(connection, source.id)
-    number = registry.with_threshold(connection, source, version, threshold, runtime.artifact_rules)
+    number = registry.with_threshold(connection, source, version, threshold, seal=runtime.seal)
     if number == version:
         return version
     version_care.record(
         connection, source.id, number, "threshold", f"{threshold:.6g}, else as version {version}"
     )
     reason = f"threshold set to {threshold:.6g}"
-    registry.promote(connection, source, number, runtime.artifact_rules, reason=reason)
+    registry.promote(connection, source, number, reason=reason, seal=runtime.seal)
     log.info("threshold_set", source=source.name, version=number, threshold=threshold)
     return number
 
@@ -81,8 +92,8 @@ def challenge(runtime: Runtime, source_name: str, version: int, *, reason: str) 
             connection,
             source,
             version,
-            runtime.artifact_rules,
             reason=reason,
+            seal=runtime.seal,
             check=lambda recipe: require_order(recipe, source.definition),
         )
     if moved:
@@ -107,7 +118,7 @@ def challenger_advice(runtime: Runtime, source_name: str) -> str | None:
         challenger = aliases.both(connection, source.id).challenger
         if challenger is None:
             return None
-        detector = runtime.cache.get(connection, source, challenger.version_id, challenger.version)
+        detector = runtime.cache.get(connection, source, challenger)
         return index_advice(connection, source.definition, [detector.recipe])
 
 
@@ -196,7 +207,10 @@ def history(
 
 
 def described(runtime: Runtime, source_name: str, version: int) -> dict[str, Any]:
-    """The row of a version as `db.versions.version_rows.versions` gives it. Raises SourceError or ModelError if there is none."""
+    """The row of a version as `db.versions.version_rows.versions` gives it.
+
+    Raises SourceError or ModelError if there is none.
+    """
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
         _require(connection, source, version)

@@ -1,0 +1,47 @@
+"""What is said of the layout holds: names of modules in comments and docstrings are those that there are."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("db", "detector", "models_store", "worker")
+NAMED = re.compile(r"(?<![\w./])((?:db|worker|models_store|detector)(?:\.[a-z_]\w*)+)")
+
+
+def words(path: Path) -> Iterator[str]:
+    """Comments and strings of several lines: what is written for readers."""
+    with tokenize.open(path) as file:
+        for token in tokenize.generate_tokens(file.readline):
+            if token.type == tokenize.COMMENT or token.string.startswith('"""'):
+                yield token.string
+
+
+def exists(name: str) -> bool:
+    """Whether it is a module of ours, or something in one."""
+    parts = name.split(".")
+    for n in range(len(parts), 0, -1):
+        try:
+            found = importlib.util.find_spec(".".join(("pgoutlier", *parts[:n])))
+        except ModuleNotFoundError:
+            found = None
+        if found is not None:
+            rest = parts[n:]
+            return not rest or rest[0] in Path(str(found.origin)).read_text()
+    return False
+
+
+def test_modules_that_comments_and_docstrings_name_are_there() -> None:
+    named = {
+        (str(path.relative_to(ROOT)), name)
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        for text in words(path)
+        for name in NAMED.findall(text)
+    }
+    assert len(named) > 50
+    assert sorted((path, name) for path, name in named if not exists(name)) == []
