@@ -19,7 +19,7 @@ import structlog
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from pgoutlier.db.engine import KEEPALIVES
+from pgoutlier.db.engine import KEEPALIVES, secure
 from pgoutlier.db.errors import first_line
 from pgoutlier.db.scoring import bell
 from pgoutlier.db.sql.identifiers import CHANNEL, FLAGGED_CHANNEL
@@ -59,6 +59,7 @@ def listen(
     while not stop.is_set():
         try:
             with psycopg.connect(conninfo, autocommit=True, application_name="pgoutlier listener") as session:
+                secure(session)
                 channels = (CHANNEL, FLAGGED_CHANNEL)
                 for channel in channels:
                     session.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))

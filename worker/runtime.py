@@ -41,8 +41,9 @@ class Runtime:
     delivering: dict[str, bool] = field(default_factory=dict)
     delivering_lock: threading.Lock = field(default_factory=threading.Lock)
 
-    # How many ranges of jobs this process works on at a time: with two threads or more one is left for new rows.
-    job_places: threading.Semaphore = field(default_factory=threading.Semaphore)
+    # How many ranges of jobs, and tasks that keep house, this process works on at a time: with two threads or more one
+    # is left for new rows.
+    places_beside_scoring: threading.Semaphore = field(default_factory=threading.Semaphore)
 
     @property
     def seal(self) -> Seal:
@@ -75,7 +76,7 @@ def make_runtime(settings: Settings, *, application_name: str = "pgoutlier") -> 
             database_url, pool_size=2 * settings.score_threads + 2, application_name=application_name
         ),
         cache=DetectorCache(_seal(settings)),
-        job_places=threading.Semaphore(max(1, settings.score_threads - 1)),
+        places_beside_scoring=threading.Semaphore(max(1, settings.score_threads - 1)),
     )
 
 

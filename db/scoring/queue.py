@@ -227,11 +227,14 @@ def sweep(
 ) -> int:
     """Queue rows that have neither score, queue entry nor quarantine entry. Returns how many were found.
 
+    None while another sweep of the source is under way.
+
     attached_xid: rows written by transactions before this one are left alone (they were there before attach);
     None takes them too.
     """
-    # One sweep at a time: the next one sees what this one queued.
-    locks.hold(connection, "sweep", source_id)
+    # One sweep at a time, and nobody waits for it: the next one sees what this one queued.
+    if not locks.try_hold(connection, "sweep", source_id):
+        return 0
     newer: sql.Composable = sql.SQL("true")
     if attached_xid is not None:
         n_since = one(connection, "SELECT pg_current_xact_id()::text::bigint") - attached_xid

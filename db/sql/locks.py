@@ -25,6 +25,17 @@ def hold(connection: Connection, name: str, source_id: int | None = None) -> Non
         )
 
 
+def try_hold(connection: Connection, name: str, source_id: int) -> bool:
+    """Whether the lock was free, and is held until the transaction ends."""
+    return bool(
+        one(
+            connection,
+            "SELECT pg_try_advisory_xact_lock(hashtext('outlier.' || %s::text), %s)",
+            (name, source_id),
+        )
+    )
+
+
 def try_for_session(connection: Connection, name: str, source_id: int) -> bool:
     """Whether this session now holds the lock, until it frees it or ends, however it ends."""
     return bool(
