@@ -14,6 +14,7 @@ from db import embedded
 from db.engine import make_engine
 from db.settings import Settings, load_settings
 from models_store.registry import DetectorCache
+from worker.rates import Rates
 
 _MOST_READERS = 64
 # Webhooks that may hang at the same time without holding up the others.
@@ -40,6 +41,8 @@ class Runtime:
     delivering: dict[str, bool] = field(default_factory=dict)
     delivering_lock: threading.Lock = field(default_factory=threading.Lock)
 
+    # What this process has scored of late.
+    rates: Rates = field(default_factory=Rates)
     # How many ranges of jobs this process works on at a time: with two threads or more one is left for new rows.
     job_places: threading.Semaphore = field(default_factory=threading.Semaphore)
 

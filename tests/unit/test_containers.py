@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 import yaml
 
-from worker.cli import app
+from worker.cli.on_demand import load
 from worker.processes import plans
 
 ROOT = Path(__file__).parents[2]
@@ -117,7 +116,7 @@ def test_a_service_runs_the_same_command_as_up(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in OURS if "pgoutlier" in SERVICES[name].get("command", [])])
 def test_commands_of_ours_exist(name: str) -> None:
-    command: Any = typer.main.get_command(app)
+    command: Any = load()
     for word in SERVICES[name]["command"][1:]:
         command = command.commands[word]
     assert not hasattr(command, "commands"), "a group of commands does nothing by itself"

@@ -7,9 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from db.errors import ModelError
+from worker.cli.arguments import AsJson, Reason, SourceName
 from worker.cli.context import open_runtime
-from worker.cli.models import Reason
-from worker.cli.sources import AsJson, SourceName
 from worker.console import console, print_json, print_table
 from worker.versions import comparing, versions
 

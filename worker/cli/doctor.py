@@ -22,9 +22,9 @@ from db.schedules import schedules as schedule_store
 from db.source import catalog
 from db.sources import sources
 from db.status import overview
+from worker.cli.arguments import AsJson
 from worker.cli.context import open_runtime, settings_with_servers
 from worker.cli.doctor_source import Finding, of_source
-from worker.cli.sources import AsJson
 from worker.console import console, print_json
 from worker.runtime import server_urls
 from worker.schedules import schedule_control

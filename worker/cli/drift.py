@@ -9,8 +9,8 @@ import typer
 from db.drift import drift_reports
 from db.errors import ModelError
 from db.sources import sources
+from worker.cli.arguments import AsJson, SourceName
 from worker.cli.context import open_runtime
-from worker.cli.sources import AsJson, SourceName
 from worker.console import console, print_json, print_table
 from worker.drift import measuring
 

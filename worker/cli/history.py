@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from worker.cli.arguments import AsJson, SourceName
 from worker.cli.context import open_runtime
-from worker.cli.sources import AsJson, SourceName
 from worker.console import console, print_json, print_table
 from worker.history import keeping
 

@@ -11,9 +11,9 @@ import typer
 from db.errors import ModelError
 from db.versions import aliases
 from worker import tasks
+from worker.cli.arguments import AsJson, SourceName
 from worker.cli.context import open_runtime
-from worker.cli.sources import AsJson, SourceName
-from worker.console import console, errors, new_bar, print_json, print_table, seconds_text
+from worker.console import console, errors, new_bar, print_json, print_table, seconds_text, share
 from worker.jobs import job_control
 from worker.jobs.job_control import Started
 from worker.runtime import Runtime
@@ -131,11 +131,6 @@ def _row(job: dict[str, Any], *, rate: bool) -> list[object]:
         *(rates if rate else []),
         job["problem"] or (job["last_error"] if running else None) or "",
     ]
-
-
-def share(job: dict[str, Any]) -> float:
-    """How much of a job's rows it has behind it."""
-    return job["n_behind"] / job["n_rows"] if job["n_rows"] else 1.0
 
 
 @jobs.command("watch")

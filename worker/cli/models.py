@@ -10,8 +10,8 @@ from rich.console import Console
 import detector
 from db.sources import sources
 from db.versions import version_rows
+from worker.cli.arguments import AsJson, Reason, SourceName, Version
 from worker.cli.context import open_runtime
-from worker.cli.sources import AsJson, SourceName
 from worker.console import console, epoch_bar, print_json, print_table
 from worker.runtime import Runtime
 from worker.training import gate, training
@@ -19,8 +19,6 @@ from worker.training.training import TrainedVersion
 from worker.versions import versions
 
 models = typer.Typer(no_args_is_help=True, help="Versions of a source's model, and which one scores.")
-Version = Annotated[str, typer.Argument(help="Number of the version, or champion, or challenger.")]
-Reason = Annotated[str, typer.Option(help="Why; kept in outlier.alias_events.")]
 
 
 def train(

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from db.errors import PgoutlierError
+from worker.cli.arguments import AsJson
 from worker.cli.context import open_runtime
-from worker.cli.sources import AsJson
 from worker.console import console, epoch_bar, errors, print_json
 from worker.training.recipes import chosen_recipe
 

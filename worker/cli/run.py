@@ -19,8 +19,8 @@ from db.errors import SettingsError
 from db.settings import load_settings
 from db.sql.statements import as_text, run
 from db.status import overview
+from worker.cli.arguments import AsJson
 from worker.cli.context import data_dir_text, open_runtime, settings_with_servers
-from worker.cli.sources import AsJson
 from worker.console import console, print_json
 from worker.listener import listen
 from worker.logs import configure_logs

@@ -10,8 +10,8 @@ from zoneinfo import ZoneInfo
 import typer
 
 from db.errors import ScheduleError
+from worker.cli.arguments import AsJson
 from worker.cli.context import open_runtime
-from worker.cli.sources import AsJson
 from worker.cli.status import parse_duration
 from worker.console import console, print_json, print_table
 from worker.schedules import schedule_control

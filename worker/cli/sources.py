@@ -14,6 +14,7 @@ from db.sources import attach as attaching
 from db.sources import sources as source_store
 from db.sources.attach import AttachRequest
 from worker import tasks
+from worker.cli.arguments import AsJson, SourceName
 from worker.cli.context import open_runtime
 from worker.console import console, print_json, print_table
 from worker.jobs import job_control
@@ -21,9 +22,6 @@ from worker.scoring.sequences import index_advice, require_order
 from worker.sources import filling
 from worker.training import recipes
 from worker.upkeep import maintenance
-
-SourceName = Annotated[str, typer.Argument(help="Name of the source, as `pgoutlier sources` lists it.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One line of JSON instead of a table.")]
 
 
 def attach(

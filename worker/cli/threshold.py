@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from db.errors import ModelError, SourceError
+from worker.cli.arguments import AsJson, SourceName
 from worker.cli.context import open_runtime
-from worker.cli.sources import AsJson, SourceName
 from worker.cli.status import parse_duration
 from worker.console import console, new_table, print_json
 from worker.thresholds import thresholds

@@ -16,8 +16,8 @@ from db.errors import VerdictError
 from db.sources import sources
 from db.verdicts import verdicts as verdict_log
 from db.verdicts.verdicts import Verdict
+from worker.cli.arguments import AsJson, SourceName
 from worker.cli.context import open_runtime
-from worker.cli.sources import AsJson, SourceName
 from worker.console import console, errors, print_json, print_table
 from worker.verdicts import judging, verdict_csv
 from worker.verdicts.judging import Given

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from worker.cli.arguments import AsJson, SourceName, Version
 from worker.cli.context import open_runtime
-from worker.cli.models import Version, print_history
-from worker.cli.sources import AsJson, SourceName
+from worker.cli.models import print_history
 from worker.console import console, plain, print_json, print_table
 from worker.versions import comparing, version_files, versions
 

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from db.errors import WebhookError
+from worker.cli.arguments import AsJson, SourceName
 from worker.cli.context import open_runtime
-from worker.cli.sources import AsJson, SourceName
 from worker.console import console, print_json, print_table
 from worker.notices import webhook_control
 

@@ -91,6 +91,7 @@ def drain(
                     return result
                 continue
             result.add(settled)
+            runtime.rates.add(source.name, settled.n_scored)
             source = _note(runtime, source, settled.problem)
             if settled.shadow is not None:
                 challenger.note(runtime, source, settled.shadow)
