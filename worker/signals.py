@@ -6,7 +6,7 @@ from typing import Any
 
 import psycopg
 import structlog
-from celery.signals import celeryd_after_setup, setup_logging, worker_shutting_down
+from celery.signals import celeryd_after_setup, setup_logging, worker_ready, worker_shutting_down
 from sqlalchemy.exc import SQLAlchemyError
 
 from db.errors import PgoutlierError
@@ -15,6 +15,7 @@ from db.sources import sources
 from detector import load_onnx_runtime
 from models_store import registry
 from models_store.artifact import ArtifactRefused
+from worker.app import app, ring
 from worker.logs import configure_logs
 from worker.runtime import runtime
 
@@ -48,6 +49,13 @@ def _warm_up(instance: Any, **_: Any) -> None:
                     log.info("detector_ready", source=source.name, version=champion.version)
     except (SQLAlchemyError, psycopg.Error, PgoutlierError) as error:
         log.warning("not_warmed_up", error=str(error))
+
+
+@worker_ready.connect
+def _catch_up(sender: Any, **_: Any) -> None:
+    """Rows that have waited are not made to wait for the next tick of beat."""
+    if "score" in sender.app.amqp.queues.consume_from:
+        ring(app.tasks["score.drain_all"])
 
 
 @worker_shutting_down.connect
