@@ -6,7 +6,8 @@ WORKDIR /build
 # The dependencies come first: their layer is built again only when a version changes.
 COPY requirements/runtime.txt requirements/
 RUN /opt/pgoutlier/bin/pip install --require-hashes -r requirements/runtime.txt
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
+COPY pgoutlier pgoutlier
 COPY detector detector
 COPY db db
 COPY models_store models_store

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from benchmarks import latency, overhead, processes, rivals, throughput
 from benchmarks.ground import Ground, ground, median
-from worker.console import new_table
-from worker.logs import configure_logs
+from pgoutlier.worker.console import new_table
+from pgoutlier.worker.logs import configure_logs
 
 console = Console(stderr=False)
 

@@ -14,13 +14,13 @@ import numpy as np
 import psycopg
 from pydantic import SecretStr
 
-import detector
-from db import embedded, migrate
-from db.settings import Settings
-from db.sources import attach, sources
-from models_store import registry
-from models_store.registry import TrainingWindow
-from worker.runtime import Runtime, make_runtime
+from pgoutlier import detector
+from pgoutlier.db import embedded, migrate
+from pgoutlier.db.settings import Settings
+from pgoutlier.db.sources import attach, sources
+from pgoutlier.models_store import registry
+from pgoutlier.models_store.registry import TrainingWindow
+from pgoutlier.worker.runtime import Runtime, make_runtime
 
 N_FEATURES = 30
 FEATURES = [f"f{i}" for i in range(1, N_FEATURES + 1)]

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import average_precision_score, precision_score, recall_score, roc_auc_score
 
-from detector import exceeds, fit, recipe_named
-from detector.cleaning import isolation_forest_outliers
+from pgoutlier.detector import exceeds, fit, recipe_named
+from pgoutlier.detector.cleaning import isolation_forest_outliers
 
 CONTAMINATIONS = (0.01, 0.015, 0.02, 0.025, 0.03)
 COLUMNS = {

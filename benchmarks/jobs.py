@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from benchmarks import latency, throughput
 from benchmarks.ground import Ground, ground, median, seconds_of
 from benchmarks.shadow import second_version
-from worker.history import keeping
-from worker.jobs import job_control
-from worker.jobs.job_control import Started
-from worker.logs import configure_logs
+from pgoutlier.worker.history import keeping
+from pgoutlier.worker.jobs import job_control
+from pgoutlier.worker.jobs.job_control import Started
+from pgoutlier.worker.logs import configure_logs
 
 SOURCE = "transactions"
 _BUDGET_SECONDS = 3_600.0
@@ -70,7 +70,7 @@ def rescoring(base: Ground, other: int) -> Iterator[None]:
     """The workers rescore all the time, by one version and the other in turn."""
     os.environ["PGOUTLIER_DATABASE_URL"] = base.servers.database_url
     os.environ["PGOUTLIER_BROKER_URL"] = base.servers.broker_url
-    from worker import tasks  # reads the settings
+    from pgoutlier.worker import tasks  # reads the settings
 
     stop = threading.Event()
 

@@ -13,7 +13,7 @@ import psycopg
 from benchmarks.ground import COLUMNS, FEATURES, Ground
 from benchmarks.processes import running
 from benchmarks.throughput import fill_queue
-from worker.scoring import draining
+from pgoutlier.worker.scoring import draining
 
 _POLL_SECONDS = 0.001
 _INSERT = f"INSERT INTO transactions ({COLUMNS}) VALUES ({', '.join(['%s'] * len(FEATURES))}) RETURNING id"

@@ -10,8 +10,8 @@ import json
 
 from benchmarks import throughput
 from benchmarks.ground import Ground, ground, median
-from worker.logs import configure_logs
-from worker.notices import webhook_control
+from pgoutlier.worker.logs import configure_logs
+from pgoutlier.worker.notices import webhook_control
 
 SOURCE = "transactions"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.ground import COLUMNS, DECLARED, FEATURES, Ground, copy_in, median, seconds_of
-from db.sources import attach, sources
+from pgoutlier.db.sources import attach, sources
 
 TABLE = "written"
 

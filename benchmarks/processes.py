@@ -15,7 +15,7 @@ import psutil
 
 from benchmarks.ground import Ground, median, seconds_of
 from benchmarks.throughput import fill_queue
-from worker.processes import Supervisor, plans
+from pgoutlier.worker.processes import Supervisor, plans
 
 _PROGRAM = str(Path(sys.executable).parent / "pgoutlier")
 _POLL_SECONDS = 0.005
@@ -78,7 +78,7 @@ def _drained(ground: Ground, process: psutil.Process, *, at_most: int | None = N
         seen.append(process.memory_info().rss)
         return not _exists(ground, "outlier.queue_transactions")
 
-    _run(ground, [sys.executable, "-m", "celery", "-A", "worker", "call", "score.drain_all"])
+    _run(ground, [sys.executable, "-m", "celery", "-A", "pgoutlier.worker", "call", "score.drain_all"])
     _until(done)
     return max(seen) / 2**20
 

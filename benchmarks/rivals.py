@@ -9,7 +9,7 @@ from sqlalchemy import BigInteger, Boolean, Double, create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from benchmarks.ground import COLUMNS, FEATURES, N_FEATURES, Ground, seconds_of
-from db.engine import sqlalchemy_url
+from pgoutlier.db.engine import sqlalchemy_url
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 

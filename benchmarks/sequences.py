@@ -8,15 +8,15 @@ from __future__ import annotations
 import argparse
 import json
 
-import detector
 from benchmarks.ground import COLUMNS, FEATURES, Ground, ground, median, seconds_of
-from db.sources import attach, sources
-from db.sources.attach import AttachRequest
-from models_store import registry
-from models_store.registry import TrainingWindow
-from worker.logs import configure_logs
-from worker.scoring import draining
-from worker.upkeep import maintenance
+from pgoutlier import detector
+from pgoutlier.db.sources import attach, sources
+from pgoutlier.db.sources.attach import AttachRequest
+from pgoutlier.models_store import registry
+from pgoutlier.models_store.registry import TrainingWindow
+from pgoutlier.worker.logs import configure_logs
+from pgoutlier.worker.scoring import draining
+from pgoutlier.worker.upkeep import maintenance
 
 RECIPES = ("default", "iforest-lstm-32-16")
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 
-import detector
 from benchmarks import throughput
 from benchmarks.ground import FEATURES, Ground, ground, median
-from db.sources import sources
-from models_store import registry
-from models_store.registry import TrainingWindow
-from worker.logs import configure_logs
-from worker.versions import versions
+from pgoutlier import detector
+from pgoutlier.db.sources import sources
+from pgoutlier.models_store import registry
+from pgoutlier.models_store.registry import TrainingWindow
+from pgoutlier.worker.logs import configure_logs
+from pgoutlier.worker.versions import versions
 
 
 def second_version(base: Ground) -> int:

@@ -17,9 +17,15 @@ from unittest.mock import patch
 import numpy as np
 import pandas as pd
 
-from detector import exceeds, fit, recipe_named, training
-from detector.recipes import Split
-from detector.thresholds import AllRows, max_f1, precision_equals_recall, target_precision, target_recall
+from pgoutlier.detector import exceeds, fit, recipe_named, training
+from pgoutlier.detector.recipes import Split
+from pgoutlier.detector.thresholds import (
+    AllRows,
+    max_f1,
+    precision_equals_recall,
+    target_precision,
+    target_recall,
+)
 
 FIT_FRACTION = 0.7
 N_DRAWINGS = 50

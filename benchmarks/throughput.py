@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.ground import COLUMNS, COPY_HEADER, COPY_TRAILER, Ground, copy_in, median, seconds_of
-from db.scoring import queue
-from worker.scoring import draining
-from worker.upkeep import maintenance
+from pgoutlier.db.scoring import queue
+from pgoutlier.worker.scoring import draining
+from pgoutlier.worker.upkeep import maintenance
 
 
 @dataclass(frozen=True)

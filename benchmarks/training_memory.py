@@ -16,20 +16,20 @@ from typing import Any
 
 import psycopg
 
-from db import embedded, migrate
-from db.settings import Settings
-from db.sources import attach, sources
-from db.sources.attach import AttachRequest
-from detector import recipe_named
-from worker.logs import configure_logs
-from worker.runtime import make_runtime
+from pgoutlier.db import embedded, migrate
+from pgoutlier.db.settings import Settings
+from pgoutlier.db.sources import attach, sources
+from pgoutlier.db.sources.attach import AttachRequest
+from pgoutlier.detector import recipe_named
+from pgoutlier.worker.logs import configure_logs
+from pgoutlier.worker.runtime import make_runtime
 
 FEATURES = tuple(f"f{i}" for i in range(10))
 
 
 def trained(settings: Settings) -> dict[str, Any]:
     """Train in this process; seconds, rows and its peak resident size in MB."""
-    from worker.training import training
+    from pgoutlier.worker.training import training
 
     configure_logs("json", level=40)
     started = time.perf_counter()

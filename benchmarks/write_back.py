@@ -11,9 +11,9 @@ import argparse
 import json
 
 from benchmarks.ground import FEATURES, Ground, copy_in, ground, median, seconds_of
-from db.sources import attach, sources
-from worker.logs import configure_logs
-from worker.scoring import draining
+from pgoutlier.db.sources import attach, sources
+from pgoutlier.worker.logs import configure_logs
+from pgoutlier.worker.scoring import draining
 
 FILLFACTORS = (100, 90, 50)
 BATCHES_OF_A_TRICKLE, ROWS_OF_A_BATCH = 200, 50

@@ -13,7 +13,7 @@ import sys
 
 import psutil
 
-from db.settings import Settings, load_settings
+from pgoutlier.db.settings import Settings, load_settings
 
 # It runs every half minute beside the process itself, so each check imports only what it needs.
 
@@ -41,8 +41,8 @@ def _worker(process: psutil.Process, settings: Settings) -> str | None:
 
 
 def _beat(process: psutil.Process, settings: Settings) -> str | None:
-    from db.engine import make_engine
-    from db.schedules import schedules
+    from pgoutlier.db.engine import make_engine
+    from pgoutlier.db.schedules import schedules
 
     if settings.database_url is None:
         return "PGOUTLIER_DATABASE_URL is not set"
@@ -55,8 +55,8 @@ def _beat(process: psutil.Process, settings: Settings) -> str | None:
 
 
 def _listener(process: psutil.Process, settings: Settings) -> str | None:
-    from db.engine import make_engine
-    from db.status import overview
+    from pgoutlier.db.engine import make_engine
+    from pgoutlier.db.status import overview
 
     if not any(c.status == psutil.CONN_ESTABLISHED for c in process.net_connections("tcp")):
         return "it has no connection to PostgreSQL"

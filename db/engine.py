@@ -8,7 +8,7 @@ import psycopg
 from sqlalchemy import URL, Connection, Engine, create_engine, make_url
 from sqlalchemy.exc import ArgumentError
 
-from db.errors import SettingsError
+from pgoutlier.db.errors import SettingsError
 
 APPLICATION_NAME = "pgoutlier"
 # A server that vanished without a word is noticed within a minute.

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from db.errors import MissingPrivilege, SchemaNotReady, first_line
-from db.sql.identifiers import SCHEMA, display
-from db.sql.statements import one, sqlstate
+from pgoutlier.db.errors import MissingPrivilege, SchemaNotReady, first_line
+from pgoutlier.db.sql.identifiers import SCHEMA, display
+from pgoutlier.db.sql.statements import one, sqlstate
 
 # Every command asks for the revision, and few migrate: Alembic is imported by those.
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from db.embedded import default_data_dir
-from db.errors import SettingsError
-from db.notices import webhook_secret
+from pgoutlier.db.embedded import default_data_dir
+from pgoutlier.db.errors import SettingsError
+from pgoutlier.db.notices import webhook_secret
 
 PREFIX = "PGOUTLIER_"
 Seconds = Annotated[float, Field(gt=0, le=366 * 86_400)]

@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from db.sql.identifiers import SCHEMA
+from pgoutlier.db.sql.identifiers import SCHEMA
 
 metadata = MetaData(
     schema=SCHEMA,

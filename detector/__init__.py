@@ -4,10 +4,10 @@ Importing this package imports NumPy and pydantic alone. The first fit imports T
 first score ONNX Runtime.
 """
 
-from detector._tensorflow import load_tensorflow
-from detector.builtin_recipes import RECIPES, recipe_named
-from detector.detector import Detector, Scores, top_features
-from detector.errors import (
+from pgoutlier.detector._tensorflow import load_tensorflow
+from pgoutlier.detector.builtin_recipes import RECIPES, recipe_named
+from pgoutlier.detector.detector import Detector, Scores, top_features
+from pgoutlier.detector.errors import (
     DetectorError,
     FeatureMismatch,
     InvalidDetector,
@@ -18,16 +18,16 @@ from detector.errors import (
     UnknownRecipe,
     WindowMismatch,
 )
-from detector.fit_result import FitResult
-from detector.layout import expected_arrays
-from detector.network import Progress
-from detector.recipes import Recipe
-from detector.scorer import load_onnx_runtime
-from detector.threshold_text import FORMS as THRESHOLD_FORMS
-from detector.threshold_text import parse_threshold, threshold_text
-from detector.thresholds import exceeds
-from detector.training import fit
-from detector.windows import window_positions
+from pgoutlier.detector.fit_result import FitResult
+from pgoutlier.detector.layout import expected_arrays
+from pgoutlier.detector.network import Progress
+from pgoutlier.detector.recipes import Recipe
+from pgoutlier.detector.scorer import load_onnx_runtime
+from pgoutlier.detector.threshold_text import FORMS as THRESHOLD_FORMS
+from pgoutlier.detector.threshold_text import parse_threshold, threshold_text
+from pgoutlier.detector.thresholds import exceeds
+from pgoutlier.detector.training import fit
+from pgoutlier.detector.windows import window_positions
 
 __all__ = [
     "RECIPES",

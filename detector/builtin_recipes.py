@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from detector.errors import UnknownRecipe
-from detector.recipes import (
+from pgoutlier.detector.errors import UnknownRecipe
+from pgoutlier.detector.recipes import (
     DropColumns,
     EarlyStopping,
     FixedThreshold,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from detector.arrays import BoolVector, Float64Matrix
+from pgoutlier.detector.arrays import BoolVector, Float64Matrix
 
 # The trees hold float32, in which larger numbers are infinite.
 _LARGEST = 1e30

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from detector import reference
-from detector.arrays import Arrays, Float32Matrix, Float64Matrix, Float64Vector, IntMatrix
-from detector.errors import FeatureMismatch, InvalidDetector, NonFiniteFeatures, WindowMismatch
-from detector.layout import checked_arrays
-from detector.preprocessing import apply_preprocessing
-from detector.recipes import Recipe
-from detector.scorer import BLOCK_ROWS, Scorer
-from detector.windows import window_positions
+from pgoutlier.detector import reference
+from pgoutlier.detector.arrays import Arrays, Float32Matrix, Float64Matrix, Float64Vector, IntMatrix
+from pgoutlier.detector.errors import FeatureMismatch, InvalidDetector, NonFiniteFeatures, WindowMismatch
+from pgoutlier.detector.layout import checked_arrays
+from pgoutlier.detector.preprocessing import apply_preprocessing
+from pgoutlier.detector.recipes import Recipe
+from pgoutlier.detector.scorer import BLOCK_ROWS, Scorer
+from pgoutlier.detector.windows import window_positions
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from detector.arrays import Float64Vector
+from pgoutlier.detector.arrays import Float64Vector
 
 N_BINS = 10
 # The usual reading: below the first nothing has changed, above the second the model should be looked at

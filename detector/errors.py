@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from detector.arrays import IntVector
+from pgoutlier.detector.arrays import IntVector
 
 
 class DetectorError(Exception):

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detector.arrays import Float64Vector, IntVector
-from detector.detector import Detector
-from detector.thresholds import exceeds
+from pgoutlier.detector.arrays import Float64Vector, IntVector
+from pgoutlier.detector.detector import Detector
+from pgoutlier.detector.thresholds import exceeds
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from detector import drift
-from detector.arrays import BoolVector, Float64Matrix, Float64Vector, IntVector
-from detector.detector import Detector
-from detector.errors import DetectorError
-from detector.metrics import precision_of_top, ranking
-from detector.residuals import fit_whitening
-from detector.thresholds import exceeds
+from pgoutlier.detector import drift
+from pgoutlier.detector.arrays import BoolVector, Float64Matrix, Float64Vector, IntVector
+from pgoutlier.detector.detector import Detector
+from pgoutlier.detector.errors import DetectorError
+from pgoutlier.detector.metrics import precision_of_top, ranking
+from pgoutlier.detector.residuals import fit_whitening
+from pgoutlier.detector.thresholds import exceeds
 
 # A hold-out of fewer rows tells nothing; it is a tenth of the rows of the training window.
 MIN_HELD_OUT = 100

@@ -13,10 +13,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.arrays import Arrays, Float64Matrix
-from detector.onnx_nodes import Nodes, Value, activation, lstm
-from detector.preprocessing import LIMIT, RAW_LIMIT
-from detector.recipes import Clip, DropColumns, Pca, Recipe
+from pgoutlier.detector.arrays import Arrays, Float64Matrix
+from pgoutlier.detector.onnx_nodes import Nodes, Value, activation, lstm
+from pgoutlier.detector.preprocessing import LIMIT, RAW_LIMIT
+from pgoutlier.detector.recipes import Clip, DropColumns, Pca, Recipe
 
 FEATURES = "features"
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from detector.arrays import Arrays
-from detector.errors import InvalidDetector
-from detector.recipes import MAX_FEATURES, GlobalMinMax, Recipe, Standardise
+from pgoutlier.detector.arrays import Arrays
+from pgoutlier.detector.errors import InvalidDetector
+from pgoutlier.detector.recipes import MAX_FEATURES, GlobalMinMax, Recipe, Standardise
 
 Layout = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from detector.arrays import BoolVector, Float64Vector
-from detector.errors import MetricsError
-from detector.thresholds import exceeds
+from pgoutlier.detector.arrays import BoolVector, Float64Vector
+from pgoutlier.detector.errors import MetricsError
+from pgoutlier.detector.thresholds import exceeds
 
 TOP_ROWS = 100
 FALSE_POSITIVE_RATE = 0.01

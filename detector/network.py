@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector._tensorflow import keras, tensorflow
-from detector.arrays import Float32Matrix
-from detector.errors import TrainingDataError
-from detector.recipes import Layer, Recipe
+from pgoutlier.detector._tensorflow import keras, tensorflow
+from pgoutlier.detector.arrays import Float32Matrix
+from pgoutlier.detector.errors import TrainingDataError
+from pgoutlier.detector.recipes import Layer, Recipe
 
 # The slope of TensorFlow's own leaky_relu, which the published systems used.
 LEAKY_SLOPE = 0.2

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.network import LEAKY_SLOPE
+from pgoutlier.detector.network import LEAKY_SLOPE
 
 # Operators as of ONNX 1.13, the format that goes with them: every ONNX Runtime since 1.14 knows both.
 OPSET, FORMAT = 18, 8

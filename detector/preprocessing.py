@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from detector.arrays import Arrays, Float64Matrix, Float64Vector
-from detector.recipes import Clip, GlobalMinMax, Pca, Recipe, Standardise
+from pgoutlier.detector.arrays import Arrays, Float64Matrix, Float64Vector
+from pgoutlier.detector.recipes import Clip, GlobalMinMax, Pca, Recipe, Standardise
 
 LIMIT = 1e6
 # Differences of two numbers within this bound still fit into a float64.

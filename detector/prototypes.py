@@ -21,9 +21,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from detector.arrays import Float32Matrix, Float64Matrix, Float64Vector
-from detector.network import FittedNetwork, Progress, ProgressCallback
-from detector.recipes import Recipe
+from pgoutlier.detector.arrays import Float32Matrix, Float64Matrix, Float64Vector
+from pgoutlier.detector.network import FittedNetwork, Progress, ProgressCallback
+from pgoutlier.detector.recipes import Recipe
 
 # A centre of fewer rows than this would be a copy of single rows, anomalies among them.
 MIN_ROWS_PER_PROTOTYPE = 5

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from detector.errors import InvalidRecipe
+from pgoutlier.detector.errors import InvalidRecipe
 
 FeatureName: TypeAlias = Annotated[str, Field(min_length=1, max_length=256)]
 FeatureNames: TypeAlias = Annotated[tuple[FeatureName, ...], Field(max_length=4096)]

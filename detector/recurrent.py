@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector._tensorflow import keras
-from detector.network import (
+from pgoutlier.detector._tensorflow import keras
+from pgoutlier.detector.network import (
     FittedNetwork,
     ProgressCallback,
     activation_function,
@@ -16,7 +16,7 @@ from detector.network import (
     fit_model,
     mean_loss,
 )
-from detector.recipes import Recipe, Recurrent
+from pgoutlier.detector.recipes import Recipe, Recurrent
 
 
 def fit_recurrent(

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.arrays import Arrays, Float64Matrix, Float64Vector
-from detector.network import LEAKY_SLOPE
-from detector.preprocessing import apply_preprocessing
-from detector.prototypes import from_nearest
-from detector.recipes import Recipe
+from pgoutlier.detector.arrays import Arrays, Float64Matrix, Float64Vector
+from pgoutlier.detector.network import LEAKY_SLOPE
+from pgoutlier.detector.preprocessing import apply_preprocessing
+from pgoutlier.detector.prototypes import from_nearest
+from pgoutlier.detector.recipes import Recipe
 
 
 def _sigmoid(x: Float64Matrix) -> Float64Matrix:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from detector.arrays import Float64Matrix, Float64Vector, IntVector
+from pgoutlier.detector.arrays import Float64Matrix, Float64Vector, IntVector
 
 # Variables of a smaller spread are taken as constant, of spread 1: they are dimensionless by then.
 MIN_SPREAD = 1e-9

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.arrays import Arrays, Float32Matrix, Float64Matrix, Float64Vector, IntMatrix
-from detector.graph import FEATURES, build_graph
-from detector.recipes import Recipe
+from pgoutlier.detector.arrays import Arrays, Float32Matrix, Float64Matrix, Float64Vector, IntMatrix
+from pgoutlier.detector.graph import FEATURES, build_graph
+from pgoutlier.detector.recipes import Recipe
 
 # So many rows at once keep what is computed of them in the processor's cache, and the cost of a call small.
 BLOCK_ROWS = 1024

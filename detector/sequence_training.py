@@ -7,17 +7,17 @@ import time
 import numpy as np
 from numpy.typing import ArrayLike
 
-from detector.arrays import BoolVector, Float64Matrix, Float64Vector, IntVector
-from detector.cleaning import isolation_forest_outliers
-from detector.detector import Detector
-from detector.errors import TrainingDataError
-from detector.fit_result import FitResult, error_metrics
-from detector.network import ProgressCallback
-from detector.preprocessing import apply_preprocessing, fit_preprocessing, impute
-from detector.recipes import Recipe
-from detector.recurrent import fit_recurrent
-from detector.thresholds import AllRows, choose_threshold, exceeds
-from detector.windows import window_positions
+from pgoutlier.detector.arrays import BoolVector, Float64Matrix, Float64Vector, IntVector
+from pgoutlier.detector.cleaning import isolation_forest_outliers
+from pgoutlier.detector.detector import Detector
+from pgoutlier.detector.errors import TrainingDataError
+from pgoutlier.detector.fit_result import FitResult, error_metrics
+from pgoutlier.detector.network import ProgressCallback
+from pgoutlier.detector.preprocessing import apply_preprocessing, fit_preprocessing, impute
+from pgoutlier.detector.recipes import Recipe
+from pgoutlier.detector.recurrent import fit_recurrent
+from pgoutlier.detector.thresholds import AllRows, choose_threshold, exceeds
+from pgoutlier.detector.windows import window_positions
 
 MIN_WINDOWS = 20
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import TypeAdapter, ValidationError
 
-from detector.errors import InvalidRecipe
-from detector.recipes import MeanStdThreshold, ThresholdPolicy
+from pgoutlier.detector.errors import InvalidRecipe
+from pgoutlier.detector.recipes import MeanStdThreshold, ThresholdPolicy
 
 # Each policy, the field that its number fills, and how that number is shown in help and errors.
 _FIELDS: dict[str, tuple[str, str] | None] = {

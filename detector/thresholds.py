@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detector.arrays import BoolVector, Float64Vector
-from detector.errors import TrainingDataError
-from detector.recipes import (
+from pgoutlier.detector.arrays import BoolVector, Float64Vector
+from pgoutlier.detector.errors import TrainingDataError
+from pgoutlier.detector.recipes import (
     AlertBudgetThreshold,
     FixedThreshold,
     LabelledThreshold,

@@ -9,19 +9,19 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from detector import reference
-from detector.arrays import BoolVector, Float64Matrix, Float64Vector, IntVector
-from detector.cleaning import isolation_forest_outliers
-from detector.detector import Detector
-from detector.errors import TrainingDataError
-from detector.fit_result import FitResult, error_metrics
-from detector.network import ProgressCallback, fit_network
-from detector.preprocessing import apply_preprocessing, fit_preprocessing
-from detector.prototypes import fit_prototypes, fit_quantiser, fit_scale
-from detector.recipes import MAX_FEATURES, AlertBudgetThreshold, Recipe
-from detector.residuals import fit_whitening, untrimmed
-from detector.sequence_training import fit_sequences
-from detector.thresholds import AllRows, choose_threshold, exceeds, no_anomalies, unknown_rate
+from pgoutlier.detector import reference
+from pgoutlier.detector.arrays import BoolVector, Float64Matrix, Float64Vector, IntVector
+from pgoutlier.detector.cleaning import isolation_forest_outliers
+from pgoutlier.detector.detector import Detector
+from pgoutlier.detector.errors import TrainingDataError
+from pgoutlier.detector.fit_result import FitResult, error_metrics
+from pgoutlier.detector.network import ProgressCallback, fit_network
+from pgoutlier.detector.preprocessing import apply_preprocessing, fit_preprocessing
+from pgoutlier.detector.prototypes import fit_prototypes, fit_quantiser, fit_scale
+from pgoutlier.detector.recipes import MAX_FEATURES, AlertBudgetThreshold, Recipe
+from pgoutlier.detector.residuals import fit_whitening, untrimmed
+from pgoutlier.detector.sequence_training import fit_sequences
+from pgoutlier.detector.thresholds import AllRows, choose_threshold, exceeds, no_anomalies, unknown_rate
 
 MIN_ROWS = 200
 # More rows than this change the statistics of residuals by nothing that shows, and take memory.

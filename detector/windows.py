@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from detector.arrays import IntMatrix
-from detector.errors import WindowMismatch
+from pgoutlier.detector.arrays import IntMatrix
+from pgoutlier.detector.errors import WindowMismatch
 
 
 def window_positions(n_rows: int, groups: ArrayLike | None, window: int) -> IntMatrix:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import detector
-from worker.demo import simulator
-from worker.report.build import report_data_of
-from worker.report.page import page
+from pgoutlier import detector
+from pgoutlier.worker.demo import simulator
+from pgoutlier.worker.report.build import report_data_of
+from pgoutlier.worker.report.page import page
 
 N_ROWS, SEED, FITTED_SHARE = 100_000, 7, 0.8
 

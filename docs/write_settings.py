@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from db.settings import PREFIX, Settings
+from pgoutlier.db.settings import PREFIX, Settings
 
 PAGE = Path(__file__).parent / "settings.md"
 _HEAD = """\

@@ -5,9 +5,9 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Connection, text
 
-from db.migrate import LOCK_TIMEOUT, STATEMENT_TIMEOUT
-from db.sql.identifiers import SCHEMA
-from db.tables import metadata
+from pgoutlier.db.migrate import LOCK_TIMEOUT, STATEMENT_TIMEOUT
+from pgoutlier.db.sql.identifiers import SCHEMA
+from pgoutlier.db.tables import metadata
 
 
 def _ours(name: str | None, kind: str, parent_names: object) -> bool:

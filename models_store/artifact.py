@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from detector import Detector, DetectorError, Recipe, expected_arrays
+from pgoutlier.detector import Detector, DetectorError, Recipe, expected_arrays
 
 FORMAT_VERSION = 1
 _METADATA_KEY = "pgoutlier"

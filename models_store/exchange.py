@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 from sqlalchemy import Connection
 
-from db.errors import ModelError
-from db.sources.sources import Source
-from db.sql.identifiers import display
-from db.versions import aliases, version_care, version_rows
-from detector import Recipe
-from models_store import artifact, registry, version_file
-from models_store.artifact import ArtifactRefused
-from models_store.registry import TrainingWindow
-from models_store.version_file import FileRefused, Header, Origin
+from pgoutlier.db.errors import ModelError
+from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.sql.identifiers import display
+from pgoutlier.db.versions import aliases, version_care, version_rows
+from pgoutlier.detector import Recipe
+from pgoutlier.models_store import artifact, registry, version_file
+from pgoutlier.models_store.artifact import ArtifactRefused
+from pgoutlier.models_store.registry import TrainingWindow
+from pgoutlier.models_store.version_file import FileRefused, Header, Origin
 
 
 def export(

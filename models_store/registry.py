@@ -12,14 +12,14 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection
 
-from db.errors import ModelError
-from db.sources import sources
-from db.sources.sources import Source
-from db.versions import aliases, version_rows
-from detector import Detector, DetectorError, Recipe
-from detector.drift import Reference
-from models_store import artifact
-from models_store.artifact import ArtifactRefused
+from pgoutlier.db.errors import ModelError
+from pgoutlier.db.sources import sources
+from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.versions import aliases, version_rows
+from pgoutlier.detector import Detector, DetectorError, Recipe
+from pgoutlier.detector.drift import Reference
+from pgoutlier.models_store import artifact
+from pgoutlier.models_store.artifact import ArtifactRefused
 
 log = structlog.get_logger()
 

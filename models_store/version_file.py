@@ -19,10 +19,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from detector import Detector
-from detector.drift import Reference
-from models_store import artifact
-from models_store.artifact import ArtifactRefused
+from pgoutlier.detector import Detector
+from pgoutlier.detector.drift import Reference
+from pgoutlier.models_store import artifact
+from pgoutlier.models_store.artifact import ArtifactRefused
 
 MAGIC = b"pgoutlier version\n"
 HEADER_MAX_BYTES = 16 * 2**20

@@ -80,5 +80,5 @@ echo "[3/3] installing pgoutlier itself"
 "$venv/bin/python" -m pip install --disable-pip-version-check --no-input --no-deps --no-build-isolation -e . \
     >"$log.project" 2>&1 || { mv "$log.project" "$log" && fail "Installing pgoutlier"; }
 cat "$log.project" >>"$log" && rm "$log.project"
-"$venv/bin/python" -m compileall -q detector db models_store worker migrations
+"$venv/bin/python" -m compileall -q detector db models_store worker migrations pgoutlier
 echo "      ready after $(($(date +%s) - started)) s: $venv/bin/pgoutlier --help"

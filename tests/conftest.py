@@ -15,12 +15,12 @@ import pytest
 import structlog
 from sqlalchemy import Engine
 
-from db.embedded import ServerKit
-from db.engine import make_engine
-from db.settings import Settings
+from pgoutlier.db.embedded import ServerKit
+from pgoutlier.db.engine import make_engine
+from pgoutlier.db.settings import Settings
+from pgoutlier.worker.runtime import Runtime, make_runtime
 from tests.servers import POSTGRES_15, Postgres, running_postgres, scratch_folder
 from tests.support import Table, make_table
-from worker.runtime import Runtime, make_runtime
 
 Connect = Callable[..., psycopg.Connection[Any]]
 

@@ -18,9 +18,9 @@ import psycopg
 from psycopg import sql
 from sqlalchemy import make_url
 
-from db import embedded, migrate
-from db.embedded import ServerKit
-from db.engine import make_engine
+from pgoutlier.db import embedded, migrate
+from pgoutlier.db.embedded import ServerKit
+from pgoutlier.db.engine import make_engine
 
 POSTGRES_15 = Path("/usr/lib/postgresql/15/bin")
 TEMPLATE = "migrated"

@@ -12,16 +12,16 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from db.sources import attach, sources
-from db.sources.attach import AttachRequest
-from db.sources.sources import Source
-from detector import Detector, Recipe, expected_arrays, recipe_named
-from detector.recipes import FixedThreshold, Layer, Standardise
-from models_store import registry
-from models_store.registry import TrainingWindow
-from worker.runtime import Runtime
-from worker.scoring import draining
-from worker.scoring.draining import DrainResult
+from pgoutlier.db.sources import attach, sources
+from pgoutlier.db.sources.attach import AttachRequest
+from pgoutlier.db.sources.sources import Source
+from pgoutlier.detector import Detector, Recipe, expected_arrays, recipe_named
+from pgoutlier.detector.recipes import FixedThreshold, Layer, Standardise
+from pgoutlier.models_store import registry
+from pgoutlier.models_store.registry import TrainingWindow
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.scoring import draining
+from pgoutlier.worker.scoring.draining import DrainResult
 
 Connection = psycopg.Connection[Any]
 

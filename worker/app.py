@@ -11,7 +11,7 @@ from kombu.exceptions import OperationalError as BrokerUnavailable
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from db.errors import PgoutlierError, first_line
+from pgoutlier.db.errors import PgoutlierError, first_line
 
 log = structlog.get_logger()
 
@@ -35,4 +35,4 @@ def ring(task: Task, *args: object, expires_seconds: float | None = None, **kwar
 
 
 app = Celery("pgoutlier", task_cls=OneLineFailure)
-app.config_from_object("worker.celery_config")
+app.config_from_object("pgoutlier.worker.celery_config")

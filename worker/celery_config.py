@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from db.settings import load_settings
-from worker.runtime import server_urls
+from pgoutlier.db.settings import load_settings
+from pgoutlier.worker.runtime import server_urls
 
 _settings = load_settings()
 _, broker_url = server_urls(_settings)
@@ -28,7 +28,7 @@ task_routes = {
 # holds no more of them than it has threads.
 task_acks_late = False
 worker_prefetch_multiplier = 1
-worker_consumer = "worker.consumer:PatientConsumer"
+worker_consumer = "pgoutlier.worker.consumer:PatientConsumer"
 worker_hijack_root_logger = False
 worker_cancel_long_running_tasks_on_connection_loss = False
 worker_send_task_events = False
@@ -45,9 +45,9 @@ broker_transport_options = {
 }
 task_publish_retry_policy = {"max_retries": 1, "interval_start": 0.1}
 
-imports = ("worker.tasks", "worker.signals")
+imports = ("pgoutlier.worker.tasks", "pgoutlier.worker.signals")
 # Which schedules there are and what is due is decided in Postgres, so beat keeps no state of its own.
-beat_scheduler = "worker.schedules.beat:PostgresScheduler"
+beat_scheduler = "pgoutlier.worker.schedules.beat:PostgresScheduler"
 beat_max_loop_interval = 1
 # Beat puts these into outlier.schedules, where they can be changed; until then they keep to the settings.
 beat_schedule = {

@@ -17,7 +17,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from detector import Progress as Epoch
+    from pgoutlier.detector import Progress as Epoch
 
 console = Console()
 errors = Console(stderr=True)

@@ -7,7 +7,7 @@ from typing import Any
 from celery.worker.consumer import Consumer
 from celery.worker.control import inspect_command
 
-from worker.runtime import runtime
+from pgoutlier.worker.runtime import runtime
 
 
 class PatientConsumer(Consumer):  # type: ignore[misc]

@@ -12,9 +12,9 @@ import structlog
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from db.engine import KEEPALIVES
-from db.errors import first_line
-from db.sql.identifiers import CHANNEL, FLAGGED_CHANNEL
+from pgoutlier.db.engine import KEEPALIVES
+from pgoutlier.db.errors import first_line
+from pgoutlier.db.sql.identifiers import CHANNEL, FLAGGED_CHANNEL
 
 log = structlog.get_logger()
 

@@ -26,7 +26,7 @@ class ProcessPlan:
 
 
 def _celery(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "celery", "-A", "worker", *arguments]
+    return [sys.executable, "-m", "celery", "-A", "pgoutlier.worker", *arguments]
 
 
 def plans(*, score_threads: int, log_level: str = "INFO") -> list[ProcessPlan]:
@@ -66,7 +66,7 @@ def plans(*, score_threads: int, log_level: str = "INFO") -> list[ProcessPlan]:
             ),
         ),
         ProcessPlan("beat", _celery("beat", "-l", log_level)),
-        ProcessPlan("listener", [sys.executable, "-m", "worker.cli", "listener"]),
+        ProcessPlan("listener", [sys.executable, "-m", "pgoutlier.worker.cli", "listener"]),
     ]
 
 

@@ -10,11 +10,11 @@ from functools import lru_cache
 
 from sqlalchemy import Engine
 
-from db import embedded
-from db.engine import make_engine
-from db.settings import Settings, load_settings
-from models_store.registry import DetectorCache
-from worker.rates import Rates
+from pgoutlier.db import embedded
+from pgoutlier.db.engine import make_engine
+from pgoutlier.db.settings import Settings, load_settings
+from pgoutlier.models_store.registry import DetectorCache
+from pgoutlier.worker.rates import Rates
 
 _MOST_READERS = 64
 # Webhooks that may hang at the same time without holding up the others.

@@ -9,15 +9,15 @@ import structlog
 from celery.signals import celeryd_after_setup, setup_logging, worker_ready, worker_shutting_down
 from sqlalchemy.exc import SQLAlchemyError
 
-from db.errors import PgoutlierError
-from db.settings import load_settings
-from db.sources import sources
-from detector import load_onnx_runtime
-from models_store import registry
-from models_store.artifact import ArtifactRefused
-from worker.app import app, ring
-from worker.logs import configure_logs
-from worker.runtime import runtime
+from pgoutlier.db.errors import PgoutlierError
+from pgoutlier.db.settings import load_settings
+from pgoutlier.db.sources import sources
+from pgoutlier.detector import load_onnx_runtime
+from pgoutlier.models_store import registry
+from pgoutlier.models_store.artifact import ArtifactRefused
+from pgoutlier.worker.app import app, ring
+from pgoutlier.worker.logs import configure_logs
+from pgoutlier.worker.runtime import runtime
 
 log = structlog.get_logger()
 

@@ -1,6 +1,6 @@
 """Celery tasks: each takes names, calls one use case, and is safe to run twice, late or never.
 
-Call them from anywhere: celery -A worker call models.promote --args '["transactions", 3]'
+Call them from anywhere: celery -A pgoutlier.worker call models.promote --args '["transactions", 3]'
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from typing import Any
 
 import structlog
 
-from worker.app import app, ring
-from worker.drift import measuring
-from worker.history import keeping
-from worker.jobs import job_control
-from worker.notices import delivering, webhook_control
-from worker.runtime import runtime
-from worker.schedules import schedule_control
-from worker.scoring import draining
-from worker.training import gate, training
-from worker.upkeep import maintenance
-from worker.verdicts import judging
-from worker.versions import versions
+from pgoutlier.worker.app import app, ring
+from pgoutlier.worker.drift import measuring
+from pgoutlier.worker.history import keeping
+from pgoutlier.worker.jobs import job_control
+from pgoutlier.worker.notices import delivering, webhook_control
+from pgoutlier.worker.runtime import runtime
+from pgoutlier.worker.schedules import schedule_control
+from pgoutlier.worker.scoring import draining
+from pgoutlier.worker.training import gate, training
+from pgoutlier.worker.upkeep import maintenance
+from pgoutlier.worker.verdicts import judging
+from pgoutlier.worker.versions import versions
 
 log = structlog.get_logger()
 

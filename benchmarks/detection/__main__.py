@@ -18,7 +18,7 @@ from benchmarks.detection.measure import Measured, measure_all
 from benchmarks.detection.methods import Method, methods
 from benchmarks.detection.sets import GROUPS, QUICK, SETS, MissingData, Split, chosen, load
 from benchmarks.detection.tables import grids, markdown, mean_ranks, rich_table
-from worker.console import print_json
+from pgoutlier.worker.console import print_json
 
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 SEEDS = (0, 1, 2)

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import ndtri
 from sklearn.decomposition import PCA
 
-from detector.arrays import Float64Matrix, Float64Vector
+from pgoutlier.detector.arrays import Float64Matrix, Float64Vector
 
 Transform = Callable[[Float64Matrix], Float64Matrix]
 Score = Callable[[Float64Matrix], Float64Vector]

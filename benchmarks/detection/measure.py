@@ -12,10 +12,10 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from importlib import import_module
 
-import detector
 from benchmarks.detection.methods import Method, methods
 from benchmarks.detection.sets import Split
-from detector.metrics import confusion_at, ranking
+from pgoutlier import detector
+from pgoutlier.detector.metrics import confusion_at, ranking
 
 
 @dataclass(frozen=True, kw_only=True)

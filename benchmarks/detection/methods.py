@@ -9,7 +9,6 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-import detector
 from benchmarks.detection.baselines import (
     KEPT_VARIANCE,
     TRIMMED_SHARE,
@@ -21,8 +20,9 @@ from benchmarks.detection.baselines import (
     trimmed_mahalanobis,
 )
 from benchmarks.detection.sets import CREDITCARD, ECG, SETS, TIME, Split
-from detector.arrays import Float64Matrix
-from detector.recipes import Recipe
+from pgoutlier import detector
+from pgoutlier.detector.arrays import Float64Matrix
+from pgoutlier.detector.recipes import Recipe
 
 # These recipes are measured on the data they were published or made for, all other methods on every set.
 MADE_FOR: dict[str, tuple[str, ...]] = {

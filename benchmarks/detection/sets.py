@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from detector.arrays import BoolVector, Float64Matrix
+from pgoutlier.detector.arrays import BoolVector, Float64Matrix
 
 TIME = "Time"
 ADBENCH = {

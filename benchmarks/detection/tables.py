@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 
 from benchmarks.detection.measure import Measured
 from benchmarks.detection.sets import ADBENCH, ECG, SETS
-from worker.console import new_table
+from pgoutlier.worker.console import new_table
 
 
 @dataclass(frozen=True)

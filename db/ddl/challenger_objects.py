@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from psycopg import sql
 
-from db.source.definition import SourceDefinition
-from db.sql import key_types
-from db.sql.identifiers import identifier, ours
-from db.sql.statements import compose
+from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.sql import key_types
+from pgoutlier.db.sql.identifiers import identifier, ours
+from pgoutlier.db.sql.statements import compose
 
 # The kinds of objects, each after those that it needs.
 KINDS = ("shadow_scores", "compared", "comparison")

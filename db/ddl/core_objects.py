@@ -10,13 +10,13 @@ from typing import LiteralString
 
 from psycopg import sql
 
-from db.ddl import challenger_objects, history_objects, notice_objects, source_views
-from db.scoring import write_back
-from db.scoring.queue import KEYS_PER_QUEUE_ROW
-from db.source.definition import WRITTEN_COLUMNS, SourceDefinition
-from db.sql import key_types
-from db.sql.identifiers import CHANNEL, identifier, ours
-from db.sql.statements import as_text, compose, dollar_quote
+from pgoutlier.db.ddl import challenger_objects, history_objects, notice_objects, source_views
+from pgoutlier.db.scoring import write_back
+from pgoutlier.db.scoring.queue import KEYS_PER_QUEUE_ROW
+from pgoutlier.db.source.definition import WRITTEN_COLUMNS, SourceDefinition
+from pgoutlier.db.sql import key_types
+from pgoutlier.db.sql.identifiers import CHANNEL, identifier, ours
+from pgoutlier.db.sql.statements import as_text, compose, dollar_quote
 
 TRIGGERS = ("insert", "update")
 

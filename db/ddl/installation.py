@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from psycopg import errors, sql
 from sqlalchemy import Connection
 
-from db.ddl import challenger_objects, core_objects, notice_objects, source_views, written_columns
-from db.errors import MissingPrivilege, SourceError
-from db.source import catalog
-from db.source.definition import SourceDefinition
-from db.sql import locks
-from db.sql.identifiers import SCHEMA, Relation
-from db.sql.statements import one, run
+from pgoutlier.db.ddl import challenger_objects, core_objects, notice_objects, source_views, written_columns
+from pgoutlier.db.errors import MissingPrivilege, SourceError
+from pgoutlier.db.source import catalog
+from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.sql import locks
+from pgoutlier.db.sql.identifiers import SCHEMA, Relation
+from pgoutlier.db.sql.statements import one, run
 
 LOCK_TIMEOUT = "10s"
 

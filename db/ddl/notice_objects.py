@@ -9,8 +9,8 @@ from typing import LiteralString
 
 from psycopg import sql
 
-from db.sql.identifiers import FLAGGED_CHANNEL, identifier, ours
-from db.sql.statements import compose
+from pgoutlier.db.sql.identifiers import FLAGGED_CHANNEL, identifier, ours
+from pgoutlier.db.sql.statements import compose
 
 EVENTS = ("insert", "update")
 # Transactions that work over old rows set it to 'on' for themselves, and nobody is told.

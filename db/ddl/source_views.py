@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from psycopg import sql
 
-from db.source import labels
-from db.source.definition import SourceDefinition
-from db.sql.identifiers import identifier, ours
-from db.sql.statements import compose
+from pgoutlier.db.source import labels
+from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.sql.identifiers import identifier, ours
+from pgoutlier.db.sql.statements import compose
 
 SCORE_COLUMNS = ("reconstruction_error", "flagged", "model_version", "scored_at", "top_features")
 VERDICT_COLUMN = "verdict"

@@ -8,12 +8,12 @@ from __future__ import annotations
 from psycopg import sql
 from sqlalchemy import Connection
 
-from db.errors import MissingPrivilege, SourceError
-from db.source import catalog
-from db.source.catalog import RelationInfo
-from db.source.definition import WRITTEN_COLUMNS, WRITTEN_MARK, SourceDefinition
-from db.sql.identifiers import Relation, display, identifier, ours
-from db.sql.statements import as_text, compose, one, run
+from pgoutlier.db.errors import MissingPrivilege, SourceError
+from pgoutlier.db.source import catalog
+from pgoutlier.db.source.catalog import RelationInfo
+from pgoutlier.db.source.definition import WRITTEN_COLUMNS, WRITTEN_MARK, SourceDefinition
+from pgoutlier.db.sql.identifiers import Relation, display, identifier, ours
+from pgoutlier.db.sql.statements import as_text, compose, one, run
 
 _MEANINGS = {
     "reconstruction_error": "score of the row, NULL while it has none",

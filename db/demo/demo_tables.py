@@ -11,9 +11,9 @@ import numpy.typing as npt
 from psycopg import sql
 from sqlalchemy import Connection
 
-from db.source.definition import SourceDefinition
-from db.sql.identifiers import Relation, identifier, ours
-from db.sql.statements import compose, copy_in, run
+from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.sql.identifiers import Relation, identifier, ours
+from pgoutlier.db.sql.statements import compose, copy_in, run
 
 TRANSACTIONS = Relation("public", "transactions")
 TRUTH = Relation("public", "transactions_truth")

@@ -11,10 +11,10 @@ import numpy.typing as npt
 from psycopg.types.json import Jsonb
 from sqlalchemy import Connection
 
-from db.report import report_rows
-from db.source.definition import SourceDefinition
-from db.sql.statements import compose, one, run, run_dicts
-from db.training.training_rows import newest_rows
+from pgoutlier.db.report import report_rows
+from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.sql.statements import compose, one, run, run_dicts
+from pgoutlier.db.training.training_rows import newest_rows
 
 _ROWS_PER_BLOCK = 5_000
 

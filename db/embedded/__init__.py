@@ -15,9 +15,16 @@ from pathlib import Path
 
 import platformdirs
 
-from db.embedded.folder import LOCK, MARKER, DataFolder, EmbeddedServerError, ForeignFolderError, is_root
-from db.embedded.postgres import PostgresServer, postgres_binary
-from db.embedded.valkey import ValkeyServer
+from pgoutlier.db.embedded.folder import (
+    LOCK,
+    MARKER,
+    DataFolder,
+    EmbeddedServerError,
+    ForeignFolderError,
+    is_root,
+)
+from pgoutlier.db.embedded.postgres import PostgresServer, postgres_binary
+from pgoutlier.db.embedded.valkey import ValkeyServer
 
 __all__ = [
     "EmbeddedServerError",

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-from db.errors import PgoutlierError
+from pgoutlier.db.errors import PgoutlierError
 
 MARKER, LOCK, SOCKET_FOLDER = ".pgoutlier-data", "lock", "socket-folder"
 # A unix socket's path holds 103 bytes on macOS, 107 on Linux; the longest name beneath is 14 bytes.

@@ -15,7 +15,7 @@ import psutil
 from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
-from db.embedded.folder import (
+from pgoutlier.db.embedded.folder import (
     START_SECONDS,
     DataFolder,
     EmbeddedServerError,

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import psutil
 
-from db.embedded.folder import DataFolder, EmbeddedServerError, package_file
+from pgoutlier.db.embedded.folder import DataFolder, EmbeddedServerError, package_file
 
 SOCKET = "valkey.sock"
 

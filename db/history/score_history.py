@@ -9,16 +9,16 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from db.ddl import history_objects, installation
-from db.errors import SourceError
-from db.source import catalog
-from db.source.definition import SourceDefinition
-from db.sources import sources
-from db.sources.sources import Source
-from db.sql import locks
-from db.sql.identifiers import SCHEMA, Relation, identifier, ours
-from db.sql.key_types import scalar_type
-from db.sql.statements import compose, run, run_dicts
+from pgoutlier.db.ddl import history_objects, installation
+from pgoutlier.db.errors import SourceError
+from pgoutlier.db.source import catalog
+from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.sources import sources
+from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.sql import locks
+from pgoutlier.db.sql.identifiers import SCHEMA, Relation, identifier, ours
+from pgoutlier.db.sql.key_types import scalar_type
+from pgoutlier.db.sql.statements import compose, run, run_dicts
 
 
 def is_kept(connection: Connection, source: SourceDefinition) -> bool:

@@ -13,17 +13,17 @@ from typing import Any
 from psycopg import sql
 from sqlalchemy import Connection
 
-from db.ddl.notice_objects import QUIET_SETTING
-from db.jobs.jobs import BACKFILL, REFLAG, RESCORE, Job
-from db.scoring import queue
-from db.scoring.queue import NEIGHBOUR, Claim, next_id
-from db.source.definition import SourceDefinition
-from db.sources.sources import Source
-from db.sql import key_ranges, key_types
-from db.sql.identifiers import identifier, ours
-from db.sql.key_ranges import KeyRange
-from db.sql.statements import compose, one, run
-from db.versions.version_rows import SAME_ERRORS
+from pgoutlier.db.ddl.notice_objects import QUIET_SETTING
+from pgoutlier.db.jobs.jobs import BACKFILL, REFLAG, RESCORE, Job
+from pgoutlier.db.scoring import queue
+from pgoutlier.db.scoring.queue import NEIGHBOUR, Claim, next_id
+from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.sql import key_ranges, key_types
+from pgoutlier.db.sql.identifiers import identifier, ours
+from pgoutlier.db.sql.key_ranges import KeyRange
+from pgoutlier.db.sql.statements import compose, one, run
+from pgoutlier.db.versions.version_rows import SAME_ERRORS
 
 
 def cut(connection: Connection, source: Source, job: Job, *, at_most: int) -> None:

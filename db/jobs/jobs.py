@@ -11,10 +11,10 @@ from typing import Any, Final, Literal, LiteralString
 from psycopg import sql
 from sqlalchemy import Connection
 
-from db.errors import JobError
-from db.sql import locks
-from db.sql.statements import compose, one, run, run_dicts
-from db.versions import aliases
+from pgoutlier.db.errors import JobError
+from pgoutlier.db.sql import locks
+from pgoutlier.db.sql.statements import compose, one, run, run_dicts
+from pgoutlier.db.versions import aliases
 
 BACKFILL: Final = "backfill"
 RESCORE: Final = "rescore"

@@ -12,8 +12,8 @@ from uuid import UUID
 from psycopg import sql
 from sqlalchemy import Connection
 
-from db.sql import locks
-from db.sql.statements import compose, one, run, run_dicts
+from pgoutlier.db.sql import locks
+from pgoutlier.db.sql.statements import compose, one, run, run_dicts
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from typing import Any
 from psycopg import errors
 from sqlalchemy import Connection
 
-from db.ddl import installation, notice_objects
-from db.errors import MissingPrivilege
-from db.source import catalog
-from db.sources.sources import Source
-from db.sql.identifiers import SCHEMA, Relation, identifier
-from db.sql.statements import compose, run, run_dicts
+from pgoutlier.db.ddl import installation, notice_objects
+from pgoutlier.db.errors import MissingPrivilege
+from pgoutlier.db.source import catalog
+from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.sql.identifiers import SCHEMA, Relation, identifier
+from pgoutlier.db.sql.statements import compose, run, run_dicts
 
 
 def turn_on(connection: Connection, source: Source) -> None:

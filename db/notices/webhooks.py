@@ -8,9 +8,9 @@ from typing import Any, LiteralString
 
 from sqlalchemy import Connection
 
-from db.errors import WebhookError
-from db.sources import sources
-from db.sql.statements import run, run_dicts
+from pgoutlier.db.errors import WebhookError
+from pgoutlier.db.sources import sources
+from pgoutlier.db.sql.statements import run, run_dicts
 
 PER_MINUTE = 60
 MOST_PER_MINUTE = 6_000

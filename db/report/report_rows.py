@@ -11,14 +11,14 @@ import numpy.typing as npt
 from psycopg import sql
 from sqlalchemy import Connection
 
-from db.scoring import features
-from db.scoring.features import FeatureBatch
-from db.source.definition import SourceDefinition
-from db.sql import key_types
-from db.sql.identifiers import identifier, ours
-from db.sql.statements import compose, one, run, run_dicts
-from db.training.training_rows import newest_rows
-from db.verdicts import verdicts
+from pgoutlier.db.scoring import features
+from pgoutlier.db.scoring.features import FeatureBatch
+from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.sql import key_types
+from pgoutlier.db.sql.identifiers import identifier, ours
+from pgoutlier.db.sql.statements import compose, one, run, run_dicts
+from pgoutlier.db.training.training_rows import newest_rows
+from pgoutlier.db.verdicts import verdicts
 
 _ROWS_PER_BLOCK = 10_000
 

@@ -13,8 +13,8 @@ from typing import Any, LiteralString
 from psycopg.types.json import Jsonb
 from sqlalchemy import Connection
 
-from db.errors import ScheduleError
-from db.sql.statements import one, run, run_dicts
+from pgoutlier.db.errors import ScheduleError
+from pgoutlier.db.sql.statements import one, run, run_dicts
 
 # A beat that hangs between claim and commit holds up one schedule, and no longer than this.
 _CLAIM_SECONDS = 60

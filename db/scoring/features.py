@@ -18,10 +18,10 @@ import numpy.typing as npt
 from psycopg import sql
 from sqlalchemy import Connection
 
-from db.source.definition import Feature, SourceDefinition
-from db.sql import key_types
-from db.sql.identifiers import identifier, ours
-from db.sql.statements import binary_rows, compose, in_one_piece, one, run
+from pgoutlier.db.source.definition import Feature, SourceDefinition
+from pgoutlier.db.sql import key_types
+from pgoutlier.db.sql.identifiers import identifier, ours
+from pgoutlier.db.sql.statements import binary_rows, compose, in_one_piece, one, run
 
 # Header of a binary array: number of dimensions, has-null flag, element type, then (length, lower bound) of
 # each dimension, four bytes each. Elements follow, each after its length in four bytes (array_send in

@@ -8,11 +8,11 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from db.scoring import queue
-from db.source.definition import SourceDefinition
-from db.sql import key_types
-from db.sql.identifiers import identifier, ours
-from db.sql.statements import compose, run, run_dicts
+from pgoutlier.db.scoring import queue
+from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.sql import key_types
+from pgoutlier.db.sql.identifiers import identifier, ours
+from pgoutlier.db.sql.statements import compose, run, run_dicts
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from psycopg import sql
 from sqlalchemy import Connection
 
-from db.source.definition import SourceDefinition
-from db.sql import key_types, locks
-from db.sql.identifiers import CHANNEL, identifier, ours
-from db.sql.statements import as_text, compose, one, run, run_dicts
+from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.sql import key_types, locks
+from pgoutlier.db.sql.identifiers import CHANNEL, identifier, ours
+from pgoutlier.db.sql.statements import as_text, compose, one, run, run_dicts
 
 KEYS_PER_QUEUE_ROW = 10_000
 # The change id of rows that did not change themselves: a row before them did.

@@ -12,10 +12,10 @@ import numpy.typing as npt
 from psycopg import errors, sql
 from sqlalchemy import Connection
 
-from db.source.definition import SourceDefinition
-from db.sql import key_types
-from db.sql.identifiers import ours
-from db.sql.statements import compose, copy_in, in_one_piece, run
+from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.sql import key_types
+from pgoutlier.db.sql.identifiers import ours
+from pgoutlier.db.sql.statements import compose, copy_in, in_one_piece, run
 
 _HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 _TRAILER = b"\xff\xff"

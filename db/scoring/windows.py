@@ -26,14 +26,14 @@ import numpy.typing as npt
 from psycopg import sql
 from sqlalchemy import Connection
 
-from db.errors import SourceError
-from db.scoring import features
-from db.scoring.features import FeatureBatch
-from db.scoring.queue import KEYS_PER_QUEUE_ROW, NEIGHBOUR, wake
-from db.source.definition import SourceDefinition
-from db.sql import key_types
-from db.sql.identifiers import display, identifier, ours
-from db.sql.statements import compose, one
+from pgoutlier.db.errors import SourceError
+from pgoutlier.db.scoring import features
+from pgoutlier.db.scoring.features import FeatureBatch
+from pgoutlier.db.scoring.queue import KEYS_PER_QUEUE_ROW, NEIGHBOUR, wake
+from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.sql import key_types
+from pgoutlier.db.sql.identifiers import display, identifier, ours
+from pgoutlier.db.sql.statements import compose, one
 
 # A row is read with one number that says its place in the order and its run, the rows it shares a history with.
 _RUN_BITS = 31

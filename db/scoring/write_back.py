@@ -14,12 +14,12 @@ from __future__ import annotations
 from psycopg import sql
 from sqlalchemy import Connection
 
-from db.scoring.queue import KEYS_PER_QUEUE_ROW, NEIGHBOUR
-from db.source import catalog
-from db.source.definition import WRITTEN_COLUMNS, SourceDefinition
-from db.sql import key_types, locks
-from db.sql.identifiers import SCHEMA, Relation, identifier, ours
-from db.sql.statements import as_text, compose, dollar_quote, run
+from pgoutlier.db.scoring.queue import KEYS_PER_QUEUE_ROW, NEIGHBOUR
+from pgoutlier.db.source import catalog
+from pgoutlier.db.source.definition import WRITTEN_COLUMNS, SourceDefinition
+from pgoutlier.db.sql import key_types, locks
+from pgoutlier.db.sql.identifiers import SCHEMA, Relation, identifier, ours
+from pgoutlier.db.sql.statements import as_text, compose, dollar_quote, run
 
 TRIGGERS = ("insert", "update", "delete")
 # How long a row that somebody has locked is left alone, and one whose UPDATE an error of the user's refused.

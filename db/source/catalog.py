@@ -7,10 +7,10 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from db.errors import SourceError
-from db.source.definition import WRITTEN_COLUMNS, WRITTEN_MARK
-from db.sql.identifiers import SCHEMA, Relation, display, identifier
-from db.sql.statements import as_text, compose, one, run, run_dicts
+from pgoutlier.db.errors import SourceError
+from pgoutlier.db.source.definition import WRITTEN_COLUMNS, WRITTEN_MARK
+from pgoutlier.db.sql.identifiers import SCHEMA, Relation, display, identifier
+from pgoutlier.db.sql.statements import as_text, compose, one, run, run_dicts
 
 _NUMBERS = {"smallint", "integer", "bigint", "numeric", "real"}
 _KEY_TYPES = {

@@ -8,8 +8,8 @@ from typing import Literal
 from psycopg import sql
 from pydantic import BaseModel, ConfigDict, Field
 
-from db.sql.identifiers import Relation, display, identifier
-from db.sql.statements import compose
+from pgoutlier.db.sql.identifiers import Relation, display, identifier
+from pgoutlier.db.sql.statements import compose
 
 MAX_FEATURES = 1_500  # PostgreSQL returns at most 1,664 columns from one query
 

@@ -7,10 +7,10 @@ import numpy.typing as npt
 from psycopg import sql
 from sqlalchemy import Connection
 
-from db.source.definition import SourceDefinition
-from db.sql import key_types
-from db.sql.identifiers import identifier
-from db.sql.statements import compose, run
+from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.sql import key_types
+from pgoutlier.db.sql.identifiers import identifier
+from pgoutlier.db.sql.statements import compose, run
 
 # How a label column says fraud, in any case; anything else says that the row is none. NULL says nothing.
 FRAUD_LABELS = ("1", "1.0", "t", "true", "y", "yes", "fraud", "anomaly")

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from db.ddl import written_columns
-from db.errors import MissingPrivilege, SourceError
-from db.source import catalog
-from db.source.catalog import ColumnInfo, RelationInfo
-from db.source.definition import MAX_FEATURES, TRANSFORMS, Feature, SourceDefinition
-from db.sources import sources
-from db.sql.identifiers import (
+from pgoutlier.db.ddl import written_columns
+from pgoutlier.db.errors import MissingPrivilege, SourceError
+from pgoutlier.db.source import catalog
+from pgoutlier.db.source.catalog import ColumnInfo, RelationInfo
+from pgoutlier.db.source.definition import MAX_FEATURES, TRANSFORMS, Feature, SourceDefinition
+from pgoutlier.db.sources import sources
+from pgoutlier.db.sql.identifiers import (
     Relation,
     check_source_name,
     default_source_name,

@@ -10,13 +10,13 @@ from psycopg import errors, sql
 from psycopg.types.json import Jsonb
 from sqlalchemy import Connection
 
-from db.ddl import core_objects, installation, written_columns
-from db.errors import SourceError
-from db.scoring import write_back
-from db.source.definition import SourceDefinition
-from db.sql import locks
-from db.sql.identifiers import display
-from db.sql.statements import compose, run, run_dicts
+from pgoutlier.db.ddl import core_objects, installation, written_columns
+from pgoutlier.db.errors import SourceError
+from pgoutlier.db.scoring import write_back
+from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.sql import locks
+from pgoutlier.db.sql.identifiers import display
+from pgoutlier.db.sql.statements import compose, run, run_dicts
 
 PROMOTIONS = ("manual", "if_better", "always")
 _SELECT: LiteralString = (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
-from db.errors import SourceError
+from pgoutlier.db.errors import SourceError
 
 SCHEMA = "outlier"
 CHANNEL = "outlier_queue"

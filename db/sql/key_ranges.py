@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
-from db.sql import key_types
-from db.sql.statements import compose
+from pgoutlier.db.sql import key_types
+from pgoutlier.db.sql.statements import compose
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection
 
-from db.sql.statements import one, run
+from pgoutlier.db.sql.statements import one, run
 
 
 def hold(connection: Connection, name: str, source_id: int | None = None) -> None:

@@ -10,7 +10,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 from sqlalchemy import Connection
 
-from db.engine import driver_connection
+from pgoutlier.db.engine import driver_connection
 
 Params = Sequence[Any] | Mapping[str, Any]
 

@@ -8,19 +8,19 @@ from typing import Any
 from psycopg import sql
 from sqlalchemy import Connection
 
-from db.ddl import source_views, written_columns
-from db.drift import drift_reports
-from db.errors import SourceError
-from db.notices import notices
-from db.scoring import queue
-from db.source import catalog
-from db.source.definition import SourceDefinition
-from db.sources import sources as source_store
-from db.sources.sources import Source
-from db.sql.identifiers import SCHEMA, Relation, display, identifier, ours
-from db.sql.statements import compose, one, run_dicts
-from db.training import training_runs
-from db.versions import aliases
+from pgoutlier.db.ddl import source_views, written_columns
+from pgoutlier.db.drift import drift_reports
+from pgoutlier.db.errors import SourceError
+from pgoutlier.db.notices import notices
+from pgoutlier.db.scoring import queue
+from pgoutlier.db.source import catalog
+from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.sources import sources as source_store
+from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.sql.identifiers import SCHEMA, Relation, display, identifier, ours
+from pgoutlier.db.sql.statements import compose, one, run_dicts
+from pgoutlier.db.training import training_runs
+from pgoutlier.db.versions import aliases
 
 _VIEWS_OF_SHADOW = ("compared", "comparison")
 

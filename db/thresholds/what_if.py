@@ -9,11 +9,11 @@ from datetime import datetime, timedelta
 from psycopg import sql
 from sqlalchemy import Connection
 
-from db.source import catalog, labels
-from db.source.definition import SourceDefinition
-from db.sql.identifiers import identifier, ours
-from db.sql.statements import compose, one, run
-from db.verdicts import verdicts
+from pgoutlier.db.source import catalog, labels
+from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.sql.identifiers import identifier, ours
+from pgoutlier.db.sql.statements import compose, one, run
+from pgoutlier.db.verdicts import verdicts
 
 # The shares of the stored scores that the thresholds of a table flag, about evenly spaced by ratio.
 SHARES = (0.2, 0.1, 0.05, 0.03, 0.02, 0.01, 0.005, 0.003, 0.002, 0.001, 5e-4, 3e-4, 2e-4, 1e-4)

@@ -11,11 +11,11 @@ import numpy.typing as npt
 from psycopg import sql
 from sqlalchemy import Connection
 
-from db.scoring import features, windows
-from db.source import catalog, labels
-from db.source.definition import SourceDefinition
-from db.sql.identifiers import identifier, ours
-from db.sql.statements import compose, one, run, run_dicts
+from pgoutlier.db.scoring import features, windows
+from pgoutlier.db.source import catalog, labels
+from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.sql.identifiers import identifier, ours
+from pgoutlier.db.sql.statements import compose, one, run, run_dicts
 
 # Far below the 1 GB of one array, however many features there are.
 _ROWS_PER_BLOCK = 10_000

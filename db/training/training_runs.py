@@ -8,9 +8,9 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 from sqlalchemy import Connection
 
-from db.sql import locks
-from db.sql.identifiers import identifier
-from db.sql.statements import one, run, run_dicts
+from pgoutlier.db.sql import locks
+from pgoutlier.db.sql.identifiers import identifier
+from pgoutlier.db.sql.statements import one, run, run_dicts
 
 
 def try_training_lock(connection: Connection, source_id: int) -> bool:

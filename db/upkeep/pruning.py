@@ -5,13 +5,13 @@ from __future__ import annotations
 from psycopg import sql
 from sqlalchemy import Connection
 
-from db.ddl import installation
-from db.history import score_history
-from db.scoring import quarantine
-from db.sources.sources import Source
-from db.sql.identifiers import SCHEMA, identifier, ours
-from db.sql.statements import compose, run
-from db.versions import challenger_scores
+from pgoutlier.db.ddl import installation
+from pgoutlier.db.history import score_history
+from pgoutlier.db.scoring import quarantine
+from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.sql.identifiers import SCHEMA, identifier, ours
+from pgoutlier.db.sql.statements import compose, run
+from pgoutlier.db.versions import challenger_scores
 
 _ENDED = sql.SQL("status <> 'running'")
 

@@ -9,13 +9,13 @@ from typing import Any
 from psycopg import sql
 from sqlalchemy import Connection
 
-from db.ddl import source_views
-from db.errors import VerdictError
-from db.source import catalog
-from db.source.definition import SourceDefinition
-from db.sql import key_types
-from db.sql.identifiers import identifier, ours
-from db.sql.statements import compose, one, run, run_dicts
+from pgoutlier.db.ddl import source_views
+from pgoutlier.db.errors import VerdictError
+from pgoutlier.db.source import catalog
+from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.sql import key_types
+from pgoutlier.db.sql.identifiers import identifier, ours
+from pgoutlier.db.sql.statements import compose, one, run, run_dicts
 
 VERDICTS = ("fraud", "normal", "withdrawn")
 

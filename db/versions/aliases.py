@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from db.sql import locks
-from db.sql.statements import run, run_dicts
+from pgoutlier.db.sql import locks
+from pgoutlier.db.sql.statements import run, run_dicts
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"

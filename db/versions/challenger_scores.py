@@ -8,11 +8,11 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from db.source.definition import SourceDefinition
-from db.sources.sources import Source
-from db.sql.identifiers import identifier, ours
-from db.sql.statements import compose, one, run, run_dicts
-from db.versions.aliases import CHALLENGER, CHAMPION
+from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.sql.identifiers import identifier, ours
+from pgoutlier.db.sql.statements import compose, one, run, run_dicts
+from pgoutlier.db.versions.aliases import CHALLENGER, CHAMPION
 
 # Scoring waits no longer than this for a lock, or for any one statement, for the challenger's sake.
 _LOCK_TIMEOUT = "200ms"

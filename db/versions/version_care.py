@@ -6,8 +6,8 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from db.sql.statements import one, run, run_dicts
-from db.versions.aliases import CHAMPION
+from pgoutlier.db.sql.statements import one, run, run_dicts
+from pgoutlier.db.versions.aliases import CHAMPION
 
 
 def tag(connection: Connection, source_id: int, version: int, name: str) -> bool:

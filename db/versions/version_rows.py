@@ -9,8 +9,8 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 from sqlalchemy import Connection
 
-from db.sql import locks
-from db.sql.statements import compose, one, run, run_dicts
+from pgoutlier.db.sql import locks
+from pgoutlier.db.sql.statements import compose, one, run, run_dicts
 
 # Of the versions v and k of a source.
 SAME_ERRORS = sql.SQL("coalesce(v.errors_of, v.version) = coalesce(k.errors_of, k.version)")

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-from db.errors import SchemaNotReady
+from pgoutlier.db.errors import SchemaNotReady
 
 revision = "0001"
 down_revision = None

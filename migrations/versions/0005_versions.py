@@ -12,8 +12,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-from db.sql.identifiers import ours
-from db.sql.statements import as_text, compose
+from pgoutlier.db.sql.identifiers import ours
+from pgoutlier.db.sql.statements import as_text, compose
 
 revision = "0005"
 down_revision = "0004"

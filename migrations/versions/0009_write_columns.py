@@ -11,7 +11,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from db.errors import SchemaNotReady
+from pgoutlier.db.errors import SchemaNotReady
 
 revision = "0009"
 down_revision = "0008"

@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-from db.sql.identifiers import ours
-from db.sql.statements import as_text, compose
+from pgoutlier.db.sql.identifiers import ours
+from pgoutlier.db.sql.statements import as_text, compose
 
 revision = "0010"
 down_revision = "0009"

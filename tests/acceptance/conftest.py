@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import redis
 
-from db import embedded
-from detector import Detector, fit
+from pgoutlier.db import embedded
+from pgoutlier.detector import Detector, fit
 from tests.acceptance.stack import (
     COLUMNS,
     N_FEATURES,

@@ -22,20 +22,20 @@ import psutil
 import psycopg
 from psycopg import sql
 
-from db import embedded, migrate
-from db.embedded import ServerKit
-from db.scoring import features
-from db.settings import Settings
-from db.sources import attach, sources
-from db.sources.sources import Source
-from db.sql.statements import compose
-from detector import Detector, Recipe
-from detector.recipes import Layer, QuantileThreshold, Split
-from models_store import registry
-from models_store.registry import TrainingWindow
+from pgoutlier.db import embedded, migrate
+from pgoutlier.db.embedded import ServerKit
+from pgoutlier.db.scoring import features
+from pgoutlier.db.settings import Settings
+from pgoutlier.db.sources import attach, sources
+from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.sql.statements import compose
+from pgoutlier.detector import Detector, Recipe
+from pgoutlier.detector.recipes import Layer, QuantileThreshold, Split
+from pgoutlier.models_store import registry
+from pgoutlier.models_store.registry import TrainingWindow
+from pgoutlier.worker.runtime import Runtime, make_runtime
+from pgoutlier.worker.versions import versions
 from tests.support import until
-from worker.runtime import Runtime, make_runtime
-from worker.versions import versions
 
 N_FEATURES = 6
 COLUMNS = tuple(f"f{i}" for i in range(N_FEATURES))
@@ -95,6 +95,7 @@ class Stack:
     runtime: Runtime
     environment: dict[str, str]
     processes: list[Started] = field(default_factory=list)
+    python: str = sys.executable
 
     # -- processes
 
@@ -103,7 +104,7 @@ class Stack:
         log = self.logs / f"{len(list(self.logs.iterdir()))}-{name}.log"
         with log.open("wb") as output:
             child = subprocess.Popen(
-                [sys.executable, "-m", *command],
+                [self.python, "-m", *command],
                 cwd=self.logs,
                 env=self._environment(settings),
                 stdin=subprocess.DEVNULL,
@@ -118,7 +119,7 @@ class Stack:
     def score_worker(self, name: str = "score", *, threads: int = 2, **settings: object) -> Started:
         return self.start(
             name,
-            *("celery", "-A", "worker", "worker", "-n", f"{name}@%h", "-Q", "score,admin"),
+            *("celery", "-A", "pgoutlier.worker", "worker", "-n", f"{name}@%h", "-Q", "score,admin"),
             *("-P", "threads", "-c", str(threads), "--without-gossip", "--without-mingle", "-l", "INFO"),
             ready_sign=" ready.",
             **settings,
@@ -127,25 +128,25 @@ class Stack:
     def train_worker(self, **settings: object) -> Started:
         return self.start(
             "train",
-            *("celery", "-A", "worker", "worker", "-n", "train@%h", "-Q", "train", "-P", "prefork"),
+            *("celery", "-A", "pgoutlier.worker", "worker", "-n", "train@%h", "-Q", "train", "-P", "prefork"),
             *("-c", "1", "--max-tasks-per-child", "1", "-l", "INFO"),
             ready_sign=" ready.",
             **settings,
         )
 
     def listener(self, **settings: object) -> Started:
-        return self.start("listener", "worker.cli", "listener", ready_sign="listening", **settings)
+        return self.start("listener", "pgoutlier.worker.cli", "listener", ready_sign="listening", **settings)
 
     def beat(self, **settings: object) -> Started:
-        return self.start("beat", "celery", "-A", "worker", "beat", "-l", "INFO", **settings)
+        return self.start("beat", "celery", "-A", "pgoutlier.worker", "beat", "-l", "INFO", **settings)
 
     def command(self, *arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
         """Run `pgoutlier` to its end."""
-        return self.module("worker.cli", *arguments, **settings)
+        return self.module("pgoutlier.worker.cli", *arguments, **settings)
 
     def module(self, *arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", *arguments],
+            [self.python, "-m", *arguments],
             cwd=self.logs,
             env=self._environment(settings),
             capture_output=True,

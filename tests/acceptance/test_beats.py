@@ -13,8 +13,8 @@ import pytest
 import redis
 from sqlalchemy import make_url
 
-from db import migrate
-from db.engine import make_engine
+from pgoutlier.db import migrate
+from pgoutlier.db.engine import make_engine
 from tests.acceptance.stack import Stack, Started
 from tests.support import until
 

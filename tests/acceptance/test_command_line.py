@@ -11,10 +11,10 @@ import click
 import pytest
 from typer.testing import CliRunner
 
-from detector import Detector
+from pgoutlier.detector import Detector
+from pgoutlier.worker.cli import app
+from pgoutlier.worker.cli.on_demand import load
 from tests.acceptance.stack import SIGNING_KEY, Servers, Stack, Table
-from worker.cli import app
-from worker.cli.on_demand import load
 
 PASSWORD = "a-password-that-must-not-leak"
 NOWHERE_DATABASE = f"postgresql://somebody:{PASSWORD}@127.0.0.1:1/nowhere"
@@ -98,7 +98,7 @@ def test_processes_that_cannot_reach_their_servers_tell_no_secret(stack: Stack, 
     doctor = stack.command("doctor", database_url=NOWHERE_DATABASE, broker_url=NOWHERE_BROKER)
     assert doctor.returncode == 1
     call = stack.module(
-        *("celery", "-A", "worker", "call", "score.drain", f'--args=["{table.name}"]'),
+        *("celery", "-A", "pgoutlier.worker", "call", "score.drain", f'--args=["{table.name}"]'),
         broker_url=NOWHERE_BROKER,
         database_url=NOWHERE_DATABASE,
     )

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from detector import Detector
+from pgoutlier.detector import Detector
 from tests.acceptance.stack import Stack, Started, Table
 from tests.support import until
 

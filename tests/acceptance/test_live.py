@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from detector import Detector
+from pgoutlier.detector import Detector
+from pgoutlier.worker.upkeep import maintenance
+from pgoutlier.worker.versions import versions
 from tests.acceptance.stack import COLUMNS, Servers, Stack, Started, Table
 from tests.support import until
-from worker.upkeep import maintenance
-from worker.versions import versions
 
 Detectors = tuple[Detector, Detector]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from detector import Detector
+from pgoutlier.detector import Detector
 from tests.acceptance.stack import Servers, Stack, Table, quick_recipe
 from tests.support import until
 
@@ -104,7 +104,7 @@ def test_score_worker_listener_and_beat_do_without_tensorflow(
 
 def _call_train(stack: Stack, table: Table) -> None:
     arguments = json.dumps([table.name])
-    done = stack.module("celery", "-A", "worker", "call", "models.train", f"--args={arguments}")
+    done = stack.module("celery", "-A", "pgoutlier.worker", "call", "models.train", f"--args={arguments}")
     assert done.returncode == 0, done.stderr
 
 

@@ -49,7 +49,7 @@ def worker_that_holds_a_message(table: Table) -> Iterator[Started]:
 
 def _ring(table: Table) -> None:
     arguments = json.dumps([table.name])
-    done = table.stack.module("celery", "-A", "worker", "call", "score.drain", "--args", arguments)
+    done = table.stack.module("celery", "-A", "pgoutlier.worker", "call", "score.drain", "--args", arguments)
     assert done.returncode == 0, done.stderr
 
 

@@ -72,7 +72,7 @@ def test_up_scores_and_stops_at_once_in_the_middle_of_a_deep_queue_and_tells_no_
     secrets: None, stack: Stack, table: Table
 ) -> None:
     names = ("score", "train", "listener")
-    up = stack.start("up", "worker.cli", "up", batch_rows=100, prune_every_seconds=1)
+    up = stack.start("up", "pgoutlier.worker.cli", "up", batch_rows=100, prune_every_seconds=1)
     until(lambda: all(f"{name} | " in up.output() for name in names), "each process has said something")
     # In small statements: the keys of one are a batch, however many they are.
     with stack.connect() as connection, connection.transaction():
@@ -92,7 +92,7 @@ def test_up_scores_and_stops_at_once_in_the_middle_of_a_deep_queue_and_tells_no_
 
 
 def test_up_ends_with_an_error_and_names_the_process_that_was_killed(stack: Stack, table: Table) -> None:
-    up = stack.start("up", "worker.cli", "up")
+    up = stack.start("up", "pgoutlier.worker.cli", "up")
 
     until(lambda: any("beat" in command for command in commands_of(stack)), "beat runs")
     next(process for process in processes_of(stack.environment) if "beat" in process.cmdline()).kill()
@@ -101,6 +101,6 @@ def test_up_ends_with_an_error_and_names_the_process_that_was_killed(stack: Stac
 
 
 def test_up_that_is_asked_to_end_while_it_starts_leaves_nothing(stack: Stack) -> None:
-    up = stack.start("up", "worker.cli", "up")
+    up = stack.start("up", "pgoutlier.worker.cli", "up")
     until(lambda: "Starting score worker" in up.output(), "it starts")
     assert stop(stack, up, signal.SIGTERM) == 0

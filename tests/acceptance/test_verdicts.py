@@ -25,7 +25,9 @@ def test_a_verdict_is_given_by_command_and_by_task_and_a_doubled_message_adds_no
     stack.until_ready()
     arguments = json.dumps([table.name, keys, "normal", "reviewed", "ana"])
     for n_messages in (1, 2):
-        call = stack.module("celery", "-A", "worker", "call", "verdicts.label", f"--args={arguments}")
+        call = stack.module(
+            "celery", "-A", "pgoutlier.worker", "call", "verdicts.label", f"--args={arguments}"
+        )
         assert call.returncode == 0, call.stderr
         until(lambda n=n_messages: worker.output().count("verdicts_given") == n, "the worker has done it")
         assert stack.one(given) == 3

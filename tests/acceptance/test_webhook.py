@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from pgoutlier.worker.notices import webhook_control
 from tests.acceptance.stack import Stack, Table
 from tests.receiver import KEY, SECRET, receiving
 from tests.support import until
-from worker.notices import webhook_control
 
 
 def test_flagged_rows_are_sent_while_other_webhooks_hang(stack: Stack, table: Table) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from detector import Detector
+from pgoutlier.detector import Detector
 from tests.acceptance.stack import Stack, Started, Table
 from tests.support import until
 

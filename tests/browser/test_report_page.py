@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page
 
+from pgoutlier.worker.report.build import report_data_of
+from pgoutlier.worker.report.data import ReportData
+from pgoutlier.worker.report.page import page
 from tests.support import make_detector, plain_recipe
-from worker.report.build import report_data_of
-from worker.report.data import ReportData
-from worker.report.page import page
 
 LOOK = (Path(__file__).parent / "look.js").read_text()
 HISTORY = {"loss": [1 / n for n in range(1, 31)], "val_loss": [0.3 + 1 / n for n in range(1, 31)]}

@@ -9,8 +9,8 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from worker.cli import app, context
-from worker.runtime import Runtime, make_runtime
+from pgoutlier.worker.cli import app, context
+from pgoutlier.worker.runtime import Runtime, make_runtime
 
 Run = Callable[..., Result]
 

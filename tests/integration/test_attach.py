@@ -13,19 +13,19 @@ import pytest
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from db.ddl import core_objects, installation
-from db.engine import make_engine
-from db.errors import MissingPrivilege, SourceError
-from db.scoring import queue
-from db.settings import Settings
-from db.sources import attach, sources
-from db.sources.attach import AttachRequest
-from db.sql.identifiers import Relation
-from detector import recipe_named
+from pgoutlier.db.ddl import core_objects, installation
+from pgoutlier.db.engine import make_engine
+from pgoutlier.db.errors import MissingPrivilege, SourceError
+from pgoutlier.db.scoring import queue
+from pgoutlier.db.settings import Settings
+from pgoutlier.db.sources import attach, sources
+from pgoutlier.db.sources.attach import AttachRequest
+from pgoutlier.db.sql.identifiers import Relation
+from pgoutlier.detector import recipe_named
+from pgoutlier.worker.runtime import Runtime, make_runtime
 from tests.conftest import Connect
 from tests.servers import Postgres
 from tests.support import Table, attach_table, detach_table, make_table, quote
-from worker.runtime import Runtime, make_runtime
 
 User = psycopg.Connection[Any]
 

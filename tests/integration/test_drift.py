@@ -12,14 +12,14 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
-from db.drift import drift_reports
-from db.errors import ModelError
-from db.status import overview
+from pgoutlier.db.drift import drift_reports
+from pgoutlier.db.errors import ModelError
+from pgoutlier.db.status import overview
+from pgoutlier.worker.drift import measuring
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.training import training
+from pgoutlier.worker.upkeep import maintenance
 from tests.support import Table, attach_table, plain_recipe
-from worker.drift import measuring
-from worker.runtime import Runtime
-from worker.training import training
-from worker.upkeep import maintenance
 
 # The statements are plain joins; one training takes a second.
 pytestmark = pytest.mark.postgres18
@@ -202,7 +202,7 @@ def test_a_report_is_logged_kept_shown_in_the_status_and_pruned(payments: Table)
 def test_the_command_shows_the_last_report(payments: Table, environment: dict[str, str]) -> None:
     def said(*arguments: str) -> tuple[int, str]:
         done = subprocess.run(
-            [sys.executable, "-m", "worker.cli", "drift", "payments", *arguments],
+            [sys.executable, "-m", "pgoutlier.worker.cli", "drift", "payments", *arguments],
             env={**os.environ, **environment, "PGOUTLIER_DRIFT_ROWS": str(N_LATER), "COLUMNS": "200"},
             capture_output=True,
             text=True,

@@ -17,13 +17,13 @@ import psutil
 import psycopg
 import pytest
 
-from db import embedded
-from db.embedded import EmbeddedServerError, ForeignFolderError, ServerKit
+from pgoutlier.db import embedded
+from pgoutlier.db.embedded import EmbeddedServerError, ForeignFolderError, ServerKit
 
 POSTGRES_15 = Path("/usr/lib/postgresql/15/bin")
 REPOSITORY = Path(__file__).parents[2]
 START = (
-    "import sys; from pathlib import Path; from db import embedded;"
+    "import sys; from pathlib import Path; from pgoutlier.db import embedded;"
     "print(int(embedded.ensure_running(Path(sys.argv[1])).started))"
 )
 

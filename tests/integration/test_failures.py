@@ -8,10 +8,10 @@ from collections.abc import Callable
 import psycopg
 import pytest
 
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.scoring import draining
+from pgoutlier.worker.upkeep import maintenance
 from tests.support import Table, attach_table, make_table, until, waits
-from worker.runtime import Runtime
-from worker.scoring import draining
-from worker.upkeep import maintenance
 
 User = psycopg.Connection
 

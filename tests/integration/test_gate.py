@@ -11,12 +11,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from db.errors import ModelError
+from pgoutlier.db.errors import ModelError
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.training import gate, training
+from pgoutlier.worker.verdicts import judging
+from pgoutlier.worker.versions import versions
 from tests.support import Table, attach_table, plain_recipe, until
-from worker.runtime import Runtime
-from worker.training import gate, training
-from worker.verdicts import judging
-from worker.versions import versions
 
 # The statements are plain; each test trains two or three times.
 pytestmark = pytest.mark.postgres18
@@ -169,7 +169,7 @@ def test_the_command_says_what_the_policy_is_and_refuses_others(
 ) -> None:
     def said(*arguments: str) -> tuple[int, str]:
         done = subprocess.run(
-            [sys.executable, "-m", "worker.cli", "models", "policy", "payments", *arguments],
+            [sys.executable, "-m", "pgoutlier.worker.cli", "models", "policy", "payments", *arguments],
             env={**os.environ, **environment},
             capture_output=True,
             text=True,
@@ -181,7 +181,7 @@ def test_the_command_says_what_the_policy_is_and_refuses_others(
     assert said("if_better") == (0, "Promotion of payments: if_better (set now).\n")
     assert json.loads(said("--json")[1]) == {"source": "payments", "promotion": "if_better", "changed": False}
     shown = subprocess.run(
-        [sys.executable, "-m", "worker.cli", "models", "show", "payments", "1"],
+        [sys.executable, "-m", "pgoutlier.worker.cli", "models", "show", "payments", "1"],
         env={**os.environ, **environment, "COLUMNS": "200"},
         capture_output=True,
         text=True,

@@ -16,10 +16,16 @@ from hypothesis import strategies as st
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from db.errors import JobError, ModelError, SourceError
-from db.jobs import jobs as job_sql
-from db.sql import key_ranges
-from detector import exceeds
+from pgoutlier.db.errors import JobError, ModelError, SourceError
+from pgoutlier.db.jobs import jobs as job_sql
+from pgoutlier.db.sql import key_ranges
+from pgoutlier.detector import exceeds
+from pgoutlier.worker.jobs import job_control, job_work
+from pgoutlier.worker.jobs.job_control import Started
+from pgoutlier.worker.notices import webhook_control
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.upkeep import maintenance
+from pgoutlier.worker.versions import comparing, versions
 from tests.conftest import Connect
 from tests.integration.conftest import Run
 from tests.integration.test_sequences import READINGS, attach_readings, insert, insert_readings, offline
@@ -36,12 +42,6 @@ from tests.support import (
     until,
     waits,
 )
-from worker.jobs import job_control, job_work
-from worker.jobs.job_control import Started
-from worker.notices import webhook_control
-from worker.runtime import Runtime
-from worker.upkeep import maintenance
-from worker.versions import comparing, versions
 
 # Nothing here differs between versions of PostgreSQL.
 pytestmark = pytest.mark.postgres18

@@ -10,12 +10,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from db.ddl import installation
-from db.notices import notices
+from pgoutlier.db.ddl import installation
+from pgoutlier.db.notices import notices
+from pgoutlier.worker.notices import webhook_control
+from pgoutlier.worker.upkeep import maintenance
 from tests.conftest import Connect
 from tests.support import FEATURES, Table, detach_table, heard, make_detector
-from worker.notices import webhook_control
-from worker.upkeep import maintenance
 
 # On the oldest one, test_sql_cookbook has notices written.
 pytestmark = pytest.mark.postgres18

@@ -8,12 +8,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from db.engine import driver_connection
-from db.scoring import queue
-from db.settings import Settings
+from pgoutlier.db.engine import driver_connection
+from pgoutlier.db.scoring import queue
+from pgoutlier.db.settings import Settings
+from pgoutlier.worker.runtime import make_runtime
 from tests.servers import Postgres
 from tests.support import FEATURES, Table, attach_table, make_detector
-from worker.runtime import make_runtime
 
 N_ROWS = 20_000
 FLAGGED, KEY = "scores_transactions_flagged_idx", "scores_transactions_pkey"

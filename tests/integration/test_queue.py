@@ -12,20 +12,20 @@ import psycopg
 import pytest
 from sqlalchemy import Connection, Engine
 
-from db.ddl import installation
-from db.ddl.core_objects import TRIGGERS
-from db.scoring import features, quarantine, queue, scores
-from db.scoring.features import read_claimed
-from db.scoring.quarantine import Entry
-from db.scoring.queue import Claim
-from db.sources import sources
-from db.sql.identifiers import CHANNEL
-from models_store import registry
+from pgoutlier.db.ddl import installation
+from pgoutlier.db.ddl.core_objects import TRIGGERS
+from pgoutlier.db.scoring import features, quarantine, queue, scores
+from pgoutlier.db.scoring.features import read_claimed
+from pgoutlier.db.scoring.quarantine import Entry
+from pgoutlier.db.scoring.queue import Claim
+from pgoutlier.db.sources import sources
+from pgoutlier.db.sql.identifiers import CHANNEL
+from pgoutlier.models_store import registry
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.scoring.batches import score_claimed
+from pgoutlier.worker.upkeep import maintenance
 from tests.conftest import Connect
 from tests.support import HUNG_SECONDS, Table, attach_table, heard, make_detector, make_table, until, waits
-from worker.runtime import Runtime
-from worker.scoring.batches import score_claimed
-from worker.upkeep import maintenance
 
 User = psycopg.Connection[Any]
 

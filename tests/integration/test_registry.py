@@ -16,16 +16,16 @@ import pytest
 from pydantic import SecretStr
 from safetensors.numpy import save
 
-from db.errors import ModelError
-from db.versions import aliases, version_rows
-from detector import RECIPES, Detector, Recipe
-from detector.recipes import DropColumns, Standardise
-from models_store import artifact, registry
-from models_store.artifact import ArtifactRefused
-from models_store.registry import DetectorCache
+from pgoutlier.db.errors import ModelError
+from pgoutlier.db.versions import aliases, version_rows
+from pgoutlier.detector import RECIPES, Detector, Recipe
+from pgoutlier.detector.recipes import DropColumns, Standardise
+from pgoutlier.models_store import artifact, registry
+from pgoutlier.models_store.artifact import ArtifactRefused
+from pgoutlier.models_store.registry import DetectorCache
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.versions import versions
 from tests.support import FEATURES, Table, attach_table, make_champion, make_detector, plain_recipe, register
-from worker.runtime import Runtime
-from worker.versions import versions
 
 # What is refused, and why, is no matter of the server.
 pytestmark = pytest.mark.postgres18

@@ -13,19 +13,19 @@ import psycopg
 import pytest
 from structlog.testing import capture_logs
 
-from db.errors import ModelError, SourceError
-from db.report import report_rows
-from db.training import training_rows
-from db.versions import version_rows
-from detector.drift import Reference
+from pgoutlier.db.errors import ModelError, SourceError
+from pgoutlier.db.report import report_rows
+from pgoutlier.db.training import training_rows
+from pgoutlier.db.versions import version_rows
+from pgoutlier.detector.drift import Reference
+from pgoutlier.worker.cli.report import ReportError, write_page
+from pgoutlier.worker.drift import measuring
+from pgoutlier.worker.jobs import job_control
+from pgoutlier.worker.report import of_source
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.training import training
+from pgoutlier.worker.upkeep import maintenance
 from tests.support import Table, attach_table, plain_recipe, quote
-from worker.cli.report import ReportError, write_page
-from worker.drift import measuring
-from worker.jobs import job_control
-from worker.report import of_source
-from worker.runtime import Runtime
-from worker.training import training
-from worker.upkeep import maintenance
 
 # Drawing takes a second each time, and the SQL is such that one PostgreSQL is like another.
 pytestmark = pytest.mark.postgres18
@@ -179,7 +179,7 @@ def test_the_command_writes_what_was_kept(shop: Table, environment: dict[str, st
     command = [
         sys.executable,
         "-m",
-        "worker.cli",
+        "pgoutlier.worker.cli",
         "report",
         "shop",
         "--version",

@@ -18,20 +18,20 @@ from kombu.exceptions import OperationalError as BrokerUnavailable
 from psycopg.rows import dict_row
 from typer.testing import CliRunner
 
-from db.errors import ScheduleError, SourceError
-from db.schedules import schedules as store
-from db.sql.statements import run
-from db.status import overview
+from pgoutlier.db.errors import ScheduleError, SourceError
+from pgoutlier.db.schedules import schedules as store
+from pgoutlier.db.sql.statements import run
+from pgoutlier.db.status import overview
+from pgoutlier.worker.app import app
+from pgoutlier.worker.cli import app as command_line
+from pgoutlier.worker.cli import context
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.schedules import schedule_control, scheduling
+from pgoutlier.worker.schedules.schedule_control import Change
+from pgoutlier.worker.schedules.scheduling import Call
+from pgoutlier.worker.training import training
 from tests.conftest import Connect
 from tests.support import Table
-from worker.app import app
-from worker.cli import app as command_line
-from worker.cli import context
-from worker.runtime import Runtime
-from worker.schedules import schedule_control, scheduling
-from worker.schedules.schedule_control import Change
-from worker.schedules.scheduling import Call
-from worker.training import training
 
 # The statements are plain; the tables are made by migrations, which run on each server.
 pytestmark = pytest.mark.postgres18
@@ -405,7 +405,7 @@ def test_an_operator_and_a_worker_may_do_what_they_have_to(
 ) -> None:
     from dataclasses import replace
 
-    from db.engine import make_engine
+    from pgoutlier.db.engine import make_engine
 
     url = runtime.engine.url.set(username=role).render_as_string(hide_password=False)
     with runtime.engine.begin() as connection:

@@ -7,13 +7,13 @@ from typing import Any
 import psycopg
 import pytest
 
-from db.errors import SourceError
+from pgoutlier.db.errors import SourceError
+from pgoutlier.worker.history import keeping
+from pgoutlier.worker.jobs import job_control
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.upkeep import maintenance
 from tests.conftest import Connect
 from tests.support import FEATURES, Table, attach_table, detach_table, make_detector, register
-from worker.history import keeping
-from worker.jobs import job_control
-from worker.runtime import Runtime
-from worker.upkeep import maintenance
 
 # Nothing here differs between versions of PostgreSQL.
 pytestmark = pytest.mark.postgres18

@@ -12,10 +12,14 @@ import numpy as np
 import psycopg
 import pytest
 
-from db.errors import ModelError, SourceError
-from db.sources import sources
-from detector import Detector, exceeds
-from detector.recipes import DropColumns, Standardise
+from pgoutlier.db.errors import ModelError, SourceError
+from pgoutlier.db.sources import sources
+from pgoutlier.detector import Detector, exceeds
+from pgoutlier.detector.recipes import DropColumns, Standardise
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.scoring import draining
+from pgoutlier.worker.upkeep import maintenance
+from pgoutlier.worker.versions import versions
 from tests.conftest import Connect
 from tests.support import (
     HUNG_SECONDS,
@@ -27,10 +31,6 @@ from tests.support import (
     until,
     waits,
 )
-from worker.runtime import Runtime
-from worker.scoring import draining
-from worker.upkeep import maintenance
-from worker.versions import versions
 
 User = psycopg.Connection[Any]
 

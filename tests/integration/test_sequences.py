@@ -9,19 +9,19 @@ import numpy as np
 import psycopg
 import pytest
 
-from db.engine import driver_connection
-from db.errors import ModelError
-from db.scoring import windows as sequences
-from db.training import training_rows
-from detector import Detector
-from detector.recipes import Recurrent
+from pgoutlier.db.engine import driver_connection
+from pgoutlier.db.errors import ModelError
+from pgoutlier.db.scoring import windows as sequences
+from pgoutlier.db.training import training_rows
+from pgoutlier.detector import Detector
+from pgoutlier.detector.recipes import Recurrent
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.scoring.batches import open_batch, settle
+from pgoutlier.worker.scoring.sequences import index_advice, require_order
+from pgoutlier.worker.training import training
+from pgoutlier.worker.upkeep import maintenance
 from tests.conftest import Connect
 from tests.support import Table, attach_table, make_detector, plain_recipe
-from worker.runtime import Runtime
-from worker.scoring.batches import open_batch, settle
-from worker.scoring.sequences import index_advice, require_order
-from worker.training import training
-from worker.upkeep import maintenance
 
 User = psycopg.Connection[Any]
 

@@ -10,14 +10,19 @@ import numpy as np
 import psycopg
 import pytest
 
-from db.ddl import installation
-from db.engine import driver_connection
-from db.errors import MissingPrivilege, ModelError
-from db.sql.statements import run
-from db.status import overview
-from db.versions import aliases
-from detector import Detector
-from detector.recipes import Recurrent
+from pgoutlier.db.ddl import installation
+from pgoutlier.db.engine import driver_connection
+from pgoutlier.db.errors import MissingPrivilege, ModelError
+from pgoutlier.db.sql.statements import run
+from pgoutlier.db.status import overview
+from pgoutlier.db.versions import aliases
+from pgoutlier.detector import Detector
+from pgoutlier.detector.recipes import Recurrent
+from pgoutlier.worker.cli.status import _note
+from pgoutlier.worker.runtime import Runtime, make_runtime
+from pgoutlier.worker.scoring.batches import open_batch, settle
+from pgoutlier.worker.upkeep import maintenance
+from pgoutlier.worker.versions import comparing, versions
 from tests.conftest import Connect
 from tests.support import (
     FEATURES,
@@ -29,11 +34,6 @@ from tests.support import (
     register,
     until,
 )
-from worker.cli.status import _note
-from worker.runtime import Runtime, make_runtime
-from worker.scoring.batches import open_batch, settle
-from worker.upkeep import maintenance
-from worker.versions import comparing, versions
 
 User = psycopg.Connection[Any]
 

@@ -8,15 +8,15 @@ from typing import Any
 import psycopg
 import pytest
 
-from db.sql.statements import run
-from db.status import overview
+from pgoutlier.db.sql.statements import run
+from pgoutlier.db.status import overview
+from pgoutlier.worker.jobs import job_control
+from pgoutlier.worker.notices import webhook_control
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.versions import versions
 from tests import cookbook
 from tests.cookbook import ANALYSTS, OPERATORS, PAGE, SHOP, SHOWN, Rows
 from tests.support import Table, attach_table, make_detector, register
-from worker.jobs import job_control
-from worker.notices import webhook_control
-from worker.runtime import Runtime
-from worker.versions import versions
 
 ROWS = """
 INSERT INTO shop.payments (id, customer, amount, items, online, is_fraud) VALUES

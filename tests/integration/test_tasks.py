@@ -14,10 +14,10 @@ import pytest
 from celery import Celery
 from sqlalchemy import make_url
 
-from db.sql.statements import run
-from db.status import overview
+from pgoutlier.db.sql.statements import run
+from pgoutlier.db.status import overview
+from pgoutlier.worker.runtime import Runtime
 from tests.support import Table, make_detector, register, until
-from worker.runtime import Runtime
 
 # A worker process is started for it; the statements behind the tasks are tested on both.
 pytestmark = pytest.mark.postgres18

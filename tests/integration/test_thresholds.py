@@ -10,17 +10,17 @@ import numpy as np
 import psycopg
 import pytest
 
-from db.errors import ModelError, SourceError
-from db.thresholds import what_if
-from db.thresholds.what_if import Scored
-from db.training import training_rows
-from db.versions import aliases
-from detector import exceeds, parse_threshold
+from pgoutlier.db.errors import ModelError, SourceError
+from pgoutlier.db.thresholds import what_if
+from pgoutlier.db.thresholds.what_if import Scored
+from pgoutlier.db.training import training_rows
+from pgoutlier.db.versions import aliases
+from pgoutlier.detector import exceeds, parse_threshold
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.thresholds import thresholds
+from pgoutlier.worker.training import training
 from tests.integration.conftest import Run
 from tests.support import FEATURES, Table, attach_table, make_detector, plain_recipe
-from worker.runtime import Runtime
-from worker.thresholds import thresholds
-from worker.training import training
 
 User = psycopg.Connection[Any]
 

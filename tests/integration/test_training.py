@@ -12,12 +12,12 @@ import pytest
 from psycopg.rows import dict_row
 from sqlalchemy import Connection
 
-from db.errors import ModelError, SourceError, TrainingBusy
-from db.versions import aliases, version_rows
-from detector import Progress
+from pgoutlier.db.errors import ModelError, SourceError, TrainingBusy
+from pgoutlier.db.versions import aliases, version_rows
+from pgoutlier.detector import Progress
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.training import training
 from tests.support import FEATURES, Table, attach_table, make_detector, plain_recipe, until
-from worker.runtime import Runtime
-from worker.training import training
 
 # The statements are plain; most tests train.
 pytestmark = pytest.mark.postgres18
@@ -26,9 +26,9 @@ User = psycopg.Connection[Any]
 
 SMALL = plain_recipe(name="small", epochs=2, early_stopping=None, batch_size=64)
 TRAIN = """
-from db.settings import load_settings
-from worker.training import training
-from worker.runtime import make_runtime
+from pgoutlier.db.settings import load_settings
+from pgoutlier.worker.training import training
+from pgoutlier.worker.runtime import make_runtime
 training.train(make_runtime(load_settings()), "payments")
 """
 LOCKS = (

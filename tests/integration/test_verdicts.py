@@ -14,23 +14,23 @@ from psycopg import sql
 from pydantic import SecretStr
 from sqlalchemy import make_url
 
-from db.ddl import installation
-from db.errors import SourceError, VerdictError
-from db.report import report_rows
-from db.scoring import features
-from db.source import labels
-from db.sql.identifiers import identifier
-from db.sql.statements import run as execute
-from db.status import overview
-from db.training import training_rows
-from db.verdicts.verdicts import Verdict
+from pgoutlier.db.ddl import installation
+from pgoutlier.db.errors import SourceError, VerdictError
+from pgoutlier.db.report import report_rows
+from pgoutlier.db.scoring import features
+from pgoutlier.db.source import labels
+from pgoutlier.db.sql.identifiers import identifier
+from pgoutlier.db.sql.statements import run as execute
+from pgoutlier.db.status import overview
+from pgoutlier.db.training import training_rows
+from pgoutlier.db.verdicts.verdicts import Verdict
+from pgoutlier.worker.runtime import Runtime, make_runtime
+from pgoutlier.worker.thresholds import thresholds
+from pgoutlier.worker.training import training
+from pgoutlier.worker.verdicts import judging
 from tests.conftest import Connect
 from tests.integration.conftest import Run
 from tests.support import FEATURES, Table, attach_table, detach_table, make_detector, plain_recipe, quote
-from worker.runtime import Runtime, make_runtime
-from worker.thresholds import thresholds
-from worker.training import training
-from worker.verdicts import judging
 
 User = psycopg.Connection[Any]
 

@@ -13,10 +13,13 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from db.errors import ModelError
-from detector.recipes import Recurrent
-from models_store import version_file
-from models_store.version_file import MAGIC
+from pgoutlier.db.errors import ModelError
+from pgoutlier.detector.recipes import Recurrent
+from pgoutlier.models_store import version_file
+from pgoutlier.models_store.version_file import MAGIC
+from pgoutlier.worker.runtime import make_runtime
+from pgoutlier.worker.upkeep import maintenance
+from pgoutlier.worker.versions import comparing, version_files, versions
 from tests.servers import Postgres
 from tests.support import (
     FEATURES,
@@ -28,9 +31,6 @@ from tests.support import (
     plain_recipe,
     register,
 )
-from worker.runtime import make_runtime
-from worker.upkeep import maintenance
-from worker.versions import comparing, version_files, versions
 
 # The statements are plain.
 pytestmark = pytest.mark.postgres18

@@ -21,18 +21,18 @@ from psycopg import sql
 from pydantic import SecretStr
 from sqlalchemy.exc import OperationalError
 
-from db.errors import DeliveryFailed, MissingPrivilege, SourceError, WebhookError
-from db.notices import deliveries
-from db.sources import sources
-from db.sql.statements import run as execute
-from db.status import overview
+from pgoutlier.db.errors import DeliveryFailed, MissingPrivilege, SourceError, WebhookError
+from pgoutlier.db.notices import deliveries
+from pgoutlier.db.sources import sources
+from pgoutlier.db.sql.statements import run as execute
+from pgoutlier.db.status import overview
+from pgoutlier.worker.notices import delivering, webhook_control
+from pgoutlier.worker.notices.delivering import DeliveryResult
+from pgoutlier.worker.runtime import make_runtime
 from tests.integration.conftest import Run
 from tests.receiver import KEY, SECRET, Receiver, receiving, status
 from tests.receiver import kill as kill_sender
 from tests.support import HUNG_SECONDS, Table, attach_table, until
-from worker.notices import delivering, webhook_control
-from worker.notices.delivering import DeliveryResult
-from worker.runtime import make_runtime
 
 # Nothing here differs between the versions of PostgreSQL.
 pytestmark = pytest.mark.postgres18
@@ -371,9 +371,9 @@ def test_a_webhook_that_hangs_does_not_hold_up_those_of_other_sources(
 
 SENDER = """
 import sys
-from db.settings import load_settings
-from worker.notices import delivering
-from worker.runtime import make_runtime
+from pgoutlier.db.settings import load_settings
+from pgoutlier.worker.notices import delivering
+from pgoutlier.worker.runtime import make_runtime
 delivering.deliver(make_runtime(load_settings()), "transactions")
 """
 

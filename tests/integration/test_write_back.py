@@ -15,19 +15,22 @@ from hypothesis import settings as examples
 from psycopg import sql
 from sqlalchemy import Connection
 
-from db import migrate
-from db.ddl import core_objects, installation
-from db.engine import make_engine
-from db.errors import MissingPrivilege, SchemaNotReady, SourceError
-from db.scoring import queue, write_back
-from db.scoring.features import read_claimed
-from db.source.definition import Feature, SourceDefinition
-from db.sources import attach, sources
-from db.sources.attach import AttachRequest
-from db.sql.identifiers import CHANNEL
-from db.sql.statements import run as execute
-from db.status import overview
-from models_store import registry
+from pgoutlier.db import migrate
+from pgoutlier.db.ddl import core_objects, installation
+from pgoutlier.db.engine import make_engine
+from pgoutlier.db.errors import MissingPrivilege, SchemaNotReady, SourceError
+from pgoutlier.db.scoring import queue, write_back
+from pgoutlier.db.scoring.features import read_claimed
+from pgoutlier.db.source.definition import Feature, SourceDefinition
+from pgoutlier.db.sources import attach, sources
+from pgoutlier.db.sources.attach import AttachRequest
+from pgoutlier.db.sql.identifiers import CHANNEL
+from pgoutlier.db.sql.statements import run as execute
+from pgoutlier.db.status import overview
+from pgoutlier.models_store import registry
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.scoring.batches import score_claimed
+from pgoutlier.worker.sources import filling
 from tests.conftest import Connect
 from tests.integration.conftest import Run
 from tests.integration.test_attach import objects, refusal
@@ -46,9 +49,6 @@ from tests.support import (
     waits,
 )
 from tests.unit.test_identifiers import NAMES
-from worker.runtime import Runtime
-from worker.scoring.batches import score_claimed
-from worker.sources import filling
 
 User = psycopg.Connection[Any]
 ASKED: dict[str, Any] = {"relation": "transactions", "key": "id", "features": "amount,hour,distance"}

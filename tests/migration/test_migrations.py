@@ -10,16 +10,18 @@ import psycopg
 import pytest
 from sqlalchemy import Engine, text
 
-from db import migrate
-from db.engine import make_engine
-from db.errors import MissingPrivilege, SchemaNotReady
+from pgoutlier.db import migrate
+from pgoutlier.db.engine import make_engine
+from pgoutlier.db.errors import MissingPrivilege, SchemaNotReady
+from pgoutlier.worker.notices import webhook_control
+from pgoutlier.worker.versions import versions
 from tests.conftest import Connect
 from tests.servers import Postgres
 from tests.support import Table, detach_table, register
-from worker.notices import webhook_control
-from worker.versions import versions
 
-UPGRADE = "import sys; from db import engine, migrate; migrate.upgrade(engine.make_engine(sys.argv[1]))"
+UPGRADE = (
+    "import sys; from pgoutlier.db import engine, migrate; migrate.upgrade(engine.make_engine(sys.argv[1]))"
+)
 
 
 @pytest.fixture

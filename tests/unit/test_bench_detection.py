@@ -14,7 +14,6 @@ import pytest
 from scipy.special import ndtri
 from typer.testing import CliRunner
 
-import detector
 from benchmarks.detection import sets
 from benchmarks.detection.__main__ import BEGIN, END, app
 from benchmarks.detection.baselines import (
@@ -27,6 +26,7 @@ from benchmarks.detection.measure import Measured, measure, measure_all
 from benchmarks.detection.methods import MADE_FOR, PEERS, Method, methods
 from benchmarks.detection.sets import Split
 from benchmarks.detection.tables import grids, markdown, mean_ranks
+from pgoutlier import detector
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "peers.md"

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from worker.cli.on_demand import load
-from worker.processes import plans
+from pgoutlier.worker.cli.on_demand import load
+from pgoutlier.worker.processes import plans
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -109,7 +109,7 @@ def test_there_is_one_service_a_process() -> None:
 @pytest.mark.parametrize("name", LONG_RUNNING)
 def test_a_service_runs_the_same_command_as_up(name: str) -> None:
     plan = next(plan for plan in plans(score_threads=2) if plan.name == name)
-    program = {"celery": ["-m", "celery"], "pgoutlier": ["-m", "worker.cli"]}
+    program = {"celery": ["-m", "celery"], "pgoutlier": ["-m", "pgoutlier.worker.cli"]}
     first, *rest = defaults(SERVICES[name]["command"])
     assert [*program[first], *rest] == plan.command[1:]
 

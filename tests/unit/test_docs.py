@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-import detector
-from worker.cli.on_demand import load
-from worker.processes import plans
+from pgoutlier import detector
+from pgoutlier.worker.cli.on_demand import load
+from pgoutlier.worker.processes import plans
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -26,8 +26,8 @@ PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 # In a process of its own, because Celery reads its configuration once, and would start the embedded servers for it.
 TASKS = """
 import inspect, json
-from worker import tasks
-from worker.app import app
+from pgoutlier.worker import tasks
+from pgoutlier.worker.app import app
 found = {}
 for name, task in app.tasks.items():
     if task.run.__module__ == tasks.__name__:
@@ -115,14 +115,14 @@ def test_every_task_is_documented_with_its_arguments_and_queue(tasks: dict[str, 
 
 
 def test_every_task_is_called_once_on_the_page(tasks: dict[str, list[Any]]) -> None:
-    called = re.findall(r"celery -A worker call ([a-z_.]+)", read("tasks.md"))
+    called = re.findall(r"celery -A pgoutlier.worker call ([a-z_.]+)", read("tasks.md"))
     assert sorted(called) == sorted(tasks)
 
 
 def test_the_process_command_lines_are_those_of_up() -> None:
     block = re.search(r"^```sh\n(celery .*?)^```", read("operations.md"), re.MULTILINE | re.DOTALL)
     assert block is not None
-    programs = {"celery": ["-m", "celery"], "pgoutlier": ["-m", "worker.cli"]}
+    programs = {"celery": ["-m", "celery"], "pgoutlier": ["-m", "pgoutlier.worker.cli"]}
     shown = [shlex.split(line) for line in block[1].splitlines()]
     assert [[*programs[first], *rest] for first, *rest in shown] == [
         plan.command[1:] for plan in plans(score_threads=2)
@@ -190,8 +190,8 @@ def test_every_recipe_is_described() -> None:
 
 
 def test_every_transform_and_label_is_explained() -> None:
-    from db.source.definition import TRANSFORMS
-    from db.source.labels import FRAUD_LABELS
+    from pgoutlier.db.source.definition import TRANSFORMS
+    from pgoutlier.db.source.labels import FRAUD_LABELS
 
     guide = read("guide.md")
     assert all(f"`{name}(" in guide for name in TRANSFORMS)

@@ -16,11 +16,11 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from detector import recipe_named
-from worker import cli
-from worker.evaluation.run import Evaluation, evaluate
-from worker.evaluation.splits import Split
-from worker.evaluation.table import Columns, load
+from pgoutlier.detector import recipe_named
+from pgoutlier.worker import cli
+from pgoutlier.worker.evaluation.run import Evaluation, evaluate
+from pgoutlier.worker.evaluation.splits import Split
+from pgoutlier.worker.evaluation.table import Columns, load
 
 RECIPE = "ecg-dense-32-16-8"
 PROMISED = {
@@ -115,7 +115,17 @@ def test_a_process_with_no_server_prints_one_line_of_every_figure(data: Path, tm
         "--json",
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "worker.cli", "evaluate", "--data", data, "--recipe", RECIPE, *options],
+        [
+            sys.executable,
+            "-m",
+            "pgoutlier.worker.cli",
+            "evaluate",
+            "--data",
+            data,
+            "--recipe",
+            RECIPE,
+            *options,
+        ],
         capture_output=True,
         text=True,
         env={**os.environ, **nowhere},

@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
-from detector import recipe_named
-from worker.demo.dataset import from_file
-from worker.evaluation import splits
-from worker.evaluation.files import FileError, read_table
-from worker.evaluation.splits import Split
-from worker.evaluation.table import Columns, Condition, EvaluationError, load
+from pgoutlier.detector import recipe_named
+from pgoutlier.worker.demo.dataset import from_file
+from pgoutlier.worker.evaluation import splits
+from pgoutlier.worker.evaluation.files import FileError, read_table
+from pgoutlier.worker.evaluation.splits import Split
+from pgoutlier.worker.evaluation.table import Columns, Condition, EvaluationError, load
 
 FRAME = pd.DataFrame({"a": [1.5, 2.5, 4.0], "b": [1, 2, 3], "label": [0, 1, 0]})
 

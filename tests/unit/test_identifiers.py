@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
-from db.errors import SourceError
-from db.sql.identifiers import (
+from pgoutlier.db.errors import SourceError
+from pgoutlier.db.sql.identifiers import (
     MAX_IDENTIFIER_BYTES,
     Relation,
     check_source_name,
@@ -26,7 +26,7 @@ from db.sql.identifiers import (
     parse_relation,
     split_identifiers,
 )
-from db.sql.statements import as_text, compose
+from pgoutlier.db.sql.statements import as_text, compose
 from tests.servers import Postgres
 
 ODD = st.sampled_from(list("%\"'`.,;:()[]{}$\\ \t\nAaÉé😀_0 -/*?#\x7f\x01\u202e\u00a0"))

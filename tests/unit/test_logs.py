@@ -8,7 +8,7 @@ import sys
 import pytest
 import structlog
 
-from worker.logs import configure_logs
+from pgoutlier.worker.logs import configure_logs
 
 
 def test_a_log_goes_to_the_standard_error_of_the_moment(capsys: pytest.CaptureFixture[str]) -> None:

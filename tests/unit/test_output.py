@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from worker.cli import status
-from worker.console import print_table
+from pgoutlier.worker.cli import status
+from pgoutlier.worker.console import print_table
 
 
 def test_text_of_others_does_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

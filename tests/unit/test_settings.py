@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from db.engine import make_engine
-from db.errors import SettingsError
-from db.settings import load_settings
+from pgoutlier.db.engine import make_engine
+from pgoutlier.db.errors import SettingsError
+from pgoutlier.db.settings import load_settings
 
 SECRET = "hunter2"
 

@@ -7,7 +7,16 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from worker.demo.simulator import ENTITY, FEATURES, FRAUD_SHARES, KEY, NORMAL, TIME, Simulation, simulate
+from pgoutlier.worker.demo.simulator import (
+    ENTITY,
+    FEATURES,
+    FRAUD_SHARES,
+    KEY,
+    NORMAL,
+    TIME,
+    Simulation,
+    simulate,
+)
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from db.errors import ScheduleError
-from db.tables import CRONTAB_PATTERN
-from worker.schedules.timing import Timing, crontab, interval
+from pgoutlier.db.errors import ScheduleError
+from pgoutlier.db.tables import CRONTAB_PATTERN
+from pgoutlier.worker.schedules.timing import Timing, crontab, interval
 
 # Zones whose clocks change by an hour, by half an hour, at midnight, by a day, and never.
 ZONES = (

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from db.errors import VerdictError
-from db.verdicts.verdicts import VERDICTS, Verdict
-from worker.verdicts import verdict_csv
+from pgoutlier.db.errors import VerdictError
+from pgoutlier.db.verdicts.verdicts import VERDICTS, Verdict
+from pgoutlier.worker.verdicts import verdict_csv
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=20)
 ROWS = st.lists(st.tuples(TEXTS.filter(bool), st.sampled_from(VERDICTS), TEXTS), max_size=8)

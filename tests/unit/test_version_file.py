@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models_store import artifact, version_file
-from models_store.version_file import MAGIC, FileRefused, Header, Origin, VersionFile
+from pgoutlier.models_store import artifact, version_file
+from pgoutlier.models_store.version_file import MAGIC, FileRefused, Header, Origin, VersionFile
 from tests.support import FEATURES, make_detector
 
 KEY = "a key"

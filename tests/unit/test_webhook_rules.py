@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from db.errors import WebhookError
-from db.notices.webhook_secret import keys_of
-from db.settings import Settings
+from pgoutlier.db.errors import WebhookError
+from pgoutlier.db.notices.webhook_secret import keys_of
+from pgoutlier.db.settings import Settings
+from pgoutlier.worker.notices import webhook_messages, webhook_url
+from pgoutlier.worker.notices.http_post import Answer
+from pgoutlier.worker.notices.webhook_signature import headers
 from tests.receiver import KEY, SECRET, Received
-from worker.notices import webhook_messages, webhook_url
-from worker.notices.http_post import Answer
-from worker.notices.webhook_signature import headers
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 NAMES = st.lists(

@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from worker.cli.on_demand import OnDemand
+from pgoutlier.worker.cli.on_demand import OnDemand
 
 app = typer.Typer(
     name="pgoutlier",
@@ -52,8 +52,8 @@ def _explained(error: Exception) -> tuple[str | None, int]:
     from kombu.exceptions import OperationalError as BrokerUnavailable
     from sqlalchemy.exc import DBAPIError
 
-    from db.embedded import EmbeddedServerError
-    from db.errors import PgoutlierError, first_line
+    from pgoutlier.db.embedded import EmbeddedServerError
+    from pgoutlier.db.errors import PgoutlierError, first_line
 
     if isinstance(error, PgoutlierError | EmbeddedServerError):
         return str(error), getattr(error, "exit_code", 1)
@@ -67,7 +67,7 @@ def _explained(error: Exception) -> tuple[str | None, int]:
 
 
 def _fail(sentence: str, exit_code: int) -> NoReturn:
-    from worker.console import errors
+    from pgoutlier.worker.console import errors
 
     errors.print(f"pgoutlier: {sentence}", style="red", highlight=False, markup=False, soft_wrap=True)
     sys.exit(exit_code)

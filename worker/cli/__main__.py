@@ -1,5 +1,5 @@
-"""python -m worker.cli"""
+"""python -m pgoutlier.worker.cli"""
 
-from worker.cli import main
+from pgoutlier.worker.cli import main
 
 main()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from worker.cli import challenger, versions
-from worker.cli.models import models
+from pgoutlier.worker.cli import challenger, versions
+from pgoutlier.worker.cli.models import models
 
 models.command("challenge")(challenger.challenge)
 models.command("compare")(challenger.compare)

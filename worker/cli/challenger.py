@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-from db.errors import ModelError
-from worker.cli.arguments import AsJson, Reason, SourceName
-from worker.cli.context import open_runtime
-from worker.console import console, print_json, print_table
-from worker.versions import comparing, versions
+from pgoutlier.db.errors import ModelError
+from pgoutlier.worker.cli.arguments import AsJson, Reason, SourceName
+from pgoutlier.worker.cli.context import open_runtime
+from pgoutlier.worker.console import console, print_json, print_table
+from pgoutlier.worker.versions import comparing, versions
 
 
 def challenge(

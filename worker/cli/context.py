@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from db import embedded, migrate
-from db.errors import SchemaNotReady
-from db.settings import Settings, load_settings
-from worker.console import errors
-from worker.logs import configure_logs
-from worker.runtime import Runtime, make_runtime
+from pgoutlier.db import embedded, migrate
+from pgoutlier.db.errors import SchemaNotReady
+from pgoutlier.db.settings import Settings, load_settings
+from pgoutlier.worker.console import errors
+from pgoutlier.worker.logs import configure_logs
+from pgoutlier.worker.runtime import Runtime, make_runtime
 
 
 def settings_with_servers() -> Settings:

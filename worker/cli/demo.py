@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
-from db.settings import load_settings
-from worker.console import console, errors, print_json
-from worker.logs import configure_logs
+from pgoutlier.db.settings import load_settings
+from pgoutlier.worker.console import console, errors, print_json
+from pgoutlier.worker.logs import configure_logs
 
 
 def demo(
@@ -39,8 +39,8 @@ def demo(
     left unscored or scored twice, or a process died.
     """
     # What the demo is made of takes a second to import, which other commands need not wait for.
-    from worker.demo import dataset as datasets
-    from worker.demo import run, show
+    from pgoutlier.worker.demo import dataset as datasets
+    from pgoutlier.worker.demo import run, show
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     out = errors if as_json else console

@@ -16,19 +16,19 @@ from rich.markup import escape
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from db import migrate
-from db.errors import PgoutlierError, first_line
-from db.schedules import schedules as schedule_store
-from db.source import catalog
-from db.sources import sources
-from db.status import overview
-from worker.cli.arguments import AsJson
-from worker.cli.context import open_runtime, settings_with_servers
-from worker.cli.doctor_source import Finding, of_source
-from worker.console import console, print_json
-from worker.runtime import server_urls
-from worker.schedules import schedule_control
-from worker.status.status import alive_workers
+from pgoutlier.db import migrate
+from pgoutlier.db.errors import PgoutlierError, first_line
+from pgoutlier.db.schedules import schedules as schedule_store
+from pgoutlier.db.source import catalog
+from pgoutlier.db.sources import sources
+from pgoutlier.db.status import overview
+from pgoutlier.worker.cli.arguments import AsJson
+from pgoutlier.worker.cli.context import open_runtime, settings_with_servers
+from pgoutlier.worker.cli.doctor_source import Finding, of_source
+from pgoutlier.worker.console import console, print_json
+from pgoutlier.worker.runtime import server_urls
+from pgoutlier.worker.schedules import schedule_control
+from pgoutlier.worker.status.status import alive_workers
 
 _OLDEST_POSTGRES = 150_000
 _CLOCK_SECONDS = 2.0
@@ -145,7 +145,7 @@ def _beat(connection: Connection) -> Finding:
         "beat",
         False,
         f"{last}; nothing is swept, retrained or pruned",
-        "pgoutlier up, or: celery -A worker beat; if it runs, see its log: it may not reach the broker",
+        "pgoutlier up, or: celery -A pgoutlier.worker beat; if it runs, see its log: it may not reach the broker",
     )
 
 
@@ -171,5 +171,5 @@ def _workers() -> Iterator[Finding]:
             f"queue {queue}",
             queue in taken,
             f"taken by {', '.join(names)}" if names else "no worker takes from it",
-            "" if names else f"pgoutlier up, or: celery -A worker worker -Q {queue}",
+            "" if names else f"pgoutlier up, or: celery -A pgoutlier.worker worker -Q {queue}",
         )

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 from sqlalchemy import Connection
 
-from db.ddl import installation, written_columns
-from db.errors import PgoutlierError, first_line
-from db.notices import notices
-from db.scoring import write_back
-from db.source import catalog
-from db.sources.sources import Source
-from db.status import overview
-from db.versions import aliases
-from detector import Recipe
-from models_store import registry
-from models_store.artifact import ArtifactRefused
-from worker.runtime import Runtime
-from worker.scoring.sequences import index_advice, require_order
+from pgoutlier.db.ddl import installation, written_columns
+from pgoutlier.db.errors import PgoutlierError, first_line
+from pgoutlier.db.notices import notices
+from pgoutlier.db.scoring import write_back
+from pgoutlier.db.source import catalog
+from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.status import overview
+from pgoutlier.db.versions import aliases
+from pgoutlier.detector import Recipe
+from pgoutlier.models_store import registry
+from pgoutlier.models_store.artifact import ArtifactRefused
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.scoring.sequences import index_advice, require_order
 
 
 @dataclass(frozen=True)

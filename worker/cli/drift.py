@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from db.drift import drift_reports
-from db.errors import ModelError
-from db.sources import sources
-from worker.cli.arguments import AsJson, SourceName
-from worker.cli.context import open_runtime
-from worker.console import console, print_json, print_table
-from worker.drift import measuring
+from pgoutlier.db.drift import drift_reports
+from pgoutlier.db.errors import ModelError
+from pgoutlier.db.sources import sources
+from pgoutlier.worker.cli.arguments import AsJson, SourceName
+from pgoutlier.worker.cli.context import open_runtime
+from pgoutlier.worker.console import console, print_json, print_table
+from pgoutlier.worker.drift import measuring
 
 _FEATURES_SHOWN = 15
 

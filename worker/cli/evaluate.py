@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-import detector
-from worker.cli.report import write_evaluation
-from worker.console import console, epoch_bar, new_table, print_json
-from worker.training.recipes import chosen_recipe
+from pgoutlier import detector
+from pgoutlier.worker.cli.report import write_evaluation
+from pgoutlier.worker.console import console, epoch_bar, new_table, print_json
+from pgoutlier.worker.training.recipes import chosen_recipe
 
 
 def evaluate(
@@ -84,9 +84,9 @@ def evaluate(
     Example: pgoutlier evaluate --data creditcard.csv.gz --recipe default --label Class --time Time --split time
     """
     # These take a second to import, which other commands need not wait for.
-    from worker.evaluation import figures, splits
-    from worker.evaluation import table as tables
-    from worker.evaluation.run import evaluate as evaluate_recipe
+    from pgoutlier.worker.evaluation import figures, splits
+    from pgoutlier.worker.evaluation import table as tables
+    from pgoutlier.worker.evaluation.run import evaluate as evaluate_recipe
 
     recipes = [chosen_recipe(name) for name in recipe]
     chosen = splits.chosen(recipes[0], order=split, test_size=test_size, seed=seed)

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from worker.cli.arguments import AsJson, SourceName
-from worker.cli.context import open_runtime
-from worker.console import console, print_json, print_table
-from worker.history import keeping
+from pgoutlier.worker.cli.arguments import AsJson, SourceName
+from pgoutlier.worker.cli.context import open_runtime
+from pgoutlier.worker.console import console, print_json, print_table
+from pgoutlier.worker.history import keeping
 
 history = typer.Typer(
     no_args_is_help=True,

@@ -8,16 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from db.errors import ModelError
-from db.versions import aliases
-from worker import tasks
-from worker.cli.arguments import AsJson, SourceName
-from worker.cli.context import open_runtime
-from worker.console import console, errors, new_bar, print_json, print_table, seconds_text, share
-from worker.jobs import job_control
-from worker.jobs.job_control import Started
-from worker.runtime import Runtime
-from worker.versions import versions
+from pgoutlier.db.errors import ModelError
+from pgoutlier.db.versions import aliases
+from pgoutlier.worker import tasks
+from pgoutlier.worker.cli.arguments import AsJson, SourceName
+from pgoutlier.worker.cli.context import open_runtime
+from pgoutlier.worker.console import console, errors, new_bar, print_json, print_table, seconds_text, share
+from pgoutlier.worker.jobs import job_control
+from pgoutlier.worker.jobs.job_control import Started
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.versions import versions
 
 _LOOK_SECONDS = 0.25
 _HINT_AFTER_SECONDS = 8.0

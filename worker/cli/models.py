@@ -7,16 +7,16 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-import detector
-from db.sources import sources
-from db.versions import version_rows
-from worker.cli.arguments import AsJson, Reason, SourceName, Version
-from worker.cli.context import open_runtime
-from worker.console import console, epoch_bar, print_json, print_table
-from worker.runtime import Runtime
-from worker.training import gate, training
-from worker.training.training import TrainedVersion
-from worker.versions import versions
+from pgoutlier import detector
+from pgoutlier.db.sources import sources
+from pgoutlier.db.versions import version_rows
+from pgoutlier.worker.cli.arguments import AsJson, Reason, SourceName, Version
+from pgoutlier.worker.cli.context import open_runtime
+from pgoutlier.worker.console import console, epoch_bar, print_json, print_table
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.training import gate, training
+from pgoutlier.worker.training.training import TrainedVersion
+from pgoutlier.worker.versions import versions
 
 models = typer.Typer(no_args_is_help=True, help="Versions of a source's model, and which one scores.")
 
@@ -46,7 +46,7 @@ def train(
     """Fit a new version on the newest normal rows, with progress."""
     runtime = open_runtime()
     if queue:
-        from worker.tasks import train as task
+        from pgoutlier.worker.tasks import train as task
 
         training.plan(runtime, source, recipe_name=recipe, threshold=threshold)
         task.apply_async(

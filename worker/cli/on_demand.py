@@ -186,7 +186,7 @@ def load(entries: Iterable[Entry] = ENTRIES) -> TyperGroup:
     whole.callback()(lambda: None)
     for entry in entries:
         module, attribute = entry.place.split(".")
-        found = getattr(import_module(f"worker.cli.{module}"), attribute)
+        found = getattr(import_module(f"pgoutlier.worker.cli.{module}"), attribute)
         if isinstance(found, typer.Typer):
             _flowing(found)
             whole.add_typer(found, name=entry.name, rich_help_panel=entry.panel)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from db.errors import PgoutlierError
-from worker.cli.arguments import AsJson
-from worker.cli.context import open_runtime
-from worker.console import console, epoch_bar, errors, print_json
-from worker.training.recipes import chosen_recipe
+from pgoutlier.db.errors import PgoutlierError
+from pgoutlier.worker.cli.arguments import AsJson
+from pgoutlier.worker.cli.context import open_runtime
+from pgoutlier.worker.console import console, epoch_bar, errors, print_json
+from pgoutlier.worker.training.recipes import chosen_recipe
 
 if TYPE_CHECKING:
-    from worker.evaluation.run import Evaluation
+    from pgoutlier.worker.evaluation.run import Evaluation
 
 
 class ReportError(PgoutlierError):
@@ -100,7 +100,7 @@ def report(
 
 def _page_of_source(source: str, version: int | None, rows: int) -> tuple[int, str]:
     runtime = open_runtime()
-    from worker.report import of_source
+    from pgoutlier.worker.report import of_source
 
     with _drawing():
         if version is not None:
@@ -109,8 +109,8 @@ def _page_of_source(source: str, version: int | None, rows: int) -> tuple[int, s
 
 
 def _page_of_file(path: Path, columns: dict[str, Any], recipe_name: str, *, header: bool) -> str:
-    from worker.evaluation import run, splits, table
-    from worker.report.of_evaluation import evaluation_page
+    from pgoutlier.worker.evaluation import run, splits, table
+    from pgoutlier.worker.report.of_evaluation import evaluation_page
 
     recipe = chosen_recipe(recipe_name)
     loaded = table.load(
@@ -124,7 +124,7 @@ def _page_of_file(path: Path, columns: dict[str, Any], recipe_name: str, *, head
 
 def write_evaluation(path: Path, evaluation: Evaluation) -> None:
     """Draw the report of an evaluation into a file. Raises ReportError if it cannot be written."""
-    from worker.report.of_evaluation import evaluation_page
+    from pgoutlier.worker.report.of_evaluation import evaluation_page
 
     with _drawing():
         page = evaluation_page(evaluation)

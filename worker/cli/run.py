@@ -14,18 +14,18 @@ from rich.markup import escape
 from rich.text import Text
 from sqlalchemy import make_url
 
-from db import embedded, migrate
-from db.errors import SettingsError
-from db.settings import load_settings
-from db.sql.statements import as_text, run
-from db.status import overview
-from worker.cli.arguments import AsJson
-from worker.cli.context import data_dir_text, open_runtime, settings_with_servers
-from worker.console import console, print_json
-from worker.listener import listen
-from worker.logs import configure_logs
-from worker.processes import Supervisor, plans
-from worker.runtime import server_urls
+from pgoutlier.db import embedded, migrate
+from pgoutlier.db.errors import SettingsError
+from pgoutlier.db.settings import load_settings
+from pgoutlier.db.sql.statements import as_text, run
+from pgoutlier.db.status import overview
+from pgoutlier.worker.cli.arguments import AsJson
+from pgoutlier.worker.cli.context import data_dir_text, open_runtime, settings_with_servers
+from pgoutlier.worker.console import console, print_json
+from pgoutlier.worker.listener import listen
+from pgoutlier.worker.logs import configure_logs
+from pgoutlier.worker.processes import Supervisor, plans
+from pgoutlier.worker.runtime import server_urls
 
 _COLOURS = {"score": "cyan", "train": "magenta", "beat": "yellow", "listener": "green"}
 
@@ -77,8 +77,8 @@ def listener() -> None:
     configure_logs(settings.log_format)
     database_url, _ = server_urls(settings)
     conninfo = make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
-    from worker.app import ring
-    from worker.tasks import ask_for_delivery, ask_for_drain, deliver_all, drain_all
+    from pgoutlier.worker.app import ring
+    from pgoutlier.worker.tasks import ask_for_delivery, ask_for_drain, deliver_all, drain_all
 
     def catch_up() -> None:
         ring(drain_all)

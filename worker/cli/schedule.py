@@ -9,13 +9,13 @@ from zoneinfo import ZoneInfo
 
 import typer
 
-from db.errors import ScheduleError
-from worker.cli.arguments import AsJson
-from worker.cli.context import open_runtime
-from worker.cli.status import parse_duration
-from worker.console import console, print_json, print_table
-from worker.schedules import schedule_control
-from worker.schedules.schedule_control import Change
+from pgoutlier.db.errors import ScheduleError
+from pgoutlier.worker.cli.arguments import AsJson
+from pgoutlier.worker.cli.context import open_runtime
+from pgoutlier.worker.cli.status import parse_duration
+from pgoutlier.worker.console import console, print_json, print_table
+from pgoutlier.worker.schedules import schedule_control
+from pgoutlier.worker.schedules.schedule_control import Change
 
 schedule = typer.Typer(
     no_args_is_help=True,

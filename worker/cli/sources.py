@@ -6,22 +6,22 @@ from typing import Annotated
 
 import typer
 
-import detector
-from db.ddl import core_objects, installation
-from db.scoring import quarantine as quarantine_store
-from db.source.definition import WRITTEN_COLUMNS
-from db.sources import attach as attaching
-from db.sources import sources as source_store
-from db.sources.attach import AttachRequest
-from worker import tasks
-from worker.cli.arguments import AsJson, SourceName
-from worker.cli.context import open_runtime
-from worker.console import console, print_json, print_table
-from worker.jobs import job_control
-from worker.scoring.sequences import index_advice, require_order
-from worker.sources import filling
-from worker.training import recipes
-from worker.upkeep import maintenance
+from pgoutlier import detector
+from pgoutlier.db.ddl import core_objects, installation
+from pgoutlier.db.scoring import quarantine as quarantine_store
+from pgoutlier.db.source.definition import WRITTEN_COLUMNS
+from pgoutlier.db.sources import attach as attaching
+from pgoutlier.db.sources import sources as source_store
+from pgoutlier.db.sources.attach import AttachRequest
+from pgoutlier.worker import tasks
+from pgoutlier.worker.cli.arguments import AsJson, SourceName
+from pgoutlier.worker.cli.context import open_runtime
+from pgoutlier.worker.console import console, print_json, print_table
+from pgoutlier.worker.jobs import job_control
+from pgoutlier.worker.scoring.sequences import index_advice, require_order
+from pgoutlier.worker.sources import filling
+from pgoutlier.worker.training import recipes
+from pgoutlier.worker.upkeep import maintenance
 
 
 def attach(

@@ -10,12 +10,20 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from db.errors import SourceError
-from db.sources import sources
-from db.status import overview
-from worker.cli.arguments import AsJson, SourceName
-from worker.cli.context import open_runtime, settings_with_servers
-from worker.console import console, new_table, print_json, print_table, seconds_text, share, top_features_text
+from pgoutlier.db.errors import SourceError
+from pgoutlier.db.sources import sources
+from pgoutlier.db.status import overview
+from pgoutlier.worker.cli.arguments import AsJson, SourceName
+from pgoutlier.worker.cli.context import open_runtime, settings_with_servers
+from pgoutlier.worker.console import (
+    console,
+    new_table,
+    print_json,
+    print_table,
+    seconds_text,
+    share,
+    top_features_text,
+)
 
 _WATCH_SECONDS = 1.5
 _AGO = re.compile(r"^(\d+(?:\.\d+)?)\s*(s|m|h|d)$")
@@ -29,7 +37,9 @@ def status(
     ] = False,
 ) -> None:
     """Sources, queues, rates, champions, trainings, quarantine and workers at a glance."""
-    from worker.status import status as status_figures  # with it comes Celery, which `flagged` does without
+    from pgoutlier.worker.status import (
+        status as status_figures,  # with it comes Celery, which `flagged` does without
+    )
 
     settings_with_servers()
     if as_json:
@@ -126,7 +136,7 @@ def _workers_text(figures: dict[str, Any]) -> str:
 def _schedules_text(figures: dict[str, Any]) -> str:
     """What comes next; what is sent every few seconds is left out."""
     if not figures["beats"]:
-        return "No beat runs: no sweep, no retraining. Start one: pgoutlier up, or celery -A worker beat"
+        return "No beat runs: no sweep, no retraining. Start one: pgoutlier up, or celery -A pgoutlier.worker beat"
     coming = [
         s
         for s in figures["schedules"]

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from db.errors import ModelError, SourceError
-from worker.cli.arguments import AsJson, SourceName
-from worker.cli.context import open_runtime
-from worker.cli.status import parse_duration
-from worker.console import console, new_table, print_json
-from worker.thresholds import thresholds
+from pgoutlier.db.errors import ModelError, SourceError
+from pgoutlier.worker.cli.arguments import AsJson, SourceName
+from pgoutlier.worker.cli.context import open_runtime
+from pgoutlier.worker.cli.status import parse_duration
+from pgoutlier.worker.console import console, new_table, print_json
+from pgoutlier.worker.thresholds import thresholds
 
 LONGEST = timedelta(days=36_525)
 

@@ -12,15 +12,15 @@ from typing import Annotated, BinaryIO
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from db.errors import VerdictError
-from db.sources import sources
-from db.verdicts import verdicts as verdict_log
-from db.verdicts.verdicts import Verdict
-from worker.cli.arguments import AsJson, SourceName
-from worker.cli.context import open_runtime
-from worker.console import console, errors, print_json, print_table
-from worker.verdicts import judging, verdict_csv
-from worker.verdicts.judging import Given
+from pgoutlier.db.errors import VerdictError
+from pgoutlier.db.sources import sources
+from pgoutlier.db.verdicts import verdicts as verdict_log
+from pgoutlier.db.verdicts.verdicts import Verdict
+from pgoutlier.worker.cli.arguments import AsJson, SourceName
+from pgoutlier.worker.cli.context import open_runtime
+from pgoutlier.worker.console import console, errors, print_json, print_table
+from pgoutlier.worker.verdicts import judging, verdict_csv
+from pgoutlier.worker.verdicts.judging import Given
 
 _FORM = "write: pgoutlier label SOURCE KEY... fraud|normal|withdrawn, or: pgoutlier label SOURCE --csv FILE"
 

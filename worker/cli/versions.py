@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from worker.cli.arguments import AsJson, SourceName, Version
-from worker.cli.context import open_runtime
-from worker.cli.models import print_history
-from worker.console import console, plain, print_json, print_table
-from worker.versions import comparing, version_files, versions
+from pgoutlier.worker.cli.arguments import AsJson, SourceName, Version
+from pgoutlier.worker.cli.context import open_runtime
+from pgoutlier.worker.cli.models import print_history
+from pgoutlier.worker.console import console, plain, print_json, print_table
+from pgoutlier.worker.versions import comparing, version_files, versions
 
 Tag = Annotated[str, typer.Argument(help="Letters, digits, dots, hyphens and underscores.")]
 File = Annotated[Path, typer.Argument(help="The file.")]

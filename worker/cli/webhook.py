@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from db.errors import WebhookError
-from worker.cli.arguments import AsJson, SourceName
-from worker.cli.context import open_runtime
-from worker.console import console, print_json, print_table
-from worker.notices import webhook_control
+from pgoutlier.db.errors import WebhookError
+from pgoutlier.worker.cli.arguments import AsJson, SourceName
+from pgoutlier.worker.cli.context import open_runtime
+from pgoutlier.worker.console import console, print_json, print_table
+from pgoutlier.worker.notices import webhook_control
 
 webhook = typer.Typer(
     no_args_is_help=True,

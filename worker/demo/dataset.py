@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from db.errors import PgoutlierError
-from db.source.labels import FRAUD_LABELS
-from worker.demo import simulator
-from worker.evaluation.files import check_header, column_names, read_table
+from pgoutlier.db.errors import PgoutlierError
+from pgoutlier.db.source.labels import FRAUD_LABELS
+from pgoutlier.worker.demo import simulator
+from pgoutlier.worker.evaluation.files import check_header, column_names, read_table
 
 LEAST_ROWS = 1_000
 _LABEL_NAMES = ("class", "label", "is_fraud", "fraud", "isfraud", "target", "anomaly", "outlier", "y")

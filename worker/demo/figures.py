@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from db.demo.demo_tables import Totals
-from detector import metrics
+from pgoutlier.db.demo.demo_tables import Totals
+from pgoutlier.detector import metrics
 
 
 @dataclass(frozen=True)

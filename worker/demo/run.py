@@ -16,23 +16,23 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from db import embedded, migrate
-from db.demo import demo_tables
-from db.settings import PREFIX, Settings
-from db.sources import attach, sources
-from db.sources.sources import Source
-from db.sql.identifiers import display
-from db.versions import aliases
-from worker.cli.models import print_trained, train_with_progress
-from worker.console import errors, seconds_text
-from worker.demo.dataset import Dataset, DatasetError, as_csv
-from worker.demo.figures import Outcome, measure_detection
-from worker.demo.stream import Stopwatch, insert_live
-from worker.processes import Supervisor, plans
-from worker.runtime import Runtime, make_runtime
-from worker.status.status import alive_workers
-from worker.training import recipes
-from worker.upkeep import maintenance
+from pgoutlier.db import embedded, migrate
+from pgoutlier.db.demo import demo_tables
+from pgoutlier.db.settings import PREFIX, Settings
+from pgoutlier.db.sources import attach, sources
+from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.sql.identifiers import display
+from pgoutlier.db.versions import aliases
+from pgoutlier.worker.cli.models import print_trained, train_with_progress
+from pgoutlier.worker.console import errors, seconds_text
+from pgoutlier.worker.demo.dataset import Dataset, DatasetError, as_csv
+from pgoutlier.worker.demo.figures import Outcome, measure_detection
+from pgoutlier.worker.demo.stream import Stopwatch, insert_live
+from pgoutlier.worker.processes import Supervisor, plans
+from pgoutlier.worker.runtime import Runtime, make_runtime
+from pgoutlier.worker.status.status import alive_workers
+from pgoutlier.worker.training import recipes
+from pgoutlier.worker.upkeep import maintenance
 
 SOURCE = "transactions"
 _STARTUP_SECONDS = 90.0

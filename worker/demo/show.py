@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
-from db.demo.demo_tables import TRUTH
-from worker.console import new_table, top_features_text
-from worker.demo.figures import Outcome
+from pgoutlier.db.demo.demo_tables import TRUTH
+from pgoutlier.worker.console import new_table, top_features_text
+from pgoutlier.worker.demo.figures import Outcome
 
 
 def show_outcome(console: Console, outcome: Outcome, worst: list[tuple[Any, ...]]) -> None:

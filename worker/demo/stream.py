@@ -11,9 +11,9 @@ from itertools import pairwise
 import numpy as np
 from sqlalchemy import Engine
 
-from db.demo import demo_tables
-from db.sources.sources import Source
-from worker.demo.dataset import Dataset
+from pgoutlier.db.demo import demo_tables
+from pgoutlier.db.sources.sources import Source
+from pgoutlier.worker.demo.dataset import Dataset
 
 _STATEMENTS_PER_SECOND = 50
 _POLL_SECONDS = 0.002

@@ -13,18 +13,18 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from db.drift import drift_reports
-from db.drift.drift_reports import ScoredBlock
-from db.errors import ModelError, PgoutlierError, first_line
-from db.report import report_rows
-from db.settings import Settings
-from db.sources import sources
-from db.sources.sources import Source
-from db.training import training_runs
-from db.versions import aliases
-from detector import drift as indices
-from detector.drift import Binned, Reference
-from worker.runtime import Runtime
+from pgoutlier.db.drift import drift_reports
+from pgoutlier.db.drift.drift_reports import ScoredBlock
+from pgoutlier.db.errors import ModelError, PgoutlierError, first_line
+from pgoutlier.db.report import report_rows
+from pgoutlier.db.settings import Settings
+from pgoutlier.db.sources import sources
+from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.training import training_runs
+from pgoutlier.db.versions import aliases
+from pgoutlier.detector import drift as indices
+from pgoutlier.detector.drift import Binned, Reference
+from pgoutlier.worker.runtime import Runtime
 
 log = structlog.get_logger()
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import detector
-from detector.metrics import Confusion, Ranking
-from worker.console import seconds_text
-from worker.evaluation.run import Evaluation
-from worker.evaluation.table import Table, describe_left_out
+from pgoutlier import detector
+from pgoutlier.detector.metrics import Confusion, Ranking
+from pgoutlier.worker.console import seconds_text
+from pgoutlier.worker.evaluation.run import Evaluation
+from pgoutlier.worker.evaluation.table import Table, describe_left_out
 
 _RANKING_FIGURES = (
     "auroc",

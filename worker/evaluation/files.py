@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from db.errors import PgoutlierError, first_line
+from pgoutlier.db.errors import PgoutlierError, first_line
 
 # What the label column of an NPZ file is called.
 NPZ_LABEL = "y"

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-import detector
-from detector import Detector, DetectorError, FitResult, Progress, Recipe, Scores, metrics
-from detector.metrics import Confusion, Ranking
-from detector.recipes import FixedThreshold, MeanStdThreshold
-from detector.training import MIN_ROWS
-from worker.evaluation.splits import Split
-from worker.evaluation.table import EvaluationError, Table
+from pgoutlier import detector
+from pgoutlier.detector import Detector, DetectorError, FitResult, Progress, Recipe, Scores, metrics
+from pgoutlier.detector.metrics import Confusion, Ranking
+from pgoutlier.detector.recipes import FixedThreshold, MeanStdThreshold
+from pgoutlier.detector.training import MIN_ROWS
+from pgoutlier.worker.evaluation.splits import Split
+from pgoutlier.worker.evaluation.table import EvaluationError, Table
 
 ERROR_QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 

@@ -8,8 +8,8 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from detector import Recipe
-from worker.evaluation.table import EvaluationError
+from pgoutlier.detector import Recipe
+from pgoutlier.worker.evaluation.table import EvaluationError
 
 Order = Literal["random", "time"]
 # With --split and without --test-size.

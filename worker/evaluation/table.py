@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from db.errors import PgoutlierError
-from worker.evaluation.files import NPZ_LABEL, check_header, column_names, is_npz, read_table
+from pgoutlier.db.errors import PgoutlierError
+from pgoutlier.worker.evaluation.files import NPZ_LABEL, check_header, column_names, is_npz, read_table
 
 _CONDITION = re.compile(
     r"\s*(?P<column>.+?)\s*(?P<operator><=|>=|==|!=|<|>|=)\s*"

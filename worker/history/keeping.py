@@ -6,11 +6,11 @@ from typing import Any
 
 import structlog
 
-from db.errors import SourceError
-from db.history import score_history
-from db.sources import sources
-from db.sql import key_types
-from worker.runtime import Runtime
+from pgoutlier.db.errors import SourceError
+from pgoutlier.db.history import score_history
+from pgoutlier.db.sources import sources
+from pgoutlier.db.sql import key_types
+from pgoutlier.worker.runtime import Runtime
 
 log = structlog.get_logger()
 

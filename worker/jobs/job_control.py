@@ -14,18 +14,18 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection
 
-from db.errors import JobError, ModelError
-from db.jobs import job_ranges, jobs
-from db.jobs.jobs import Job, Kind
-from db.scoring import queue
-from db.sources import sources
-from db.sources.sources import Source
-from db.versions import aliases
-from models_store import registry
-from worker.jobs.job_work import NothingScores, Overtaken, RangeFailed, work_one
-from worker.runtime import Runtime
-from worker.scoring import draining, failures
-from worker.versions import versions
+from pgoutlier.db.errors import JobError, ModelError
+from pgoutlier.db.jobs import job_ranges, jobs
+from pgoutlier.db.jobs.jobs import Job, Kind
+from pgoutlier.db.scoring import queue
+from pgoutlier.db.sources import sources
+from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.versions import aliases
+from pgoutlier.models_store import registry
+from pgoutlier.worker.jobs.job_work import NothingScores, Overtaken, RangeFailed, work_one
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.scoring import draining, failures
+from pgoutlier.worker.versions import versions
 
 log = structlog.get_logger()
 

@@ -7,24 +7,24 @@ from dataclasses import dataclass
 import numpy as np
 from sqlalchemy import Connection
 
-from db.errors import ModelError
-from db.jobs import job_ranges, jobs
-from db.jobs.jobs import Job
-from db.scoring import features, queue
-from db.scoring.features import FeatureBatch
-from db.scoring.queue import Claim
-from db.scoring.windows import SequenceRows
-from db.sources import sources
-from db.sources.sources import Source
-from db.sql import key_types
-from db.sql.key_ranges import KeyRange
-from db.versions import aliases, version_rows
-from models_store import registry
-from models_store.registry import LoadedVersion
-from worker.runtime import Runtime
-from worker.scoring import challenger, sequences
-from worker.scoring.batches import NO_CHAMPION, BatchResult, score_claimed
-from worker.scoring.challenger import Outcome
+from pgoutlier.db.errors import ModelError
+from pgoutlier.db.jobs import job_ranges, jobs
+from pgoutlier.db.jobs.jobs import Job
+from pgoutlier.db.scoring import features, queue
+from pgoutlier.db.scoring.features import FeatureBatch
+from pgoutlier.db.scoring.queue import Claim
+from pgoutlier.db.scoring.windows import SequenceRows
+from pgoutlier.db.sources import sources
+from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.sql import key_types
+from pgoutlier.db.sql.key_ranges import KeyRange
+from pgoutlier.db.versions import aliases, version_rows
+from pgoutlier.models_store import registry
+from pgoutlier.models_store.registry import LoadedVersion
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.scoring import challenger, sequences
+from pgoutlier.worker.scoring.batches import NO_CHAMPION, BatchResult, score_claimed
+from pgoutlier.worker.scoring.challenger import Outcome
 
 
 class RangeFailed(Exception):

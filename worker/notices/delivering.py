@@ -19,15 +19,15 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from db.errors import MissingPrivilege, PgoutlierError, WebhookError, first_line
-from db.notices import deliveries, webhooks
-from db.notices.deliveries import Delivery
-from db.notices.webhook_secret import keys_of
-from db.notices.webhooks import Webhook
-from db.sources import sources
-from worker.notices import http_post, webhook_messages, webhook_signature, webhook_url
-from worker.notices.http_post import Answer, NoAnswer
-from worker.runtime import Runtime
+from pgoutlier.db.errors import MissingPrivilege, PgoutlierError, WebhookError, first_line
+from pgoutlier.db.notices import deliveries, webhooks
+from pgoutlier.db.notices.deliveries import Delivery
+from pgoutlier.db.notices.webhook_secret import keys_of
+from pgoutlier.db.notices.webhooks import Webhook
+from pgoutlier.db.sources import sources
+from pgoutlier.worker.notices import http_post, webhook_messages, webhook_signature, webhook_url
+from pgoutlier.worker.notices.http_post import Answer, NoAnswer
+from pgoutlier.worker.runtime import Runtime
 
 log = structlog.get_logger()
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from worker.notices.webhook_url import Endpoint
+from pgoutlier.worker.notices.webhook_url import Endpoint
 
 _MOST_ANSWER_BYTES = 2_048
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import structlog
 
-from db.errors import DeliveryFailed, WebhookError
-from db.notices import deliveries, notices, webhooks
-from db.notices.webhooks import MOST_PER_MINUTE, Webhook
-from db.sources import sources
-from worker.notices import delivering, webhook_messages, webhook_url
-from worker.notices.http_post import NoAnswer
-from worker.runtime import Runtime
+from pgoutlier.db.errors import DeliveryFailed, WebhookError
+from pgoutlier.db.notices import deliveries, notices, webhooks
+from pgoutlier.db.notices.webhooks import MOST_PER_MINUTE, Webhook
+from pgoutlier.db.sources import sources
+from pgoutlier.worker.notices import delivering, webhook_messages, webhook_url
+from pgoutlier.worker.notices.http_post import NoAnswer
+from pgoutlier.worker.runtime import Runtime
 
 log = structlog.get_logger()
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from worker.notices.http_post import Answer
+from pgoutlier.worker.notices.http_post import Answer
 
 EVENT_TYPE = "outlier.flagged"
 LONGEST_RETRY_SECONDS = 3_600.0

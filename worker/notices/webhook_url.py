@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from urllib.parse import SplitResult, urlsplit
 
-from db.errors import WebhookError
+from pgoutlier.db.errors import WebhookError
 
 _LONGEST = 2_000
 _LONGEST_HOST = 253

@@ -9,10 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from detector import Detector, FitResult, exceeds
-from detector import top_features as top_of
-from detector.drift import Reference, psi, psi_by_chance
-from worker.report.data import Amount, Bools, Drift, Example, FeatureDrift, FlaggedFeature, Floats, ReportData
+from pgoutlier.detector import Detector, FitResult, exceeds
+from pgoutlier.detector import top_features as top_of
+from pgoutlier.detector.drift import Reference, psi, psi_by_chance
+from pgoutlier.worker.report.data import (
+    Amount,
+    Bools,
+    Drift,
+    Example,
+    FeatureDrift,
+    FlaggedFeature,
+    Floats,
+    ReportData,
+)
 
 # Rows whose contributions are looked at for the top features, and whose spread is compared for drift.
 _MOST_FLAGGED, _MOST_COMPARED = 1_000, 50_000

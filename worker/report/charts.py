@@ -7,9 +7,20 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from worker.report import draw
-from worker.report.data import Bools, Floats, ReportData
-from worker.report.draw import ANOMALY, BAND, LIMIT, MUTED, NORMAL, OTHER, PAPER, Chart, Names, number
+from pgoutlier.worker.report import draw
+from pgoutlier.worker.report.data import Bools, Floats, ReportData
+from pgoutlier.worker.report.draw import (
+    ANOMALY,
+    BAND,
+    LIMIT,
+    MUTED,
+    NORMAL,
+    OTHER,
+    PAPER,
+    Chart,
+    Names,
+    number,
+)
 
 _BINS = 40
 # More rows than this are drawn as the smallest, middle and largest error of each of so many stretches.

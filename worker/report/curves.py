@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from detector import metrics
-from worker.report.data import Bools, Floats
+from pgoutlier.detector import metrics
+from pgoutlier.worker.report.data import Bools, Floats
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from datetime import datetime
 import numpy as np
 import numpy.typing as npt
 
-from detector import exceeds
+from pgoutlier.detector import exceeds
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from worker.report.data import Floats
+from pgoutlier.worker.report.data import Floats
 
 # Each stands for a CSS variable of the page; no two in one chart can be mistaken for another.
 INK, MUTED, GRID, PAPER = "#010101", "#020202", "#030303", "#040404"

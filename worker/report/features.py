@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-from detector.drift import PSI_LARGE, PSI_MODERATE
-from worker.report import draw
-from worker.report.data import Drift, Example, FeatureDrift, ReportData
-from worker.report.draw import ANOMALY, BAND, INK, MUTED, NORMAL, OTHER, PAPER, Chart, Names, number
+from pgoutlier.detector.drift import PSI_LARGE, PSI_MODERATE
+from pgoutlier.worker.report import draw
+from pgoutlier.worker.report.data import Drift, Example, FeatureDrift, ReportData
+from pgoutlier.worker.report.draw import ANOMALY, BAND, INK, MUTED, NORMAL, OTHER, PAPER, Chart, Names, number
 
 MOST_BARS = 10
 

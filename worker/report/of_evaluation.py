@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from worker.evaluation.figures import describe_parts, describe_table
-from worker.evaluation.run import Evaluation
-from worker.report.build import report_data_of
-from worker.report.page import page
+from pgoutlier.worker.evaluation.figures import describe_parts, describe_table
+from pgoutlier.worker.evaluation.run import Evaluation
+from pgoutlier.worker.report.build import report_data_of
+from pgoutlier.worker.report.page import page
 
 
 def evaluation_page(evaluation: Evaluation) -> str:

@@ -11,23 +11,23 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection
 
-from db.drift import drift_reports
-from db.errors import ModelError
-from db.report import report_rows
-from db.sources import sources
-from db.sources.sources import Source
-from db.training import training_rows
-from db.training.training_rows import TrainingRows
-from db.versions import version_rows
-from detector import FitResult
-from detector.drift import Reference
-from models_store import registry
-from models_store.artifact import ArtifactRefused
-from models_store.registry import LoadedVersion
-from worker.report import build
-from worker.report.data import FlaggedFeature, Floats, ReportData
-from worker.report.page import page
-from worker.runtime import Runtime
+from pgoutlier.db.drift import drift_reports
+from pgoutlier.db.errors import ModelError
+from pgoutlier.db.report import report_rows
+from pgoutlier.db.sources import sources
+from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.training import training_rows
+from pgoutlier.db.training.training_rows import TrainingRows
+from pgoutlier.db.versions import version_rows
+from pgoutlier.detector import FitResult
+from pgoutlier.detector.drift import Reference
+from pgoutlier.models_store import registry
+from pgoutlier.models_store.artifact import ArtifactRefused
+from pgoutlier.models_store.registry import LoadedVersion
+from pgoutlier.worker.report import build
+from pgoutlier.worker.report.data import FlaggedFeature, Floats, ReportData
+from pgoutlier.worker.report.page import page
+from pgoutlier.worker.runtime import Runtime
 
 NEWEST_ROWS = 20_000
 _NEWEST_FLAGGED = 1_000

@@ -7,10 +7,10 @@ from functools import lru_cache
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from worker.report import charts, draw, features, quality
-from worker.report.curves import Curves
-from worker.report.data import ReportData
-from worker.report.draw import Chart, number
+from pgoutlier.worker.report import charts, draw, features, quality
+from pgoutlier.worker.report.curves import Curves
+from pgoutlier.worker.report.data import ReportData
+from pgoutlier.worker.report.draw import Chart, number
 
 
 def page(data: ReportData) -> str:
@@ -28,7 +28,7 @@ def page(data: ReportData) -> str:
 @lru_cache(maxsize=1)
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader("worker.report"),
+        loader=PackageLoader("pgoutlier.worker.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

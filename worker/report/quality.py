@@ -8,10 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from worker.report import draw
-from worker.report.curves import Curves
-from worker.report.data import Bools, ReportData
-from worker.report.draw import ANOMALY, BAND, INK, LIMIT, MUTED, NORMAL, Chart, Names, number
+from pgoutlier.worker.report import draw
+from pgoutlier.worker.report.curves import Curves
+from pgoutlier.worker.report.data import Bools, ReportData
+from pgoutlier.worker.report.draw import ANOMALY, BAND, INK, LIMIT, MUTED, NORMAL, Chart, Names, number
 
 
 def charts(data: ReportData, truth: Bools) -> list[Chart]:

@@ -13,13 +13,13 @@ from celery.beat import Scheduler
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from db import migrate
-from db.errors import SchemaNotReady, first_line
-from db.schedules import schedules
-from db.settings import load_settings
-from db.sql.statements import sqlstate
-from worker.runtime import make_runtime
-from worker.schedules import scheduling
+from pgoutlier.db import migrate
+from pgoutlier.db.errors import SchemaNotReady, first_line
+from pgoutlier.db.schedules import schedules
+from pgoutlier.db.settings import load_settings
+from pgoutlier.db.sql.statements import sqlstate
+from pgoutlier.worker.runtime import make_runtime
+from pgoutlier.worker.schedules import scheduling
 
 log = structlog.get_logger()
 

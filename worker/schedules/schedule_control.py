@@ -10,13 +10,13 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from db.errors import ScheduleError
-from db.schedules import schedules
-from db.schedules.schedules import Schedule
-from db.tables import SCHEDULE_NAME_PATTERN
-from worker.runtime import Runtime
-from worker.schedules import scheduling, timing
-from worker.schedules.scheduling import Call, Send
+from pgoutlier.db.errors import ScheduleError
+from pgoutlier.db.schedules import schedules
+from pgoutlier.db.schedules.schedules import Schedule
+from pgoutlier.db.tables import SCHEDULE_NAME_PATTERN
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.schedules import scheduling, timing
+from pgoutlier.worker.schedules.scheduling import Call, Send
 
 # Beat looks every second, or waits some seconds for a broker that hangs.
 BEAT_IS_LATE_SECONDS = 60.0

@@ -17,14 +17,14 @@ from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from db.errors import PgoutlierError, ScheduleError
-from db.schedules import schedules
-from db.schedules.schedules import Schedule
-from db.sources import sources
-from db.tables import SHORTEST_INTERVAL_SECONDS
-from worker.app import app
-from worker.runtime import Runtime
-from worker.schedules.timing import Timing, crontab, interval
+from pgoutlier.db.errors import PgoutlierError, ScheduleError
+from pgoutlier.db.schedules import schedules
+from pgoutlier.db.schedules.schedules import Schedule
+from pgoutlier.db.sources import sources
+from pgoutlier.db.tables import SHORTEST_INTERVAL_SECONDS
+from pgoutlier.worker.app import app
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.schedules.timing import Timing, crontab, interval
 
 log = structlog.get_logger()
 
@@ -68,7 +68,7 @@ def seed(connection: Connection, *, follow: bool) -> None:
 
 def check_call(connection: Connection, call: Call) -> None:
     """Raises ScheduleError or SourceError unless the task exists and takes these arguments."""
-    app.loader.import_task_module("worker.tasks")
+    app.loader.import_task_module("pgoutlier.worker.tasks")
     known = {name: task for name, task in app.tasks.items() if not name.startswith("celery.")}
     if call.task not in known:
         near = difflib.get_close_matches(call.task, known, n=1)

@@ -12,8 +12,8 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from cronsim import CronSim, CronSimError
 
-from db.errors import ScheduleError
-from db.tables import CRONTAB_PATTERN, LONGEST_INTERVAL_SECONDS, SHORTEST_INTERVAL_SECONDS
+from pgoutlier.db.errors import ScheduleError
+from pgoutlier.db.tables import CRONTAB_PATTERN, LONGEST_INTERVAL_SECONDS, SHORTEST_INTERVAL_SECONDS
 
 _CRONTAB = re.compile(CRONTAB_PATTERN, re.IGNORECASE)
 

@@ -16,22 +16,22 @@ import numpy as np
 import structlog
 from sqlalchemy import Connection, RootTransaction
 
-from db.engine import driver_connection
-from db.scoring import features, quarantine, queue, scores
-from db.scoring.features import FeatureBatch
-from db.scoring.quarantine import Entry
-from db.scoring.queue import Claim
-from db.scoring.windows import SequenceRows
-from db.sources import sources
-from db.sources.sources import Source
-from db.sql import key_types
-from db.versions import aliases
-from detector import exceeds, top_features
-from models_store import registry
-from models_store.registry import LoadedVersion
-from worker.runtime import Runtime
-from worker.scoring import challenger, failures, sequences
-from worker.scoring.challenger import Outcome, Shadow
+from pgoutlier.db.engine import driver_connection
+from pgoutlier.db.scoring import features, quarantine, queue, scores
+from pgoutlier.db.scoring.features import FeatureBatch
+from pgoutlier.db.scoring.quarantine import Entry
+from pgoutlier.db.scoring.queue import Claim
+from pgoutlier.db.scoring.windows import SequenceRows
+from pgoutlier.db.sources import sources
+from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.sql import key_types
+from pgoutlier.db.versions import aliases
+from pgoutlier.detector import exceeds, top_features
+from pgoutlier.models_store import registry
+from pgoutlier.models_store.registry import LoadedVersion
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.scoring import challenger, failures, sequences
+from pgoutlier.worker.scoring.challenger import Outcome, Shadow
 
 log = structlog.get_logger()
 

@@ -16,20 +16,20 @@ import structlog
 from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection
 
-from db.engine import driver_connection
-from db.scoring import scores
-from db.scoring.features import FeatureBatch
-from db.scoring.queue import Claim
-from db.scoring.scores import ScoredRows
-from db.scoring.windows import SequenceRows
-from db.sources.sources import Source
-from db.sql import key_types
-from db.versions import aliases, challenger_scores
-from db.versions.aliases import Aliases, Challenger
-from detector import Detector, exceeds
-from worker.runtime import Runtime
-from worker.scoring import sequences
-from worker.scoring.failures import sentence
+from pgoutlier.db.engine import driver_connection
+from pgoutlier.db.scoring import scores
+from pgoutlier.db.scoring.features import FeatureBatch
+from pgoutlier.db.scoring.queue import Claim
+from pgoutlier.db.scoring.scores import ScoredRows
+from pgoutlier.db.scoring.windows import SequenceRows
+from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.sql import key_types
+from pgoutlier.db.versions import aliases, challenger_scores
+from pgoutlier.db.versions.aliases import Aliases, Challenger
+from pgoutlier.detector import Detector, exceeds
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.scoring import sequences
+from pgoutlier.worker.scoring.failures import sentence
 
 log = structlog.get_logger()
 

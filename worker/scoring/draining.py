@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 
 import psycopg
 
-from db.scoring import queue
-from db.sources import sources
-from db.sources.sources import Source
-from worker.runtime import Runtime
-from worker.scoring import challenger, failures
-from worker.scoring.batches import BatchFailed, BatchReader, BatchResult, settle
+from pgoutlier.db.scoring import queue
+from pgoutlier.db.sources import sources
+from pgoutlier.db.sources.sources import Source
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.scoring import challenger, failures
+from pgoutlier.worker.scoring.batches import BatchFailed, BatchReader, BatchResult, settle
 
 # A batch of this share of PGOUTLIER_BATCH_ROWS hints at more to come, which is worth reading ahead. A live trickle
 # is not: a second thread would only delay its few rows.

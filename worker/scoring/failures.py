@@ -7,15 +7,15 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from db.errors import PgoutlierError, first_line
-from db.scoring import quarantine, queue
-from db.scoring.quarantine import Entry
-from db.scoring.queue import Claim
-from db.sources import sources
-from db.sources.sources import Source
-from db.sql.statements import sqlstate
-from models_store.artifact import ArtifactRefused
-from worker.runtime import Runtime
+from pgoutlier.db.errors import PgoutlierError, first_line
+from pgoutlier.db.scoring import quarantine, queue
+from pgoutlier.db.scoring.quarantine import Entry
+from pgoutlier.db.scoring.queue import Claim
+from pgoutlier.db.sources import sources
+from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.sql.statements import sqlstate
+from pgoutlier.models_store.artifact import ArtifactRefused
+from pgoutlier.worker.runtime import Runtime
 
 log = structlog.get_logger()
 

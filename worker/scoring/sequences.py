@@ -7,17 +7,17 @@ from dataclasses import replace
 import numpy as np
 from sqlalchemy import Connection
 
-from db.errors import ModelError
-from db.scoring import features
-from db.scoring import windows as sequences
-from db.scoring.features import FeatureBatch
-from db.scoring.queue import Claim
-from db.scoring.windows import SequenceRows
-from db.source.definition import SourceDefinition
-from db.sources.sources import Source
-from detector import Recipe, window_positions
-from models_store import registry
-from worker.runtime import Runtime
+from pgoutlier.db.errors import ModelError
+from pgoutlier.db.scoring import features
+from pgoutlier.db.scoring import windows as sequences
+from pgoutlier.db.scoring.features import FeatureBatch
+from pgoutlier.db.scoring.queue import Claim
+from pgoutlier.db.scoring.windows import SequenceRows
+from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.sources.sources import Source
+from pgoutlier.detector import Recipe, window_positions
+from pgoutlier.models_store import registry
+from pgoutlier.worker.runtime import Runtime
 
 
 def require_order(recipe: Recipe, definition: SourceDefinition) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import structlog
 
-from db.scoring import write_back
-from db.sources import sources
-from worker.runtime import Runtime
+from pgoutlier.db.scoring import write_back
+from pgoutlier.db.sources import sources
+from pgoutlier.worker.runtime import Runtime
 
 log = structlog.get_logger()
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from kombu.exceptions import OperationalError as BrokerUnavailable
 
-from db.jobs import jobs
-from db.status import overview
-from worker.app import app
-from worker.runtime import Runtime
-from worker.schedules import schedule_control
+from pgoutlier.db.jobs import jobs
+from pgoutlier.db.status import overview
+from pgoutlier.worker.app import app
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.schedules import schedule_control
 
 # How long to wait for one more answer. A worker answers within milliseconds, unless the machine is very busy.
 _QUIET_SECONDS = 0.25

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-import detector
-from db.errors import ModelError
-from db.sources import sources
-from db.thresholds import what_if
-from db.thresholds.what_if import Cut, Figures, Scored
-from db.versions import aliases
-from detector import DetectorError, Recipe
-from worker.runtime import Runtime
+from pgoutlier import detector
+from pgoutlier.db.errors import ModelError
+from pgoutlier.db.sources import sources
+from pgoutlier.db.thresholds import what_if
+from pgoutlier.db.thresholds.what_if import Cut, Figures, Scored
+from pgoutlier.db.versions import aliases
+from pgoutlier.detector import DetectorError, Recipe
+from pgoutlier.worker.runtime import Runtime
 
 
 def describe(

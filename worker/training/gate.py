@@ -8,15 +8,15 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection
 
-from db.errors import ModelError
-from db.sources import sources
-from db.sources.sources import PROMOTIONS, Source
-from db.training.training_rows import TrainingRows
-from db.versions import aliases
-from detector import FitResult
-from detector import gate as rules
-from models_store import registry
-from worker.runtime import Runtime
+from pgoutlier.db.errors import ModelError
+from pgoutlier.db.sources import sources
+from pgoutlier.db.sources.sources import PROMOTIONS, Source
+from pgoutlier.db.training.training_rows import TrainingRows
+from pgoutlier.db.versions import aliases
+from pgoutlier.detector import FitResult
+from pgoutlier.detector import gate as rules
+from pgoutlier.models_store import registry
+from pgoutlier.worker.runtime import Runtime
 
 log = structlog.get_logger()
 

@@ -6,13 +6,13 @@ import json
 
 from sqlalchemy import Connection
 
-import detector
-from db.errors import ModelError, SourceError
-from db.source import catalog
-from db.source.definition import SourceDefinition
-from db.sources.sources import Source
-from db.verdicts import verdicts
-from detector import DetectorError, Recipe
+from pgoutlier import detector
+from pgoutlier.db.errors import ModelError, SourceError
+from pgoutlier.db.source import catalog
+from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.verdicts import verdicts
+from pgoutlier.detector import DetectorError, Recipe
 
 
 def chosen_recipe(name: str, *, threshold: str | None = None) -> Recipe:

@@ -13,22 +13,22 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-import detector
-from db.errors import ModelError, TrainingBusy
-from db.schedules import schedules
-from db.sources import sources
-from db.sources.sources import Source
-from db.training import training_rows, training_runs
-from db.training.training_rows import TrainingRows
-from detector import DetectorError, FitResult, Progress, Recipe
-from models_store import registry
-from models_store.registry import TrainingWindow
-from worker.report.build import drift_reference
-from worker.runtime import Runtime
-from worker.scoring.sequences import require_order
-from worker.training import gate
-from worker.training.gate import Decision
-from worker.training.recipes import check_columns, recipe_of, with_threshold
+from pgoutlier import detector
+from pgoutlier.db.errors import ModelError, TrainingBusy
+from pgoutlier.db.schedules import schedules
+from pgoutlier.db.sources import sources
+from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.training import training_rows, training_runs
+from pgoutlier.db.training.training_rows import TrainingRows
+from pgoutlier.detector import DetectorError, FitResult, Progress, Recipe
+from pgoutlier.models_store import registry
+from pgoutlier.models_store.registry import TrainingWindow
+from pgoutlier.worker.report.build import drift_reference
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.scoring.sequences import require_order
+from pgoutlier.worker.training import gate
+from pgoutlier.worker.training.gate import Decision
+from pgoutlier.worker.training.recipes import check_columns, recipe_of, with_threshold
 
 log = structlog.get_logger()
 
@@ -217,7 +217,7 @@ def _keep_report(
     """Draw the training's report and keep it with the version. A failure is logged; the version stands."""
     try:
         # Takes a second to import, for which whoever does not train need not wait.
-        from worker.report.of_source import keep_training_report
+        from pgoutlier.worker.report.of_source import keep_training_report
 
         keep_training_report(runtime, source, version, fitted, rows)
     except Exception as error:

@@ -8,13 +8,13 @@ import psycopg
 import structlog
 from sqlalchemy.exc import DBAPIError
 
-from db.errors import PgoutlierError, first_line
-from db.notices import notices
-from db.scoring import quarantine, queue
-from db.sources import sources
-from db.upkeep import pruning
-from worker.runtime import Runtime
-from worker.versions import versions
+from pgoutlier.db.errors import PgoutlierError, first_line
+from pgoutlier.db.notices import notices
+from pgoutlier.db.scoring import quarantine, queue
+from pgoutlier.db.sources import sources
+from pgoutlier.db.upkeep import pruning
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.versions import versions
 
 log = structlog.get_logger()
 

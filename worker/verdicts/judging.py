@@ -8,13 +8,13 @@ from itertools import islice
 
 import structlog
 
-from db.errors import VerdictError
-from db.source.definition import SourceDefinition
-from db.sources import sources
-from db.sql import key_types
-from db.verdicts import verdicts
-from db.verdicts.verdicts import Verdict, VisibleRows
-from worker.runtime import Runtime
+from pgoutlier.db.errors import VerdictError
+from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.sources import sources
+from pgoutlier.db.sql import key_types
+from pgoutlier.db.verdicts import verdicts
+from pgoutlier.db.verdicts.verdicts import Verdict, VisibleRows
+from pgoutlier.worker.runtime import Runtime
 
 log = structlog.get_logger()
 

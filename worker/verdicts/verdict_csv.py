@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Iterator, Sequence
 
-from db.errors import VerdictError
-from db.verdicts import verdicts
-from db.verdicts.verdicts import Verdict
+from pgoutlier.db.errors import VerdictError
+from pgoutlier.db.verdicts import verdicts
+from pgoutlier.db.verdicts.verdicts import Verdict
 
 _HEADER = "the first line names the columns, comma-separated: key,verdict or key,verdict,note"
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from db.ddl import challenger_objects
-from db.errors import ModelError
-from db.sources import sources
-from db.versions import aliases, challenger_scores, version_rows
-from worker.runtime import Runtime
-from worker.versions import versions
+from pgoutlier.db.ddl import challenger_objects
+from pgoutlier.db.errors import ModelError
+from pgoutlier.db.sources import sources
+from pgoutlier.db.versions import aliases, challenger_scores, version_rows
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.versions import versions
 
 # Fields of a version that `diff` holds against each other besides recipe and metrics.
 _FIELDS = (

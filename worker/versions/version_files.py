@@ -8,12 +8,12 @@ from pathlib import Path
 
 import structlog
 
-from db.errors import ModelError
-from db.sources import sources
-from models_store import exchange, version_file
-from models_store.version_file import FileRefused
-from worker.runtime import Runtime
-from worker.scoring.sequences import require_order
+from pgoutlier.db.errors import ModelError
+from pgoutlier.db.sources import sources
+from pgoutlier.models_store import exchange, version_file
+from pgoutlier.models_store.version_file import FileRefused
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.scoring.sequences import require_order
 
 log = structlog.get_logger()
 

@@ -8,15 +8,15 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection
 
-from db.ddl import installation
-from db.errors import ModelError
-from db.source import catalog
-from db.sources import sources
-from db.sources.sources import Source
-from db.versions import aliases, version_care, version_rows
-from models_store import registry
-from worker.runtime import Runtime
-from worker.scoring.sequences import index_advice, require_order
+from pgoutlier.db.ddl import installation
+from pgoutlier.db.errors import ModelError
+from pgoutlier.db.source import catalog
+from pgoutlier.db.sources import sources
+from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.versions import aliases, version_care, version_rows
+from pgoutlier.models_store import registry
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.scoring.sequences import index_advice, require_order
 
 log = structlog.get_logger()
 

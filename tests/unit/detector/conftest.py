@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from detector import FitResult, Recipe, fit, recipe_named
-from detector.recipes import (
+from pgoutlier.detector import FitResult, Recipe, fit, recipe_named
+from pgoutlier.detector.recipes import (
     EarlyStopping,
     FixedThreshold,
     Layer,

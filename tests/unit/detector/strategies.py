@@ -7,8 +7,8 @@ from typing import Any, get_args
 import numpy as np
 from hypothesis import strategies as st
 
-from detector import Detector, Recipe, expected_arrays
-from detector.recipes import Activation, FixedThreshold, Pca
+from pgoutlier.detector import Detector, Recipe, expected_arrays
+from pgoutlier.detector.recipes import Activation, FixedThreshold, Pca
 
 ACTIVATIONS = get_args(Activation)
 # Rows of each of these sizes, in units of the preprocessed values, beside ones of ordinary size.

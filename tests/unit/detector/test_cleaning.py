@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from detector import fit
-from detector.cleaning import isolation_forest_outliers
-from detector.recipes import PseudoLabels
+from pgoutlier.detector import fit
+from pgoutlier.detector.cleaning import isolation_forest_outliers
+from pgoutlier.detector.recipes import PseudoLabels
 from tests.unit.detector.conftest import NAMES, small_recipe
 
 CLEANING = {"n_trees": 20, "n_samples": 64, "contamination": 0.05}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from detector import Detector, FitResult, InvalidDetector, expected_arrays, recipe_named
+from pgoutlier.detector import Detector, FitResult, InvalidDetector, expected_arrays, recipe_named
 from tests.unit.detector.conftest import table
 
 Change = Callable[[dict[str, np.ndarray]], object]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detector.drift import (
+from pgoutlier.detector.drift import (
     Binned,
     Reference,
     binned,

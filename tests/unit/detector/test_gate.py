@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from detector import Detector, fit, gate
-from detector.fit_result import FitResult
-from detector.recipes import QuantileThreshold
+from pgoutlier.detector import Detector, fit, gate
+from pgoutlier.detector.fit_result import FitResult
+from pgoutlier.detector.recipes import QuantileThreshold
 from tests.unit.detector.conftest import small_recipe
 
 N_ROWS, N_HELD_OUT = 3_000, 1_000

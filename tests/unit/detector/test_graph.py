@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detector import Detector, Recipe, expected_arrays
-from detector.recipes import FixedThreshold
-from models_store.artifact import unpack
+from pgoutlier.detector import Detector, Recipe, expected_arrays
+from pgoutlier.detector.recipes import FixedThreshold
+from pgoutlier.models_store.artifact import unpack
 from tests.unit.detector.strategies import ROWS_OF_A_SIZE, SIZES, detectors, rows_of
 
 STORED = Path(__file__).parents[2] / "data" / "versions_0_1_0"
@@ -115,7 +115,7 @@ def test_a_version_that_0_1_0_has_stored_scores_as_it_did(name: str) -> None:
 
 def test_scoring_imports_neither_what_fits_nor_what_checks() -> None:
     code = (
-        "import sys, numpy as np; from pathlib import Path; from models_store.artifact import unpack;"
+        "import sys, numpy as np; from pathlib import Path; from pgoutlier.models_store.artifact import unpack;"
         f"unpack(Path({str(STORED / 'default.safetensors')!r}).read_bytes()).warm_up();"
         "print(sorted({'tensorflow', 'keras', 'sklearn', 'scipy', 'pandas'} & set(sys.modules)))"
     )

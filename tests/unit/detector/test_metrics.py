@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from detector import MetricsError, exceeds
-from detector.metrics import Confusion, confusion, confusion_at, ranking
+from pgoutlier.detector import MetricsError, exceeds
+from pgoutlier.detector.metrics import Confusion, confusion, confusion_at, ranking
 
 TRUTH = np.array([True, True, False, True, False, False, False, False])
 ERRORS = np.array([9.0, 8.0, 7.0, 6.0, 5.0, 5.0, 2.0, 1.0])

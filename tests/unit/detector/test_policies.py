@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detector import InvalidRecipe, TrainingDataError, exceeds, fit, parse_threshold, threshold_text
-from detector.recipes import (
+from pgoutlier.detector import InvalidRecipe, TrainingDataError, exceeds, fit, parse_threshold, threshold_text
+from pgoutlier.detector.recipes import (
     AlertBudgetThreshold,
     FixedThreshold,
     MaxF1Threshold,
@@ -22,7 +22,7 @@ from detector.recipes import (
     TargetRecallThreshold,
     ThresholdPolicy,
 )
-from detector.thresholds import (
+from pgoutlier.detector.thresholds import (
     alert_budget,
     choose_threshold,
     max_f1,

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detector import Recipe, fit, metrics, recipe_named
-from detector.prototypes import fit_prototypes, fit_scale, from_nearest
+from pgoutlier.detector import Recipe, fit, metrics, recipe_named
+from pgoutlier.detector.prototypes import fit_prototypes, fit_scale, from_nearest
 from tests.unit.detector.conftest import small_recipe
 
 

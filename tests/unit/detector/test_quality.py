@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from detector import exceeds, fit, recipe_named
-from worker.demo.simulator import FEATURES, simulate
+from pgoutlier.detector import exceeds, fit, recipe_named
+from pgoutlier.worker.demo.simulator import FEATURES, simulate
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from detector import RECIPES, InvalidRecipe, Recipe, UnknownRecipe, expected_arrays, recipe_named
+from pgoutlier.detector import RECIPES, InvalidRecipe, Recipe, UnknownRecipe, expected_arrays, recipe_named
 from tests.unit.detector.conftest import RECIPES_TO_CHECK, small_recipe
 
 # A busy machine is not a failure.

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from detector.residuals import LEVEL_CORE, fit_whitening, untrimmed
+from pgoutlier.detector.residuals import LEVEL_CORE, fit_whitening, untrimmed
 
 N_ROWS = 4_000
 

@@ -5,8 +5,16 @@ import threading
 import numpy as np
 import pytest
 
-from detector import Detector, FeatureMismatch, FitResult, NonFiniteFeatures, exceeds, fit, top_features
-from detector.scorer import BLOCK_ROWS
+from pgoutlier.detector import (
+    Detector,
+    FeatureMismatch,
+    FitResult,
+    NonFiniteFeatures,
+    exceeds,
+    fit,
+    top_features,
+)
+from pgoutlier.detector.scorer import BLOCK_ROWS
 from tests.unit.detector.conftest import N_FEATURES, NAMES, small_recipe, table
 
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from detector import TrainingDataError
-from detector.recipes import FixedThreshold, MeanStdThreshold, QuantileThreshold
-from detector.thresholds import choose_threshold, exceeds, precision_equals_recall, upper_quantile
+from pgoutlier.detector import TrainingDataError
+from pgoutlier.detector.recipes import FixedThreshold, MeanStdThreshold, QuantileThreshold
+from pgoutlier.detector.thresholds import choose_threshold, exceeds, precision_equals_recall, upper_quantile
 
 ERRORS = np.array([1.0, 2.0, 3.0, 4.0])
 OTHERS = np.array([10.0, 10.0, 10.0, 14.0])

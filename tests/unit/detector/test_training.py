@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from detector import Progress, Recipe, TrainingDataError, exceeds, fit, recipe_named
-from detector.recipes import FixedThreshold, MeanStdThreshold, Split
+from pgoutlier.detector import Progress, Recipe, TrainingDataError, exceeds, fit, recipe_named
+from pgoutlier.detector.recipes import FixedThreshold, MeanStdThreshold, Split
 from tests.unit.detector.conftest import N_FEATURES, NAMES, small_recipe, table
 
 TIME_SPLIT = Split(fit_fraction=0.5, order="time")
@@ -86,7 +86,7 @@ def test_rows_that_are_not_normal_are_measured_and_not_fitted_on() -> None:
 
 PRINT_DIGEST = """
 import sys
-from detector import Recipe
+from pgoutlier.detector import Recipe
 from tests.unit.detector.test_training import digest_of_a_fit
 print(digest_of_a_fit(Recipe.model_validate_json(sys.argv[1]), seed=7))
 """

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detector import (
+from pgoutlier.detector import (
     Detector,
     FitResult,
     NonFiniteFeatures,
@@ -21,9 +21,9 @@ from detector import (
     top_features,
     window_positions,
 )
-from detector.cleaning import isolation_forest_outliers
-from detector.recipes import Pca, Recurrent
-from detector.recurrent import build_recurrent
+from pgoutlier.detector.cleaning import isolation_forest_outliers
+from pgoutlier.detector.recipes import Pca, Recurrent
+from pgoutlier.detector.recurrent import build_recurrent
 from tests.unit.detector.conftest import N_FEATURES, NAMES, RECIPES_TO_CHECK, table
 
 SMALL = RECIPES_TO_CHECK["windows"]

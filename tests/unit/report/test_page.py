@@ -14,13 +14,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from pgoutlier.worker.report import draw
+from pgoutlier.worker.report.build import is_series, report_data_of
+from pgoutlier.worker.report.charts import errors_by_row
+from pgoutlier.worker.report.curves import Curves
+from pgoutlier.worker.report.data import Amount, Drift, FeatureDrift, FlaggedFeature, ReportData
+from pgoutlier.worker.report.page import page
 from tests.support import make_detector, plain_recipe
-from worker.report import draw
-from worker.report.build import is_series, report_data_of
-from worker.report.charts import errors_by_row
-from worker.report.curves import Curves
-from worker.report.data import Amount, Drift, FeatureDrift, FlaggedFeature, ReportData
-from worker.report.page import page
 
 HISTORY = {"loss": [2.0, 1.0], "val_loss": [2.5, 1.5]}
 
