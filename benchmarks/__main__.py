@@ -76,7 +76,7 @@ def _measure_large(base: Ground, n_rows: int) -> dict[str, object]:
     n_small = len(base.rows)
     small = n_small / median([throughput.drain_seconds(base, n_small) for _ in range(3)])
     throughput.add_rows(base, n_rows)
-    large = n_rows / throughput.drain_seconds(base, n_rows)
+    large = n_rows / median([throughput.drain_seconds(base, n_rows) for _ in range(3)])
     peak, growth = processes.draining_memory_mb(base, n_before=n_small)
     return {
         "large_queue_over_small": round(large / small, 3),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -21,6 +23,8 @@ from pgoutlier.worker.runtime import runtime
 
 log = structlog.get_logger()
 
+_ARENA_MAX = -8  # M_ARENA_MAX of malloc.h
+
 
 @setup_logging.connect
 def _one_log_format(loglevel: int = 20, **_: Any) -> None:
@@ -35,6 +39,7 @@ def _warm_up(instance: Any, **_: Any) -> None:
         or instance.pool_cls.__module__ != "celery.concurrency.thread"
     ):
         return
+    _keep_one_heap()
     load_onnx_runtime()  # which the first row need not wait for even if there is no champion yet
     try:
         here = runtime()
@@ -49,6 +54,15 @@ def _warm_up(instance: Any, **_: Any) -> None:
                     log.info("detector_ready", source=source.name, version=champion.version)
     except (SQLAlchemyError, psycopg.Error, PgoutlierError) as error:
         log.warning("not_warmed_up", error=str(error))
+
+
+def _keep_one_heap() -> None:
+    """Have the threads share one heap: by glibc's default each keeps what it has freed, and no other uses that.
+
+    They spend their time in PostgreSQL and in ONNX Runtime, so they do not wait for each other here.
+    """
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).mallopt(_ARENA_MAX, 1)
 
 
 @worker_ready.connect
