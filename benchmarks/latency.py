@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import psycopg
@@ -13,6 +14,7 @@ import psycopg
 from benchmarks.ground import COLUMNS, FEATURES, Ground
 from benchmarks.processes import running
 from benchmarks.throughput import fill_queue
+from pgoutlier.worker.processes import Supervisor
 from pgoutlier.worker.scoring import draining
 
 _POLL_SECONDS = 0.001
@@ -32,14 +34,21 @@ def measure(
     per_second: of all writers together, each of which inserts single rows on a connection of its own.
     beside: what else the workers are given to do while it is measured.
     """
-    fill_queue(ground)
-    draining.drain(ground.runtime, "transactions")
-    with running(ground):
+    with started(ground):
         _insert_and_time(ground, seconds=3, per_second=per_second, n_writers=n_writers)  # warms up
         with beside or nullcontext():
             times = _insert_and_time(ground, seconds=seconds, per_second=per_second, n_writers=n_writers)
     values = np.percentile(times, [50, 95, 99])
     return {name: round(float(v), 1) for name, v in zip(("p50", "p95", "p99"), values, strict=True)}
+
+
+@contextmanager
+def started(ground: Ground) -> Iterator[Supervisor]:
+    """All processes of `pgoutlier up`, over an empty queue. Raises RuntimeError at the end if one died."""
+    fill_queue(ground)
+    draining.drain(ground.runtime, "transactions")
+    with running(ground) as supervisor:
+        yield supervisor
 
 
 def _insert_and_time(ground: Ground, *, seconds: float, per_second: int, n_writers: int) -> list[float]:

@@ -97,8 +97,11 @@ class Postgres:
 
 
 @contextmanager
-def running_postgres(folder: Path, bin_dir: Path | None) -> Iterator[Postgres]:
-    """A PostgreSQL without Valkey, tuned for tests: it may lose data if the machine fails, and nothing else."""
+def running_postgres(folder: Path, bin_dir: Path | None, **settings: int) -> Iterator[Postgres]:
+    """A PostgreSQL without Valkey, tuned for tests: it may lose data if the machine fails, and nothing else.
+
+    settings: others of its settings that take effect when it starts.
+    """
     kit = ServerKit.of(folder, postgres_bin_dir=bin_dir)
     folder.mkdir()
     kit.folder.adopt()
@@ -108,6 +111,13 @@ def running_postgres(folder: Path, bin_dir: Path | None) -> Iterator[Postgres]:
         with psycopg.connect(postgres.url("postgres"), autocommit=True) as connection:
             connection.execute("ALTER SYSTEM SET fsync = off")
             connection.execute("SELECT pg_reload_conf()")
+            for name, value in settings.items():
+                connection.execute(
+                    sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), sql.Literal(value))
+                )
+        if settings:
+            kit.postgres.stop("fast")
+            kit.postgres.start()
         postgres.administer("CREATE DATABASE {}", TEMPLATE)
         engine = make_engine(postgres.url(TEMPLATE))
         migrate.upgrade(engine)

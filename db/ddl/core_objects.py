@@ -5,20 +5,14 @@ Those of its shadow are in db.ddl.challenger_objects.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import LiteralString
-
 from psycopg import sql
 
-from pgoutlier.db.ddl import challenger_objects, history_objects, notice_objects, source_views
+from pgoutlier.db.ddl import challenger_objects, history_objects, notice_objects, queue_triggers, source_views
 from pgoutlier.db.scoring import write_back
-from pgoutlier.db.scoring.queue import KEYS_PER_QUEUE_ROW
-from pgoutlier.db.source.definition import WRITTEN_COLUMNS, SourceDefinition
+from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.sql import key_types
-from pgoutlier.db.sql.identifiers import CHANNEL, identifier, ours
-from pgoutlier.db.sql.statements import as_text, compose, dollar_quote
-
-TRIGGERS = ("insert", "update")
+from pgoutlier.db.sql.identifiers import identifier, ours
+from pgoutlier.db.sql.statements import as_text, compose
 
 
 def create(
@@ -33,9 +27,7 @@ def create(
         *_scores(source),
         # Before those on the user's table: workers lock the scores, and then write that.
         *(write_back.create(source) if source.write_columns else []),
-        *(_trigger_function(source, source_columns, event) for event in TRIGGERS),
-        *(_close_function(source, event) for event in TRIGGERS),
-        *(_trigger(source, event) for event in TRIGGERS),
+        *queue_triggers.create(source, source_columns),
         *source_views.views(source, source_columns, by_event_time=by_event_time).values(),
         *(s for statements in shadow(source, source_columns).values() for s in statements),
     ]
@@ -49,32 +41,22 @@ def shadow(source: SourceDefinition, source_columns: tuple[str, ...]) -> dict[st
 
 
 def drop(source: SourceDefinition) -> list[sql.Composed]:
-    """Statements that remove them all and leave the user's table as it was.
-
-    The triggers go with their functions: that needs no ownership of the table, and works where the table was
-    renamed or dropped.
-    """
+    """Statements that remove them all and leave the user's table as it was."""
     views = [
         compose("DROP VIEW IF EXISTS {view}", view=ours(view, source.name)) for view in source_views.VIEWS
-    ]
-    functions = [
-        compose("DROP FUNCTION IF EXISTS {f}() CASCADE", f=_function(source.name, event))
-        for event in TRIGGERS
     ]
     tables = [
         compose("DROP TABLE IF EXISTS {table}", table=ours(table, source.name))
         for table in ("scores", "queue")
     ]
     followers = [*history_objects.drop(source), *notice_objects.drop(source.name), *write_back.drop(source)]
-    return [*challenger_objects.drop(source), *views, *functions, *followers, *tables]
-
-
-def trigger_name(source_name: str, event: str) -> sql.Composable:
-    return identifier(f"outlier_{source_name}_{event}")
-
-
-def _function(source_name: str, event: str) -> sql.Composable:
-    return ours(f"enqueue_{event}", source_name)
+    return [
+        *challenger_objects.drop(source),
+        *views,
+        *queue_triggers.drop(source.name),
+        *followers,
+        *tables,
+    ]
 
 
 def _queue(source: SourceDefinition) -> list[sql.Composed]:
@@ -125,143 +107,6 @@ CREATE TABLE {scores} (
             scores=scores,
         ),
     ]
-
-
-def _trigger_function(source: SourceDefinition, columns: tuple[str, ...], event: str) -> sql.Composed:
-    """Collects the statement's keys. SECURITY DEFINER: the writer needs no right on our schema.
-
-    An UPDATE counts where a feature changed, compared as stored bytes: that needs no operator of the column's
-    type, so none can be planted in the writer's search path.
-    """
-    body = compose(
-        """
-DECLARE
-    changed {keys};
-    n integer;
-BEGIN
-    {collect}
-    n := cardinality(changed);
-    IF n IS NULL THEN
-        RETURN NULL;
-    END IF;
-    IF n <= {chunk} THEN
-        INSERT INTO {queue} (keys, n_keys, rescore) VALUES (changed, n, {rescore});
-    ELSE
-        INSERT INTO {queue} (keys, n_keys, rescore) {chunked};
-    END IF;
-    PERFORM pg_notify({channel}, {source});
-    RETURN NULL;
-END
-""",
-        keys=key_types.array_type(source.key_type),
-        collect=_collect(source, columns, event),
-        chunk=sql.Literal(KEYS_PER_QUEUE_ROW),
-        queue=ours("queue", source.name),
-        rescore=sql.Literal(event == "update"),
-        chunked=_chunks(source, event),
-        channel=sql.Literal(CHANNEL),
-        source=sql.Literal(source.name),
-    )
-    return compose(
-        """
-CREATE OR REPLACE FUNCTION {function}() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS {quote}{body}{quote}""",
-        function=_function(source.name, event),
-        quote=dollar_quote(as_text(body)),
-        body=body,
-    )
-
-
-def _collect(source: SourceDefinition, columns: tuple[str, ...], event: str) -> sql.Composed:
-    """Sets `changed`. Where a feature column was dropped or renamed, the writer's UPDATE still works."""
-    template: LiteralString = "SELECT array_agg(r.{key}) INTO changed FROM {rows};"
-    key = identifier(source.key_column)
-    exact = compose(template, key=key, rows=_changed_rows(source, columns, event))
-    if event == "insert":
-        return exact
-    return compose(
-        """BEGIN
-        {exact}
-    EXCEPTION WHEN undefined_column THEN
-        {every}
-    END;""",
-        exact=exact,
-        every=compose(template, key=key, rows=sql.SQL("new_rows r")),
-    )
-
-
-def _changed_rows(source: SourceDefinition, columns: tuple[str, ...], event: str) -> sql.Composable:
-    key = identifier(source.key_column)
-    if event == "insert":
-        return sql.SQL("new_rows r")
-    if source.feature_view is not None:  # any column may feed the view
-        changed: sql.Composable = sql.SQL("r OPERATOR(pg_catalog.*<>) o")
-        if source.write_columns:
-            # Where we have written, the columns that were there at attach are looked at, all but ours.
-            changed = compose(
-                "{changed} AND ({same} OR {others})",
-                changed=changed,
-                same=_compared(WRITTEN_COLUMNS, sql.SQL("*=")),
-                others=_compared(columns, sql.SQL("*<>")),
-            )
-    else:
-        looked_at = dict.fromkeys(feature.column for feature in source.features)
-        # A row that moves to another place in time, or to another entity, has other rows before it.
-        if source.time_column is not None:
-            looked_at |= dict.fromkeys(filter(None, (source.time_column, source.entity_column)))
-        changed = _compared(looked_at, sql.SQL("*<>"))
-    return compose(
-        "new_rows r LEFT JOIN old_rows o ON o.{key} = r.{key} WHERE o.{key} IS NULL OR ({changed})",
-        key=key,
-        changed=changed,
-    )
-
-
-def _compared(columns: Iterable[str], operator: sql.SQL) -> sql.Composed:
-    """These columns of r and o, as stored bytes."""
-    both = [
-        # Without the cast, two ROW() are compared column by column, each by an operator of its type.
-        sql.SQL("ROW({})::record").format(
-            sql.SQL(", ").join(
-                compose("{t}.{c}", t=sql.SQL(side), c=identifier(column)) for column in columns
-            )
-        )
-        for side in ("r", "o")
-    ]
-    return compose("{new} OPERATOR(pg_catalog.{operator}) {old}", new=both[0], operator=operator, old=both[1])
-
-
-def _chunks(source: SourceDefinition, event: str) -> sql.Composable:
-    """Slices of a long key array. Slicing an array of text walks it from the start, so that is numbered."""
-    parts = {"n": sql.Literal(KEYS_PER_QUEUE_ROW), "rescore": sql.Literal(event == "update")}
-    if source.key_type == "text":
-        return compose(
-            "SELECT array_agg(s.k), count(*), {rescore} FROM (SELECT u.k, (row_number() OVER () - 1) / {n}"
-            " AS chunk FROM unnest(changed) AS u (k)) AS s GROUP BY s.chunk ORDER BY s.chunk",
-            **parts,
-        )
-    return compose(
-        "SELECT changed[g.first : g.first + {n} - 1], least({n}, n - g.first + 1), {rescore}"
-        " FROM generate_series(1, n, {n}) AS g (first)",
-        **parts,
-    )
-
-
-def _close_function(source: SourceDefinition, event: str) -> sql.Composed:
-    return compose("REVOKE ALL ON FUNCTION {f}() FROM PUBLIC", f=_function(source.name, event))
-
-
-def _trigger(source: SourceDefinition, event: str) -> sql.Composed:
-    """PostgreSQL allows a transition table on a single event without a column list, so each event has its own."""
-    return compose(
-        "CREATE OR REPLACE TRIGGER {trigger} AFTER {event} ON {relation}"
-        " REFERENCING NEW TABLE AS new_rows{old} FOR EACH STATEMENT EXECUTE FUNCTION {f}()",
-        trigger=trigger_name(source.name, event),
-        event=sql.SQL("UPDATE" if event == "update" else "INSERT"),
-        relation=source.relation.sql(),
-        old=sql.SQL(" OLD TABLE AS old_rows" if event == "update" else ""),
-        f=_function(source.name, event),
-    )
 
 
 def script(statements: list[sql.Composed]) -> str:

@@ -57,7 +57,7 @@ def trigger(source: SourceDefinition) -> list[sql.Composed]:
         compose(
             """
 CREATE OR REPLACE FUNCTION {function}() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $outlier$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_nestloop = off AS $outlier$
 BEGIN
     INSERT INTO {history} ({columns})
     SELECT {kept} FROM old_rows o JOIN new_rows n ON n.key = o.key WHERE n.model_version <> o.model_version;

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from psycopg import errors, sql
 from sqlalchemy import Connection
 
-from pgoutlier.db.ddl import challenger_objects, core_objects, notice_objects, source_views, written_columns
+from pgoutlier.db.ddl import (
+    challenger_objects,
+    core_objects,
+    notice_objects,
+    queue_triggers,
+    source_views,
+    written_columns,
+)
 from pgoutlier.db.errors import MissingPrivilege, SourceError
 from pgoutlier.db.source import catalog
 from pgoutlier.db.source.definition import SourceDefinition
@@ -139,4 +146,6 @@ def lacks_of_shadow(connection: Connection, definition: SourceDefinition) -> lis
 def triggers_enabled(connection: Connection, definition: SourceDefinition) -> dict[str, bool]:
     """For each of our triggers: whether it exists and fires for ordinary sessions."""
     live = catalog.live_triggers(connection, definition.relation)
-    return {event: f"outlier_{definition.name}_{event}" in live for event in core_objects.TRIGGERS}
+    return {
+        event: queue_triggers.trigger_name(definition.name, event) in live for event in queue_triggers.EVENTS
+    }

@@ -53,7 +53,7 @@ def _function(source_name: str, event: str) -> sql.Composed:
     return compose(
         """
 CREATE OR REPLACE FUNCTION {function}() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $outlier$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_nestloop = off AS $outlier$
 DECLARE
     made record;
 BEGIN

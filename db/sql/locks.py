@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from psycopg import sql
 from sqlalchemy import Connection
 
-from pgoutlier.db.sql.statements import one, run
+from pgoutlier.db.sql.statements import compose, one, run
+
+
+def number(name: str) -> sql.Composable:
+    """SQL for the number that PostgreSQL knows a name by."""
+    return compose("hashtext({name})", name=sql.Literal(f"outlier.{name}"))
 
 
 def hold(connection: Connection, name: str, source_id: int | None = None) -> None:

@@ -12,9 +12,6 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-from pgoutlier.db.sql.identifiers import ours
-from pgoutlier.db.sql.statements import as_text, compose
-
 revision = "0005"
 down_revision = "0004"
 branch_labels = None
@@ -125,10 +122,8 @@ def downgrade() -> None:
 def _drop_shadows() -> None:
     """The program of the revision before knows nothing of them, and could not detach the sources."""
     names = op.get_bind().execute(sa.text("SELECT name FROM outlier.sources ORDER BY name")).scalars().all()
+    quoted = op.get_bind().dialect.identifier_preparer.quote_identifier
     for name in names:
-        for statement in (
-            compose("DROP VIEW IF EXISTS {view}", view=ours("comparison", name)),
-            compose("DROP VIEW IF EXISTS {view}", view=ours("compared", name)),
-            compose("DROP TABLE IF EXISTS {table}", table=ours("shadow_scores", name)),
-        ):
-            op.execute(sa.text(as_text(statement)))
+        op.execute(f"DROP VIEW IF EXISTS outlier.{quoted(f'comparison_{name}')}")
+        op.execute(f"DROP VIEW IF EXISTS outlier.{quoted(f'compared_{name}')}")
+        op.execute(f"DROP TABLE IF EXISTS outlier.{quoted(f'shadow_scores_{name}')}")

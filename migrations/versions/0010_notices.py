@@ -10,9 +10,6 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-from pgoutlier.db.sql.identifiers import ours
-from pgoutlier.db.sql.statements import as_text, compose
-
 revision = "0010"
 down_revision = "0009"
 branch_labels = None
@@ -193,7 +190,7 @@ def downgrade() -> None:
 def _drop_triggers() -> None:
     """They would keep every score from being written."""
     names = op.get_bind().execute(sa.text("SELECT name FROM outlier.sources ORDER BY name")).scalars().all()
+    quoted = op.get_bind().dialect.identifier_preparer.quote_identifier
     for name in names:
         for event in ("insert", "update"):
-            statement = compose("DROP FUNCTION IF EXISTS {f}() CASCADE", f=ours(f"notice_{event}", name))
-            op.execute(sa.text(as_text(statement)))
+            op.execute(f"DROP FUNCTION IF EXISTS outlier.{quoted(f'notice_{event}_{name}')}() CASCADE")

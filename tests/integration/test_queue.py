@@ -13,8 +13,8 @@ import pytest
 from sqlalchemy import Connection, Engine
 
 from pgoutlier.db.ddl import installation
-from pgoutlier.db.ddl.core_objects import TRIGGERS
-from pgoutlier.db.scoring import features, quarantine, queue, scores
+from pgoutlier.db.ddl.queue_triggers import EVENTS
+from pgoutlier.db.scoring import bell, features, quarantine, queue, scores
 from pgoutlier.db.scoring.features import read_claimed
 from pgoutlier.db.scoring.quarantine import Entry
 from pgoutlier.db.scoring.queue import Claim
@@ -189,6 +189,7 @@ def test_a_feature_column_dropped_or_renamed_does_not_break_the_writer(transacti
 def test_one_notification_a_statement(transactions: Table, connect: Connect) -> None:
     listener = connect()
     listener.execute(f"LISTEN {CHANNEL}")
+    bell.fall_asleep(listener, {"transactions"})
     transactions.insert(1, 25_000)
     transactions.user.execute("UPDATE transactions SET amount = 0")
     transactions.user.execute("UPDATE transactions SET note = ''")
@@ -545,10 +546,10 @@ def test_triggers_that_are_off_can_be_seen(transactions: Table) -> None:
         with transactions.runtime.engine.begin() as connection:
             return installation.triggers_enabled(connection, transactions.source.definition)
 
-    assert enabled() == dict.fromkeys(TRIGGERS, True)
+    assert enabled() == dict.fromkeys(EVENTS, True)
     transactions.user.execute("ALTER TABLE transactions DISABLE TRIGGER outlier_transactions_insert")
     transactions.user.execute("DROP TRIGGER outlier_transactions_update ON transactions")
-    assert enabled() == dict.fromkeys(TRIGGERS, False)
+    assert enabled() == dict.fromkeys(EVENTS, False)
 
 
 def test_keys_are_numbered_in_the_order_of_their_changes(transactions: Table, connect: Connect) -> None:

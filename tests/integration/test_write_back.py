@@ -19,7 +19,7 @@ from pgoutlier.db import migrate
 from pgoutlier.db.ddl import core_objects, installation
 from pgoutlier.db.engine import make_engine
 from pgoutlier.db.errors import MissingPrivilege, SchemaNotReady, SourceError
-from pgoutlier.db.scoring import queue, write_back
+from pgoutlier.db.scoring import bell, queue, write_back
 from pgoutlier.db.scoring.features import read_claimed
 from pgoutlier.db.source.definition import Feature, SourceDefinition
 from pgoutlier.db.sources import attach, sources
@@ -167,6 +167,7 @@ def test_what_is_written_queues_nothing_and_rings_no_bell(written: Table, connec
     written.insert(1, 50)
     listener = connect()
     listener.execute(f"LISTEN {CHANNEL}")
+    bell.fall_asleep(listener, {"transactions"})
     written.drain()
     written.user.execute("UPDATE transactions SET flagged = NOT flagged, note = 'by hand'")
     assert written.queued() == []
@@ -183,6 +184,7 @@ def test_with_a_feature_view_every_column_counts_but_ours(
     user.execute("INSERT INTO t VALUES (1, 'CH'), (2, 'Chile')")
     listener = connect()
     listener.execute(f"LISTEN {CHANNEL}")
+    bell.fall_asleep(listener, {"t"})
     table.drain()
     assert wrong(table) == []
     assert table.queued() == []

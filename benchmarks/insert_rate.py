@@ -1,0 +1,113 @@
+"""What writers keep of their rate, by how many they are, while all processes of ours run and score what they write."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psycopg
+
+from benchmarks.ground import COLUMNS, FEATURES, Ground, ground, median
+from benchmarks.latency import started
+from pgoutlier.db.embedded.postgres import postgres_binary
+
+CLIENTS = (16,)
+
+
+def measure(base: Ground, *, n_rounds: int, seconds: float) -> dict[str, dict[str, float]]:
+    """By the number of clients: `over_plain`, transactions a second over those without our triggers, median of pairs;
+    `plain` and `scored` a second; `p50_ms` from commit to score meanwhile.
+    """
+    result = {}
+    with started(base), tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "insert.sql"
+        script.write_text(
+            f"INSERT INTO transactions ({COLUMNS}) VALUES ({', '.join(['random()'] * len(FEATURES))});\n"
+        )
+        for n_clients in CLIENTS:
+            rounds = [_pair(base, script, n_clients, seconds, number) for number in range(n_rounds)]
+            result[str(n_clients)] = {
+                "over_plain": round(median([scored / plain for plain, scored, _ in rounds]), 2),
+                "plain": round(median([plain for plain, _, _ in rounds])),
+                "scored": round(median([scored for _, scored, _ in rounds])),
+                "p50_ms": round(median([p50 for _, _, p50 in rounds]), 1),
+            }
+    return result
+
+
+def _pair(
+    base: Ground, script: Path, n_clients: int, seconds: float, number: int
+) -> tuple[float, float, float]:
+    """(rate without triggers, rate with them, p50 in ms); the order changes, so that neither is always the second."""
+    rates: dict[bool, float] = {}
+    p50 = 0.0
+    first = number % 2 == 0
+    for on in (first, not first):
+        base.connection.execute(f"ALTER TABLE transactions {'ENABLE' if on else 'DISABLE'} TRIGGER USER")
+        base.connection.execute("CHECKPOINT")
+        if on:
+            with _Watch(base) as watch:
+                rates[on] = _pgbench(base, script, n_clients, seconds)
+            p50 = watch.p50_ms()
+        else:
+            rates[on] = _pgbench(base, script, n_clients, seconds)
+    return rates[False], rates[True], p50
+
+
+class _Watch:
+    """Writes a row of its own every 50 ms and waits for its score."""
+
+    def __init__(self, base: Ground) -> None:
+        self._url = base.servers.database_url
+        self._row = base.rows[0].tolist()
+        self._times: list[float] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> _Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        insert = (
+            f"INSERT INTO transactions ({COLUMNS}) VALUES ({', '.join(['%s'] * len(FEATURES))}) RETURNING id"
+        )
+        look = "SELECT count(*) FROM outlier.scores_transactions WHERE key = %s"
+        with psycopg.connect(self._url, autocommit=True) as connection:
+            while not self._stop.wait(0.05):
+                key = connection.execute(insert, self._row).fetchone()
+                since = time.perf_counter()
+                while connection.execute(look, key).fetchone() == (0,):
+                    time.sleep(0.001)
+                self._times.append(1_000 * (time.perf_counter() - since))
+
+    def p50_ms(self) -> float:
+        return float(np.percentile(self._times, 50))
+
+
+def _pgbench(base: Ground, script: Path, n_clients: int, seconds: float) -> float:
+    command = [
+        *(str(postgres_binary("pgbench")), "--no-vacuum", "--protocol=prepared", "-f", str(script)),
+        *("-c", str(n_clients), "-j", "2", "-T", f"{seconds:g}", base.servers.database_url),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = re.search(r"tps = ([0-9.]+)", done.stdout)
+    if found is None:
+        raise RuntimeError(f"pgbench said: {done.stdout}")
+    return float(found[1])
+
+
+if __name__ == "__main__":
+    with ground(30_000) as made:
+        for clients, figures in measure(made, n_rounds=int(sys.argv[1]), seconds=float(sys.argv[2])).items():
+            print(clients, figures, flush=True)

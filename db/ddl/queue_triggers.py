@@ -1,0 +1,261 @@
+"""The triggers on the user's table, which put the keys of new and changed rows in the queue.
+
+They run in the writer's own transaction, so they are guests there: what they cannot take is left to the sweep, a
+statement of any size is taken, and NOTIFY, for which PostgreSQL lets one transaction of the whole server commit at a
+time, is sent only where a listener sleeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import LiteralString
+
+from psycopg import sql
+
+from pgoutlier.db.scoring.queue import KEYS_PER_QUEUE_ROW
+from pgoutlier.db.source.definition import WRITTEN_COLUMNS, SourceDefinition
+from pgoutlier.db.sql import key_types, locks
+from pgoutlier.db.sql.identifiers import CHANNEL, identifier, ours
+from pgoutlier.db.sql.statements import as_text, compose, dollar_quote
+
+EVENTS = ("insert", "update")
+# Keys of text are as long as the user likes: so many fit in one array whatever their length, and in a queue row as many
+# as make 10 MB, or one.
+_FEW_TEXTS = 100
+_BYTES_PER_TEXT = 1024
+
+
+def create(source: SourceDefinition, columns: tuple[str, ...]) -> list[sql.Composed]:
+    """Statements that make the functions and triggers, and mend them when they are run again.
+
+    columns: those of the table that are the user's.
+    """
+    return [
+        *(_function(source, columns, event) for event in EVENTS),
+        *(
+            compose("REVOKE ALL ON FUNCTION {f}() FROM PUBLIC", f=_function_name(source.name, event))
+            for event in EVENTS
+        ),
+        *(_trigger(source, event) for event in EVENTS),
+    ]
+
+
+def drop(source_name: str) -> list[sql.Composed]:
+    """Statements that remove them.
+
+    The triggers go with their functions: that needs no ownership of the table, and works where the table was renamed
+    or dropped.
+    """
+    return [
+        compose("DROP FUNCTION IF EXISTS {f}() CASCADE", f=_function_name(source_name, event))
+        for event in EVENTS
+    ]
+
+
+def trigger_name(source_name: str, event: str) -> str:
+    return f"outlier_{source_name}_{event}"
+
+
+def _function_name(source_name: str, event: str) -> sql.Composable:
+    return ours(f"enqueue_{event}", source_name)
+
+
+def _trigger(source: SourceDefinition, event: str) -> sql.Composed:
+    """PostgreSQL allows a transition table on a single event without a column list, so each event has its own."""
+    return compose(
+        "CREATE OR REPLACE TRIGGER {trigger} AFTER {event} ON {relation}"
+        " REFERENCING NEW TABLE AS new_rows{old} FOR EACH STATEMENT EXECUTE FUNCTION {f}()",
+        trigger=identifier(trigger_name(source.name, event)),
+        event=sql.SQL("UPDATE" if event == "update" else "INSERT"),
+        relation=source.relation.sql(),
+        old=sql.SQL(" OLD TABLE AS old_rows" if event == "update" else ""),
+        f=_function_name(source.name, event),
+    )
+
+
+def _function(source: SourceDefinition, columns: tuple[str, ...], event: str) -> sql.Composed:
+    """SECURITY DEFINER: the writer needs no right on our schema.
+
+    A plan is kept for the session, and was made for as many rows as the first statement had: without nested loops it
+    does for the next one, too.
+    """
+    body = compose(
+        """
+DECLARE
+    changed {keys};
+    n bigint;
+    every boolean := false;
+BEGIN
+    {collect}
+    IF n = 0 THEN
+        RETURN NULL;
+    ELSIF n <= {few} THEN
+        INSERT INTO {queue} (keys, n_keys, rescore) VALUES (changed, n, {rescore});
+    ELSE
+        {chunks}
+    END IF;
+    {ring}
+    RETURN NULL;
+END
+""",
+        keys=key_types.array_type(source.key_type),
+        few=sql.Literal(_few(source)),
+        collect=_collect(source, columns, event),
+        queue=ours("queue", source.name),
+        rescore=sql.Literal(event == "update"),
+        chunks=_chunks(source, columns, event),
+        ring=_ring(source),
+    )
+    return compose(
+        """
+CREATE OR REPLACE FUNCTION {function}() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp{plan} AS {quote}{body}{quote}""",
+        function=_function_name(source.name, event),
+        plan=sql.SQL(" SET enable_nestloop = off" if event == "update" else ""),
+        quote=dollar_quote(as_text(body)),
+        body=body,
+    )
+
+
+def _few(source: SourceDefinition) -> int:
+    """How many keys are gathered in a variable first; a statement of more is read by the queue's INSERT itself."""
+    return _FEW_TEXTS if source.key_type == "text" else KEYS_PER_QUEUE_ROW
+
+
+def _collect(source: SourceDefinition, columns: tuple[str, ...], event: str) -> sql.Composed:
+    """Sets `changed` and `n`, which is more than `_few` where the statement has more keys.
+
+    Where the key was renamed, dropped or given another type, the writer is let through, and doctor says so. Where a
+    feature was, every row of an UPDATE counts. The block holds no write: it costs the writer no transaction number.
+    """
+    template: LiteralString = (
+        "SELECT array_agg(c.k), count(*) INTO changed, n"
+        " FROM (SELECT r.{key} AS k FROM {rows} LIMIT {most}) c;"
+    )
+    parts = {"key": identifier(source.key_column), "most": sql.Literal(_few(source) + 1)}
+    handler: sql.Composable = sql.SQL("RETURN NULL;")
+    if event == "update":
+        handler = compose(
+            """every := true;
+        BEGIN
+            {collect}
+        EXCEPTION WHEN OTHERS THEN
+            RETURN NULL;
+        END;""",
+            collect=compose(template, rows=sql.SQL("new_rows r"), **parts),
+        )
+    return compose(
+        """BEGIN
+        {collect}
+    EXCEPTION WHEN OTHERS THEN
+        {handler}
+    END;""",
+        collect=compose(template, rows=_changed_rows(source, columns, event), **parts),
+        handler=handler,
+    )
+
+
+def _chunks(source: SourceDefinition, columns: tuple[str, ...], event: str) -> sql.Composed:
+    """Queue rows straight from the transition table, whatever its size; again the writer is let through."""
+    position: sql.Composable = sql.SQL("row_number() OVER ()")
+    if source.key_type == "text":
+        position = compose(
+            "sum(greatest(1, octet_length(r.{key}::text) / {size})) OVER (ROWS UNBOUNDED PRECEDING)",
+            key=identifier(source.key_column),
+            size=sql.Literal(_BYTES_PER_TEXT),
+        )
+    template: LiteralString = (
+        "INSERT INTO {queue} (keys, n_keys, rescore) SELECT array_agg(s.k), count(*), {rescore}"
+        " FROM (SELECT r.{key} AS k, ({position} - 1) / {n} AS chunk FROM {rows}) s GROUP BY s.chunk ORDER BY s.chunk;"
+    )
+    parts = {
+        "queue": ours("queue", source.name),
+        "key": identifier(source.key_column),
+        "rescore": sql.Literal(event == "update"),
+        "position": position,
+        "n": sql.Literal(KEYS_PER_QUEUE_ROW),
+    }
+    inserted = compose(template, rows=_changed_rows(source, columns, event), **parts)
+    if event == "update":
+        inserted = compose(
+            """IF every THEN
+                {every}
+            ELSE
+                {inserted}
+            END IF;""",
+            every=compose(template, rows=sql.SQL("new_rows r"), **parts),
+            inserted=inserted,
+        )
+    return compose(
+        """BEGIN
+            {inserted}
+        EXCEPTION WHEN OTHERS THEN
+            RETURN NULL;
+        END;""",
+        inserted=inserted,
+    )
+
+
+def _ring(source: SourceDefinition) -> sql.Composed:
+    """NOTIFY where a listener sleeps: one holds this lock then, which is tried and given back at once.
+
+    Not where transactions may be prepared, because one that has notified cannot be: there the listener finds the row
+    when it looks next.
+    """
+    lock = compose("{a}, {b}", a=locks.number("listener sleeps"), b=locks.number(source.name))
+    return compose(
+        """IF pg_try_advisory_lock_shared({lock}) THEN
+        PERFORM pg_advisory_unlock_shared({lock});
+    ELSIF current_setting('max_prepared_transactions') = '0' THEN
+        PERFORM pg_notify({channel}, {source});
+    END IF;""",
+        lock=lock,
+        channel=sql.Literal(CHANNEL),
+        source=sql.Literal(source.name),
+    )
+
+
+def _changed_rows(source: SourceDefinition, columns: tuple[str, ...], event: str) -> sql.Composable:
+    """FROM and WHERE of the rows r that count.
+
+    An UPDATE counts where a feature changed, compared as stored bytes: that needs no operator of the column's type,
+    so none can be planted in the writer's search path.
+    """
+    key = identifier(source.key_column)
+    if event == "insert":
+        return sql.SQL("new_rows r")
+    if source.feature_view is not None:  # any column may feed the view
+        changed: sql.Composable = sql.SQL("r OPERATOR(pg_catalog.*<>) o")
+        if source.write_columns:
+            # Where we have written, the columns that were there at attach are looked at, all but ours.
+            changed = compose(
+                "{changed} AND ({same} OR {others})",
+                changed=changed,
+                same=_compared(WRITTEN_COLUMNS, sql.SQL("*=")),
+                others=_compared(columns, sql.SQL("*<>")),
+            )
+    else:
+        looked_at = dict.fromkeys(feature.column for feature in source.features)
+        # A row that moves to another place in time, or to another entity, has other rows before it.
+        if source.time_column is not None:
+            looked_at |= dict.fromkeys(filter(None, (source.time_column, source.entity_column)))
+        changed = _compared(looked_at, sql.SQL("*<>"))
+    return compose(
+        "new_rows r LEFT JOIN old_rows o ON o.{key} = r.{key} WHERE o.{key} IS NULL OR ({changed})",
+        key=key,
+        changed=changed,
+    )
+
+
+def _compared(columns: Iterable[str], operator: sql.SQL) -> sql.Composed:
+    """These columns of r and o, as stored bytes."""
+    both = [
+        # Without the cast, two ROW() are compared column by column, each by an operator of its type.
+        sql.SQL("ROW({})::record").format(
+            sql.SQL(", ").join(
+                compose("{t}.{c}", t=sql.SQL(side), c=identifier(column)) for column in columns
+            )
+        )
+        for side in ("r", "o")
+    ]
+    return compose("{new} OPERATOR(pg_catalog.{operator}) {old}", new=both[0], operator=operator, old=both[1])
