@@ -1,8 +1,8 @@
 """The listener: finds out which sources have new rows in their queue, and rings the workers' bell.
 
-It decides nothing; lost or doubled rings do no harm. While rows come it is awake: it looks into the queue every few
-milliseconds, and writers do not notify. When none has come for a while it sleeps until it is notified, and looks now
-and then, for rows whose writer thought that it was awake. See db.ddl.queue_triggers for why.
+It decides nothing; lost or doubled rings do no harm. While rows come fast it is awake: it looks into the queue every
+few milliseconds, and writers do not notify. Otherwise it sleeps until it is notified, which brings a row to a worker
+soonest, and looks now and then, for rows whose writer thought that it was awake. See db.ddl.queue_triggers for why.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from pgoutlier.db.sql.identifiers import CHANNEL, FLAGGED_CHANNEL
 
 log = structlog.get_logger()
 
-# Awake: how often the queue is looked into, and for how long after the last new row.
+# Awake: how often the queue is looked into, and for how long after rows have come fast, which is two between looks.
 _LOOK_SECONDS = 0.005
+_FAST = 2
 _AWAKE_SECONDS = 0.25
 # Asleep: what a row may wait that no notification tells of. Also how soon a new source is known.
 _ASLEEP_LOOK_SECONDS = 0.25
@@ -80,6 +81,7 @@ class _Watched:
     """
 
     awake_until: float = 0.0
+    heard_at: float = 0.0
     seen: frozenset[int] = frozenset()
     asleep: bool = False
     locked: bool = False
@@ -123,9 +125,11 @@ class _Ears:
             return
         # The rows may be seen once more by the next look, and rung for twice: better than to ask before the first.
         self.ring(notice.payload)
-        source.awake_until = time.monotonic() + _AWAKE_SECONDS
-        self._sleep_or_wake()
-        self.look_at = time.monotonic() + _LOOK_SECONDS
+        heard_before, source.heard_at = source.heard_at, time.monotonic()
+        if source.heard_at - heard_before < _LOOK_SECONDS:
+            source.awake_until = source.heard_at + _AWAKE_SECONDS
+            self._sleep_or_wake()
+            self.look_at = time.monotonic() + _LOOK_SECONDS
 
     def _owed_at(self) -> float:
         owed = [source.flagged_at + _QUIET_SECONDS for source in self.sources.values() if source.flagged_owed]
@@ -149,9 +153,11 @@ class _Ears:
             found = bell.newest(self.session, names) if names else {}
         for name in names:
             source, ids = self.sources[name], frozenset(found.get(name, ()))
-            if ids - source.seen:
-                source.awake_until = now + _AWAKE_SECONDS
+            new = ids - source.seen
+            if new:
                 self.ring(name)
+            if len(new) >= _FAST:
+                source.awake_until = now + _AWAKE_SECONDS
             source.seen = ids
         self._sleep_or_wake()
         awake = any(not source.asleep for source in self.sources.values())

@@ -28,7 +28,7 @@ from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.scoring.sequences import require_order
 from pgoutlier.worker.training import gate
 from pgoutlier.worker.training.gate import Decision
-from pgoutlier.worker.training.recipes import check_columns, recipe_of, with_threshold
+from pgoutlier.worker.training.recipes import check_columns, recipe_of, require_tensorflow, with_threshold
 
 log = structlog.get_logger()
 
@@ -69,10 +69,7 @@ def train(
     """
     source, recipe = plan(runtime, source_name, recipe_name=recipe_name, threshold=threshold)
     seed = recipe.seed if seed is None else seed
-    try:
-        detector.require_tensorflow(recipe)  # before anything is written: another worker may well have it
-    except DetectorError as error:
-        raise ModelError(f"{source_name} cannot be trained: {error}") from error
+    require_tensorflow(recipe)  # before anything is written: another worker may well have it
     with _training_lock(runtime, source) as holder:
         with runtime.engine.begin() as connection:
             if after_run is not None and training_runs.last_run(connection, source.id) != after_run:
