@@ -164,8 +164,11 @@ class _Ears:
         self.look_at = time.monotonic() + max(_LOOK_SECONDS, self._took(now)) if awake else float("inf")
 
     def _took(self, since: float) -> float:
-        """How long to leave the queues alone after a look that began then."""
-        return (time.monotonic() - since) / _MOST_LOOKING
+        """How long to leave the queues alone after a look that began then.
+
+        No longer than asleep: one look that a busy machine held up would make rows wait for ten times as long.
+        """
+        return min((time.monotonic() - since) / _MOST_LOOKING, _ASLEEP_LOOK_SECONDS)
 
     def _sleep_or_wake(self) -> None:
         """Say to the writers what has changed."""
