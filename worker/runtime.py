@@ -15,6 +15,7 @@ from pgoutlier.db.engine import make_engine
 from pgoutlier.db.settings import Settings, load_settings
 from pgoutlier.models_store.registry import DetectorCache
 from pgoutlier.models_store.seal import Seal
+from pgoutlier.worker.rates import Rates
 
 _MOST_READERS = 64
 # Webhooks that may hang at the same time without holding up the others.
@@ -41,6 +42,8 @@ class Runtime:
     delivering: dict[str, bool] = field(default_factory=dict)
     delivering_lock: threading.Lock = field(default_factory=threading.Lock)
 
+    # What this process has scored of late.
+    rates: Rates = field(default_factory=Rates)
     # How many ranges of jobs, and tasks that keep house, this process works on at a time: with two threads or more one
     # is left for new rows.
     places_beside_scoring: threading.Semaphore = field(default_factory=threading.Semaphore)
