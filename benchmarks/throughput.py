@@ -6,9 +6,9 @@ import threading
 from dataclasses import dataclass
 
 import numpy as np
-import psutil
 
 from benchmarks.ground import COLUMNS, Ground, copy_in, median, seconds_of
+from pgoutlier.db.scoring import queue
 from pgoutlier.db.sql.wire import COPY_HEADER, COPY_TRAILER
 from pgoutlier.worker.scoring import draining
 from pgoutlier.worker.upkeep import maintenance
@@ -23,15 +23,19 @@ class Throughput:
     over_floor: float
     drain_two_threads: float
     two_threads_over_floor: float
-    rss_mb: float
-    rss_growth_mb: float
 
 
-def fill_queue(ground: Ground) -> None:
-    """Every row queued and none scored."""
+def fill_queue(ground: Ground, *, at_most: int | None = None) -> None:
+    """Every row queued, or about as many as said, and none scored."""
     ground.connection.execute("TRUNCATE outlier.scores_transactions")
     ground.connection.execute("TRUNCATE outlier.queue_transactions")
     maintenance.sweep(ground.runtime, "transactions")
+    if at_most is not None:
+        ground.connection.execute(
+            "DELETE FROM outlier.queue_transactions WHERE id NOT IN"
+            " (SELECT id FROM outlier.queue_transactions ORDER BY id LIMIT %s)",
+            (max(1, at_most // queue.KEYS_PER_QUEUE_ROW),),
+        )
     ground.connection.execute("VACUUM ANALYZE outlier.queue_transactions")
     ground.connection.execute("CHECKPOINT")
 
@@ -100,36 +104,29 @@ def measure(ground: Ground, *, n_rounds: int) -> Throughput:
     for n_threads in (1, 2):  # unmeasured: compiles, fills caches and pools
         drain_seconds(ground, n_rows, n_threads=n_threads)
     floors, drains, doubles = [], [], []
-    process = psutil.Process()
-    after_first = process.memory_info().rss
     for _ in range(n_rounds):
         floors.append(floor_seconds(ground, n_rows))
         drains.append(drain_seconds(ground, n_rows))
         doubles.append(drain_seconds(ground, n_rows, n_threads=2))
-    rss = process.memory_info().rss
     return Throughput(
         floor=n_rows / median(floors),
         drain=n_rows / median(drains),
         over_floor=median([f / d for f, d in zip(floors, drains, strict=True)]),
         drain_two_threads=n_rows / median(doubles),
         two_threads_over_floor=median([f / d for f, d in zip(floors, doubles, strict=True)]),
-        rss_mb=rss / 2**20,
-        rss_growth_mb=(rss - after_first) / 2**20,
     )
 
 
-def flat_cost(ground: Ground, *, n_large: int, n_rounds: int) -> tuple[float, float]:
-    """(rows/s with n_large queued over rows/s with the table as it is, growth of memory in MB meanwhile)."""
-    n_small = len(ground.rows)
-    small = median([drain_seconds(ground, n_small) for _ in range(n_rounds)])
+def add_rows(ground: Ground, n_rows: int) -> None:
+    """Make the table one of n_rows, a multiple of those it has; nothing is queued."""
     ground.connection.execute("ALTER TABLE transactions DISABLE TRIGGER USER")
-    for _ in range(n_large // n_small - 1):
+    for _ in range(n_rows // len(ground.rows) - 1):
         copy_in(ground.connection, "transactions", ground.copy_body)
     ground.connection.execute("ALTER TABLE transactions ENABLE TRIGGER USER")
     ground.connection.execute("VACUUM ANALYZE transactions")
-    before = psutil.Process().memory_info().rss
-    large = drain_seconds(ground, n_large)
-    growth = (psutil.Process().memory_info().rss - before) / 2**20
-    ground.connection.execute("DELETE FROM transactions WHERE id > %s", (n_small,))
+
+
+def remove_rows(ground: Ground) -> None:
+    """Take out what was put into the table since it was made."""
+    ground.connection.execute("DELETE FROM transactions WHERE id > %s", (len(ground.rows),))
     ground.connection.execute("VACUUM FULL ANALYZE transactions")
-    return (n_large / large) / (n_small / small), growth

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import psycopg
-from sqlalchemy import URL, Connection, Engine, create_engine, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 
 from pgoutlier.db.errors import SettingsError
@@ -32,7 +32,7 @@ def sqlalchemy_url(database_url: str) -> URL:
 
 def make_engine(database_url: str, *, pool_size: int = 5, application_name: str = APPLICATION_NAME) -> Engine:
     """An engine whose pooled connections are checked before use, so that a server restart is survived."""
-    return create_engine(
+    engine = create_engine(
         sqlalchemy_url(database_url),
         pool_size=pool_size,
         max_overflow=pool_size,
@@ -44,6 +44,19 @@ def make_engine(database_url: str, *, pool_size: int = 5, application_name: str 
             **KEEPALIVES,
         },
     )
+    event.listen(engine, "connect", lambda driver, _: secure(driver))
+    return engine
+
+
+def secure(driver: psycopg.Connection[Any]) -> None:
+    """Make a new session of ours safe; it is in no transaction afterwards.
+
+    A row that a policy hides from this role is none that is gone: a statement that would not see it fails, with a
+    sentence of PostgreSQL's. Said by a statement and not by an option of the connection, which poolers refuse.
+    """
+    driver.execute("SELECT pg_catalog.set_config('row_security', 'off', false)")
+    if not driver.autocommit:
+        driver.commit()
 
 
 def driver_connection(connection: Connection) -> psycopg.Connection[Any]:

@@ -4,7 +4,7 @@ Importing this package imports NumPy and pydantic alone. The first fit imports T
 first score ONNX Runtime.
 """
 
-from pgoutlier.detector._tensorflow import load_tensorflow
+from pgoutlier.detector._tensorflow import load_tensorflow, require_tensorflow
 from pgoutlier.detector.builtin_recipes import RECIPES, recipe_named
 from pgoutlier.detector.detector import Detector, Scores, top_features
 from pgoutlier.detector.errors import (
@@ -14,6 +14,7 @@ from pgoutlier.detector.errors import (
     InvalidRecipe,
     MetricsError,
     NonFiniteFeatures,
+    TensorFlowMissing,
     TrainingDataError,
     UnknownRecipe,
     WindowMismatch,
@@ -43,6 +44,7 @@ __all__ = [
     "Progress",
     "Recipe",
     "Scores",
+    "TensorFlowMissing",
     "TrainingDataError",
     "UnknownRecipe",
     "WindowMismatch",
@@ -53,6 +55,7 @@ __all__ = [
     "load_tensorflow",
     "parse_threshold",
     "recipe_named",
+    "require_tensorflow",
     "threshold_text",
     "top_features",
     "window_positions",

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from typing import Any
+
+from pgoutlier.detector.errors import TensorFlowMissing
+from pgoutlier.detector.recipes import Recipe
 
 
 def tensorflow() -> Any:
@@ -15,6 +19,12 @@ def tensorflow() -> Any:
     import tensorflow as tf
 
     return tf
+
+
+def require_tensorflow(recipe: Recipe) -> None:
+    """Raises TensorFlowMissing if the recipe is fitted by TensorFlow and that is not installed; imports nothing."""
+    if not recipe.quantises and find_spec("tensorflow") is None:
+        raise TensorFlowMissing
 
 
 def load_tensorflow() -> None:

@@ -34,6 +34,16 @@ class TrainingDataError(DetectorError):
     """These rows cannot be fitted on."""
 
 
+class TensorFlowMissing(DetectorError):
+    """This environment has no TensorFlow, which fits networks and is not needed for anything else."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "TensorFlow, which trains, is not installed here; train where it is (requirements/runtime.txt, or the"
+            " image's target training), or leave it to a train worker: pgoutlier train SOURCE --queue"
+        )
+
+
 class MetricsError(DetectorError):
     """No figures can be drawn from these errors and this truth."""
 

@@ -23,7 +23,8 @@ class OneLineFailure(Task):  # type: ignore[misc]
 
     def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         if isinstance(exc, self.throws):
-            log.warning("task_failed", task=self.name, args=args, error=first_line(exc))
+            # Without its arguments: the URL of a webhook is a secret.
+            log.warning("task_failed", task=self.name, id=task_id, error=first_line(exc))
 
 
 def ring(task: Task, *args: object, expires_seconds: float | None = None, **kwargs: object) -> None:

@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from pgoutlier.detector import Progress as Epoch
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from pgoutlier.detector import Progress as Epoch
 
 console = Console()
 errors = Console(stderr=True)
@@ -69,6 +71,8 @@ def new_table(title: str, columns: Sequence[str]) -> Table:
 
 def new_bar(figures: str) -> Progress:
     """A bar on standard error between the description of its task and these figures of it, gone when it is done."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # most commands show none
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
@@ -109,6 +113,11 @@ def _cell(value: object) -> str:
 def top_features_text(top: list[dict[str, Any]] | None, *, most: int = 3) -> str:
     """The top contributing features of a flagged row in one line."""
     return ", ".join(f"{entry['feature']} {float(entry['contribution']):.3g}" for entry in (top or [])[:most])
+
+
+def share(job: dict[str, Any]) -> float:
+    """How much of a job's rows it has behind it."""
+    return job["n_behind"] / job["n_rows"] if job["n_rows"] else 1.0
 
 
 def seconds_text(seconds: float | None) -> str:

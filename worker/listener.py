@@ -1,8 +1,9 @@
 """The listener: finds out which sources have new rows in their queue, and rings the workers' bell.
 
-It decides nothing; lost or doubled rings do no harm. While rows come it is awake: it looks into the queue every few
-milliseconds, and writers do not notify. When none has come for a while it sleeps until it is notified, and looks now
-and then, for rows whose writer thought that it was awake. See db.ddl.queue_triggers for why.
+It decides nothing; lost or doubled rings do no harm. While several writers are at it, it is awake: it looks into the
+queue every few milliseconds, and they do not notify. Otherwise it sleeps until it is notified, which brings a row to a
+worker soonest, and looks now and then, for rows whose writer thought that it was awake. See db.ddl.queue_triggers for
+why.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -19,9 +20,10 @@ import structlog
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from pgoutlier.db.engine import KEEPALIVES
+from pgoutlier.db.engine import KEEPALIVES, secure
 from pgoutlier.db.errors import first_line
 from pgoutlier.db.scoring import bell
+from pgoutlier.db.scoring.bell import Session
 from pgoutlier.db.sql.identifiers import CHANNEL, FLAGGED_CHANNEL
 
 log = structlog.get_logger()
@@ -29,11 +31,13 @@ log = structlog.get_logger()
 # Awake: how often the queue is looked into, and for how long after the last new row.
 _LOOK_SECONDS = 0.005
 _AWAKE_SECONDS = 0.25
+# Sessions that notify of a source within this time may wait for each other to do so.
+_TOGETHER_SECONDS = 0.25
 # Asleep: what a row may wait that no notification tells of. Also how soon a new source is known.
 _ASLEEP_LOOK_SECONDS = 0.25
-# Looking takes at most this part of the time, however long it takes (many sources, many dead rows).
+# Looking takes at most about this part of the time, however long it takes (many sources, many dead rows).
 _MOST_LOOKING = 0.1
-# Of one source there is nothing to say twice within this time: who delivers goes on until nothing is left.
+# A bell is not rung twice within this time: whoever comes goes on until nothing is left.
 _QUIET_SECONDS = 0.005
 _RECONNECT_SECONDS = 1.0
 
@@ -59,6 +63,7 @@ def listen(
     while not stop.is_set():
         try:
             with psycopg.connect(conninfo, autocommit=True, application_name="pgoutlier listener") as session:
+                secure(session)
                 channels = (CHANNEL, FLAGGED_CHANNEL)
                 for channel in channels:
                     session.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
@@ -73,25 +78,40 @@ def listen(
 
 
 @dataclass
-class _Watched:
-    """What is known of one source. seen: ids of the rows that were in its queue at the last look.
+class _Bell:
+    """One of a source's. owed: whether there is something to say that was not said yet; rung_at: when it was last."""
 
+    owed: bool = False
+    rung_at: float = 0.0
+
+    def due_at(self) -> float:
+        return self.rung_at + _QUIET_SECONDS if self.owed else float("inf")
+
+
+@dataclass
+class _Watched:
+    """What is known of one source.
+
+    heard_at, heard_of: when a writer notified last, and the process id of its session.
+    seen: ids of the rows that were in its queue at the last look.
     locked: whether this session has the lock that says so where it is asleep; another listener may have it.
     """
 
+    rows: _Bell = field(default_factory=_Bell)
+    flagged: _Bell = field(default_factory=_Bell)
     awake_until: float = 0.0
+    heard_at: float = 0.0
+    heard_of: int = 0
     seen: frozenset[int] = frozenset()
     asleep: bool = False
     locked: bool = False
-    flagged_at: float = 0.0
-    flagged_owed: bool = False
 
 
 @dataclass
 class _Ears:
     """One connection, on which notifications are heard and queues looked into."""
 
-    session: bell.Session
+    session: Session
     ring: Ring
     ring_flagged: Ring
     sources: dict[str, _Watched] = field(default_factory=dict)
@@ -100,18 +120,32 @@ class _Ears:
 
     def hear(self) -> None:
         """Wait for the next notification or the time of the next look, whichever comes first, and see to it."""
-        wait = max(0.0, min(self.look_at, self.look_at_all, self._owed_at()) - time.monotonic())
-        for notice in self.session.notifies(timeout=wait, stop_after=1):
+        next_at = min(
+            self.look_at, self.look_at_all, *(each.due_at() for _, _, each in self._bells()), float("inf")
+        )
+        for notice in self.session.notifies(timeout=max(0.0, next_at - time.monotonic()), stop_after=1):
             self._heard(notice)
+        self._ring_owed()
         now = time.monotonic()
-        self._ring_flagged(now)
         if now >= self.look_at_all:
             self._know_sources()
-            self.look_at_all = now + _ASLEEP_LOOK_SECONDS
-            self._look(list(self.sources), now)
-            self.look_at_all = max(self.look_at_all, time.monotonic() + self._took(now))
+            took = time.monotonic() - now
+            self.look_at_all = now + max(_ASLEEP_LOOK_SECONDS, took / _MOST_LOOKING)
+            self._look(list(self.sources), time.monotonic())
         elif now >= self.look_at:
             self._look([name for name, source in self.sources.items() if not source.asleep], now)
+
+    def _bells(self) -> Iterator[tuple[str, Ring, _Bell]]:
+        for name, source in self.sources.items():
+            yield name, self.ring, source.rows
+            yield name, self.ring_flagged, source.flagged
+
+    def _ring_owed(self) -> None:
+        for name, ring, each in self._bells():
+            now = time.monotonic()
+            if now >= each.due_at():
+                each.owed, each.rung_at = False, now
+                ring(name)
 
     def _heard(self, notice: psycopg.Notify) -> None:
         """Anybody may notify: what is no source is dropped at once."""
@@ -119,23 +153,16 @@ class _Ears:
         if source is None:
             return
         if notice.channel == FLAGGED_CHANNEL:
-            source.flagged_owed = True
+            source.flagged.owed = True
             return
         # The rows may be seen once more by the next look, and rung for twice: better than to ask before the first.
-        self.ring(notice.payload)
-        source.awake_until = time.monotonic() + _AWAKE_SECONDS
-        self._sleep_or_wake()
-        self.look_at = time.monotonic() + _LOOK_SECONDS
-
-    def _owed_at(self) -> float:
-        owed = [source.flagged_at + _QUIET_SECONDS for source in self.sources.values() if source.flagged_owed]
-        return min(owed, default=float("inf"))
-
-    def _ring_flagged(self, now: float) -> None:
-        for name, source in self.sources.items():
-            if source.flagged_owed and now >= source.flagged_at + _QUIET_SECONDS:
-                source.flagged_owed, source.flagged_at = False, now
-                self.ring_flagged(name)
+        source.rows.owed = True
+        now = time.monotonic()
+        if notice.pid != source.heard_of and now - source.heard_at < _TOGETHER_SECONDS:
+            source.awake_until = now + _AWAKE_SECONDS
+            self._sleep_or_wake()
+            self.look_at = now + _LOOK_SECONDS
+        source.heard_at, source.heard_of = now, notice.pid
 
     def _know_sources(self) -> None:
         names = bell.audible(self.session)
@@ -147,19 +174,19 @@ class _Ears:
         found: dict[str, list[int]] = {}
         with suppress(psycopg.errors.UndefinedTable):  # detached just now
             found = bell.newest(self.session, names) if names else {}
+        took = time.monotonic() - now
         for name in names:
             source, ids = self.sources[name], frozenset(found.get(name, ()))
             if ids - source.seen:
-                source.awake_until = now + _AWAKE_SECONDS
-                self.ring(name)
+                source.rows.owed = True
+                if not source.asleep:
+                    source.awake_until = now + _AWAKE_SECONDS
             source.seen = ids
+        self._ring_owed()
         self._sleep_or_wake()
+        pause = min(max(_LOOK_SECONDS, took / _MOST_LOOKING), _ASLEEP_LOOK_SECONDS)
         awake = any(not source.asleep for source in self.sources.values())
-        self.look_at = time.monotonic() + max(_LOOK_SECONDS, self._took(now)) if awake else float("inf")
-
-    def _took(self, since: float) -> float:
-        """How long to leave the queues alone after a look that began then."""
-        return (time.monotonic() - since) / _MOST_LOOKING
+        self.look_at = time.monotonic() + pause if awake else float("inf")
 
     def _sleep_or_wake(self) -> None:
         """Say to the writers what has changed."""

@@ -15,6 +15,7 @@ from pgoutlier.db.engine import make_engine
 from pgoutlier.db.settings import Settings, load_settings
 from pgoutlier.models_store.registry import DetectorCache
 from pgoutlier.models_store.seal import Seal
+from pgoutlier.worker.rates import Rates
 
 _MOST_READERS = 64
 # Webhooks that may hang at the same time without holding up the others.
@@ -41,8 +42,11 @@ class Runtime:
     delivering: dict[str, bool] = field(default_factory=dict)
     delivering_lock: threading.Lock = field(default_factory=threading.Lock)
 
-    # How many ranges of jobs this process works on at a time: with two threads or more one is left for new rows.
-    job_places: threading.Semaphore = field(default_factory=threading.Semaphore)
+    # What this process has scored of late.
+    rates: Rates = field(default_factory=Rates)
+    # How many ranges of jobs, and tasks that keep house, this process works on at a time: with two threads or more one
+    # is left for new rows.
+    places_beside_scoring: threading.Semaphore = field(default_factory=threading.Semaphore)
 
     @property
     def seal(self) -> Seal:
@@ -75,7 +79,7 @@ def make_runtime(settings: Settings, *, application_name: str = "pgoutlier") -> 
             database_url, pool_size=2 * settings.score_threads + 2, application_name=application_name
         ),
         cache=DetectorCache(_seal(settings)),
-        job_places=threading.Semaphore(max(1, settings.score_threads - 1)),
+        places_beside_scoring=threading.Semaphore(max(1, settings.score_threads - 1)),
     )
 
 

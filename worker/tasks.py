@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from pgoutlier.worker.app import app, ring
+from pgoutlier.worker.app import OneLineFailure, app, ring
 from pgoutlier.worker.drift import measuring
 from pgoutlier.worker.history import keeping
 from pgoutlier.worker.jobs import job_control
@@ -26,6 +26,22 @@ log = structlog.get_logger()
 
 # A call for help nobody answers in this time is not needed: whoever drains goes on by itself.
 HELP_EXPIRES_SECONDS = 5
+HOUSEKEEPING_AGAIN_SECONDS = 1
+
+
+class Housekeeping(OneLineFailure):
+    """A task that may take long, and can wait: it leaves a thread of the worker for new rows."""
+
+    max_retries = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        places = runtime().places_beside_scoring
+        if not places.acquire(blocking=False):
+            raise self.retry(countdown=HOUSEKEEPING_AGAIN_SECONDS)
+        try:
+            return super().__call__(*args, **kwargs)
+        finally:
+            places.release()
 
 
 @app.task(name="score.drain")
@@ -53,19 +69,19 @@ def drain_all() -> list[str]:
     return names
 
 
-@app.task(name="score.sweep")
+@app.task(name="score.sweep", base=Housekeeping)
 def sweep(source: str) -> int:
     """Queue rows that got past the triggers."""
     return maintenance.sweep(runtime(), source)
 
 
-@app.task(name="score.sweep_all")
+@app.task(name="score.sweep_all", base=Housekeeping)
 def sweep_all() -> dict[str, int]:
     """Sweep every source."""
     return maintenance.sweep_all(runtime())
 
 
-@app.task(name="score.retry_quarantine")
+@app.task(name="score.retry_quarantine", base=Housekeeping)
 def retry_quarantine(source: str, keys: list[str] | None = None) -> int:
     """Queue quarantined rows again."""
     return maintenance.retry_quarantine(runtime(), source, keys)
@@ -103,13 +119,13 @@ def train_due(older_than_seconds: float | None = None) -> list[str]:
     return list(due)
 
 
-@app.task(name="drift.measure")
+@app.task(name="drift.measure", base=Housekeeping)
 def measure_drift(source: str) -> bool:
     """Measure a source's drift and store the report. Returns whether it has drifted."""
     return bool(measuring.measure(runtime(), source)["drifted"])
 
 
-@app.task(name="drift.measure_all")
+@app.task(name="drift.measure_all", base=Housekeeping)
 def measure_drift_all() -> dict[str, bool]:
     """Measure every source; with PGOUTLIER_RETRAIN_ON_DRIFT also send models.train for those that drifted."""
     return measuring.measure_all(
@@ -159,7 +175,7 @@ def untag(source: str, version: int, name: str) -> bool:
     return versions.untag(runtime(), source, version, name)
 
 
-@app.task(name="models.prune")
+@app.task(name="models.prune", base=Housekeeping)
 def prune_versions(source: str, keep: int | None = None) -> list[int]:
     """Remove versions that nobody needs; returns their numbers."""
     return versions.prune(runtime(), source, keep=keep)
@@ -345,7 +361,7 @@ def delete_schedule(name: str) -> None:
     schedule_control.delete(runtime(), name)
 
 
-@app.task(name="maintenance.prune_all")
+@app.task(name="maintenance.prune_all", base=Housekeeping)
 def prune_all() -> dict[str, int]:
     """Remove scores and quarantine entries of rows that are gone, and old training runs and versions."""
     return maintenance.prune_all(runtime())

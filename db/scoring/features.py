@@ -9,7 +9,8 @@ wrong length is read once more, with such values as NaN and the first problem of
 
 from __future__ import annotations
 
-from typing import Any
+from functools import lru_cache
+from typing import Any, LiteralString
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from pgoutlier.db.scoring.rows import ClaimedRows, FeatureRows
 from pgoutlier.db.source.definition import Feature, SourceDefinition
 from pgoutlier.db.sql import key_types, wire
 from pgoutlier.db.sql.identifiers import identifier, ours
-from pgoutlier.db.sql.statements import binary_rows, compose, one, run
+from pgoutlier.db.sql.statements import binary_rows, compose, in_one_piece, one, run
 
 _PACK = 4  # doubles in an lseg, see lseg_send in PostgreSQL's src/backend/utils/adt/geo_ops.c
 
@@ -112,25 +113,40 @@ def read(
     too large for one array of at most 1 GB.
     """
     for tolerant in (False, True):
-        columns = _columns(source, number, longest_key_bytes, tolerant=tolerant)
+        names, arrays, columns = _selected(source, number.as_string(None), longest_key_bytes, tolerant)
         statement = compose(
             "SELECT {arrays} FROM (SELECT {columns} {origin}) rows {grouped}",
-            arrays=sql.SQL(", ").join(compose("array_agg({c})", c=identifier(name)) for name in columns),
-            columns=sql.SQL(", ").join(
-                compose("{value} AS {name}", value=value, name=identifier(name))
-                for name, value in columns.items()
-            ),
+            arrays=arrays,
+            columns=columns,
             origin=origin,
             grouped=sql.SQL("")
             if rows_per_block is None
             else compose("GROUP BY number / {n}", n=sql.Literal(rows_per_block)),
         )
         rows = binary_rows(connection, statement, params)
-        blocks = [dict(zip(columns, row, strict=True)) for row in rows if row[0] is not None]
+        blocks = [dict(zip(names, row, strict=True)) for row in rows if row[0] is not None]
         found = _assemble(blocks, source, longest_key_bytes, tolerant=tolerant)
         if found is not None:
             return found
     raise AssertionError("a read with NULLs replaced still holds NULLs")
+
+
+@lru_cache(maxsize=64)
+def _selected(
+    source: SourceDefinition, number: LiteralString, longest_key_bytes: int, tolerant: bool
+) -> tuple[tuple[str, ...], sql.SQL, sql.SQL]:
+    """Names of the columns, the arrays that they are gathered into, and the columns themselves."""
+    columns = _columns(source, sql.SQL(number), longest_key_bytes, tolerant=tolerant)
+    return (
+        tuple(columns),
+        in_one_piece(sql.SQL(", ").join(compose("array_agg({c})", c=identifier(name)) for name in columns)),
+        in_one_piece(
+            sql.SQL(", ").join(
+                compose("{value} AS {name}", value=value, name=identifier(name))
+                for name, value in columns.items()
+            )
+        ),
+    )
 
 
 def _columns(

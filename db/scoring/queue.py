@@ -225,11 +225,14 @@ def enqueue(connection: Connection, source: SourceDefinition, keys: Sequence[tup
 def sweep(connection: Connection, source: Source) -> int:
     """Queue rows that have neither score, queue entry nor quarantine entry. Returns how many were found.
 
-    Rows written by transactions before source.attached_xid are left alone: they were there before attach. None takes
-    them too.
+    None while another sweep of the source is under way.
+
+    Rows written by transactions before source.attached_xid are left alone (they were there before attach); where that
+    is None they are taken too.
     """
-    # One sweep at a time: the next one sees what this one queued.
-    locks.hold(connection, "sweep", source.id)
+    # One sweep at a time, and nobody waits for it: the next one sees what this one queued.
+    if not locks.try_hold(connection, "sweep", source.id):
+        return 0
     newer: sql.Composable = sql.SQL("true")
     if source.attached_xid is not None:
         n_since = one(connection, "SELECT pg_current_xact_id()::text::bigint") - source.attached_xid

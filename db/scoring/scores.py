@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, LiteralString
 
 import numpy as np
@@ -14,8 +15,11 @@ from sqlalchemy import Connection
 from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.sql import key_types
 from pgoutlier.db.sql.identifiers import ours
-from pgoutlier.db.sql.statements import compose, copy_in, run
+from pgoutlier.db.sql.statements import compose, copy_in, in_one_piece, run
 from pgoutlier.db.sql.wire import COPY_HEADER, COPY_TRAILER
+
+# So few rows are written by one statement: the savepoint for a COPY and the COPY itself take five.
+_FEW_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def write(
     if len(rows.keys) == 0:
         return
     features = _top_features(source.feature_names, rows) if into.explained else {}
-    if not may_exist:
+    if not may_exist and len(rows.keys) > _FEW_ROWS:
         try:
             with connection.begin_nested():
                 _copy(connection, source, rows, features, model_version, into)
@@ -156,6 +160,20 @@ def _upsert(
     model_version: int,
     into: Destination,
 ) -> None:
+    parameters = {
+        "version": model_version,
+        "keys": key_types.to_parameters(rows.keys, source.key_type),
+        "changes": rows.change_ids.tolist(),
+        "errors": rows.errors.tolist(),
+        "flagged": rows.flagged.tolist(),
+    }
+    if into.explained:
+        parameters["features"] = [features.get(row) for row in range(len(rows.keys))]
+    run(connection, _upserting(source, into), parameters)
+
+
+@lru_cache(maxsize=64)
+def _upserting(source: SourceDefinition, into: Destination) -> sql.SQL:
     explained: tuple[LiteralString, ...] = ("top_features", "scored_at") if into.explained else ()
     written: tuple[LiteralString, ...] = ("change_id", "reconstruction_error", "model_version", into.flag)
     statement = compose(
@@ -181,16 +199,7 @@ def _upsert(
             compose("{c} = excluded.{c}", c=sql.SQL(column)) for column in (*written, *explained)
         ),
     )
-    parameters = {
-        "version": model_version,
-        "keys": key_types.to_parameters(rows.keys, source.key_type),
-        "changes": rows.change_ids.tolist(),
-        "errors": rows.errors.tolist(),
-        "flagged": rows.flagged.tolist(),
-    }
-    if into.explained:
-        parameters["features"] = [features.get(row) for row in range(len(rows.keys))]
-    run(connection, statement, parameters)
+    return in_one_piece(statement)
 
 
 def _top_features(names: tuple[str, ...], rows: ScoredRows) -> dict[int, str]:

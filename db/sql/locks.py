@@ -30,6 +30,17 @@ def hold(connection: Connection, name: str, source_id: int | None = None) -> Non
         )
 
 
+def try_hold(connection: Connection, name: str, source_id: int) -> bool:
+    """Whether the lock was free, and is held until the transaction ends."""
+    return bool(
+        one(
+            connection,
+            "SELECT pg_try_advisory_xact_lock(hashtext('outlier.' || %s::text), %s)",
+            (name, source_id),
+        )
+    )
+
+
 @contextmanager
 def held_by_session(engine: Engine, name: str, source_id: int) -> Iterator[Connection | None]:
     """A session outside of the pool that has the lock, or None where another one has it.

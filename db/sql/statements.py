@@ -20,6 +20,11 @@ def compose(template: LiteralString, /, **parts: sql.Composable) -> sql.Composed
     return sql.SQL(template).format(**parts)
 
 
+def in_one_piece(statement: sql.Composable) -> sql.SQL:
+    """The statement put together, to be kept: for one of many parts that takes longer than PostgreSQL does."""
+    return sql.SQL(statement.as_string(None))
+
+
 def as_text(statement: sql.Composable) -> str:
     """The statement as PostgreSQL will receive it, for --dry-run and for logs of our own DDL."""
     return statement.as_string(None).replace("%%", "%")
@@ -35,7 +40,7 @@ def dollar_quote(body: str) -> sql.SQL:
 
 def run(
     connection: Connection,
-    statement: sql.Composed | LiteralString,
+    statement: sql.SQL | sql.Composed | LiteralString,
     params: Params = (),
     *,
     binary: bool = False,
@@ -61,7 +66,7 @@ def one(connection: Connection, statement: sql.Composed | LiteralString, params:
 
 
 def binary_rows(
-    connection: Connection, statement: sql.Composed, params: Params = ()
+    connection: Connection, statement: sql.SQL | sql.Composed, params: Params = ()
 ) -> list[tuple[Any, ...]]:
     """Every value of every row in PostgreSQL's binary format, as bytes that nothing has parsed; None for NULL."""
     with driver_connection(connection).cursor(binary=True) as cursor:

@@ -17,21 +17,11 @@ from pgoutlier.db.source import catalog
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sources import sources as source_store
 from pgoutlier.db.sql.identifiers import SCHEMA, Relation, display, identifier, ours
-from pgoutlier.db.sql.statements import compose, one, run, run_dicts
+from pgoutlier.db.sql.statements import compose, one, run_dicts
 from pgoutlier.db.training import training_runs
 from pgoutlier.db.versions import aliases
 
 _VIEWS_OF_SHADOW = ("compared", "comparison")
-
-
-def scored_so_far(connection: Connection) -> dict[str, int]:
-    """Rows ever inserted into or updated in each source's scores, from PostgreSQL's statistics."""
-    rows = run(
-        connection,
-        "SELECT relname, n_tup_ins + n_tup_upd FROM pg_stat_user_tables"
-        " WHERE schemaname = 'outlier' AND relname LIKE 'scores\\_%%'",
-    ).fetchall()
-    return {name.removeprefix("scores_"): int(n) for name, n in rows}
 
 
 def sources(connection: Connection) -> list[dict[str, Any]]:

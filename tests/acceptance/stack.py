@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,9 +145,11 @@ class Stack:
         """Run `pgoutlier` to its end."""
         return self.module("pgoutlier.worker.cli", *arguments, **settings)
 
-    def module(self, *arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
+    def module(
+        self, *arguments: str, python_options: Sequence[str] = (), **settings: object
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [self.python, "-m", *arguments],
+            [self.python, *python_options, "-m", *arguments],
             cwd=self.logs,
             env=self._environment(settings),
             capture_output=True,
@@ -154,6 +157,10 @@ class Stack:
             timeout=120,
             start_new_session=True,
         )
+
+    def environment_with(self, **settings: object) -> dict[str, str]:
+        """Of a process on these servers; settings become PGOUTLIER_* variables."""
+        return self._environment(settings)
 
     def _environment(self, settings: dict[str, object]) -> dict[str, str]:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "CELERY", "COLUMNS"))}

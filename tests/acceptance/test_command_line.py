@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import click
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from pgoutlier.detector import Detector
 from pgoutlier.worker.cli import app
+from pgoutlier.worker.cli.on_demand import load
 from tests.acceptance.stack import SIGNING_KEY, Servers, Stack, Table
 
 PASSWORD = "a-password-that-must-not-leak"
@@ -27,7 +27,7 @@ def _paths(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple
         yield from _paths(child, (*path, name))
 
 
-@pytest.mark.parametrize("path", list(_paths(typer.main.get_command(app))), ids=" ".join)
+@pytest.mark.parametrize("path", list(_paths(load())), ids=" ".join)
 def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
     done = CliRunner().invoke(app, [*path, "--help"])
     assert done.exit_code == 0, done.output

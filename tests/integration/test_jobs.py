@@ -515,7 +515,7 @@ def test_a_job_is_not_resumed_beside_another_one_of_its_kind(scored: Table) -> N
 
 def test_several_workers_share_the_ranges_and_do_each_once(scored: Table) -> None:
     small = scored.with_settings(job_range_rows=1)
-    small = replace(small, runtime=replace(small.runtime, job_places=threading.Semaphore(4)))
+    small = replace(small, runtime=replace(small.runtime, places_beside_scoring=threading.Semaphore(4)))
     second = register(small.runtime, small.source)
     job = job_control.rescore(small.runtime, small.source_name, second)
     with ThreadPoolExecutor(4) as pool:
@@ -527,7 +527,7 @@ def test_several_workers_share_the_ranges_and_do_each_once(scored: Table) -> Non
 
 def test_no_more_ranges_at_a_time_than_the_process_has_places_for(scored: Table) -> None:
     job = job_control.rescore(scored.runtime, scored.source_name, register(scored.runtime, scored.source))
-    with scored.runtime.job_places:
+    with scored.runtime.places_beside_scoring:
         assert work(scored, job) == "running"
         assert by_version(scored) == {1: 25}
 

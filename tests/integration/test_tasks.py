@@ -48,7 +48,7 @@ def worker_log(
                 "-m",
                 "celery",
                 "-A",
-                "worker",
+                "pgoutlier.worker",
                 "worker",
                 "-Q",
                 "admin",

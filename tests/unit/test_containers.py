@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 import yaml
 
-from pgoutlier.worker.cli import app
+from pgoutlier.worker.cli.on_demand import load
 from pgoutlier.worker.processes import plans
 
 ROOT = Path(__file__).parents[2]
@@ -28,10 +27,20 @@ def dockerfile() -> list[tuple[str, str]]:
     return [(line.split(maxsplit=1)[0], " ".join(line.split()[1:])) for line in lines]
 
 
-def final_stage() -> list[tuple[str, str]]:
-    instructions = dockerfile()
-    start = max(i for i, (name, _) in enumerate(instructions) if name == "FROM")
-    return instructions[start:]
+def stages() -> dict[str, list[tuple[str, str]]]:
+    """Instructions of each stage by its name, those of the stage that it is made from before its own."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    name = ""
+    for instruction, arguments in dockerfile():
+        if instruction == "FROM":
+            origin, _, name = arguments.split()
+            found[name] = [*found.get(origin, ())]
+        found[name].append((instruction, arguments))
+    return found
+
+
+IMAGES = ("scoring", "training")
+LOCKS = {"scoring": "requirements/scoring.txt", "training": "requirements/runtime.txt"}
 
 
 def pins(path: str) -> set[str]:
@@ -48,16 +57,40 @@ def defaults(words: list[str]) -> list[str]:
 # -- Dockerfile
 
 
-def test_the_image_runs_as_an_ordinary_user() -> None:
-    users = [arguments for name, arguments in final_stage() if name == "USER"]
+@pytest.mark.parametrize("image", IMAGES)
+def test_an_image_runs_as_an_ordinary_user(image: str) -> None:
+    users = [arguments for name, arguments in stages()[image] if name == "USER"]
     assert users == ["10001:10001"]
 
 
-def test_the_image_installs_pinned_and_hashed_dependencies_only() -> None:
-    installs = [arguments for name, arguments in dockerfile() if name == "RUN" and " install " in arguments]
-    assert len(installs) == 2
-    assert "--require-hashes -r requirements/runtime.txt" in installs[0]
-    assert "--no-deps" in installs[1]
+def test_the_image_that_is_built_when_none_is_named_can_do_everything() -> None:
+    assert list(stages())[-1] == "training"
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_an_image_installs_pinned_and_hashed_dependencies_only(image: str) -> None:
+    assert ("COPY", f"--from={image}-environment /opt/pgoutlier /opt/pgoutlier") in stages()[image]
+    runs = [arguments for name, arguments in stages()[f"{image}-environment"] if name == "RUN"]
+    *dependencies, ours = [arguments for arguments in runs if " install " in arguments]
+    assert all("--require-hashes -r requirements/" in arguments for arguments in dependencies)
+    assert LOCKS[image] in dependencies[-1]
+    assert "--no-deps --no-index" in ours
+
+
+def test_the_image_that_scores_has_no_tensorflow() -> None:
+    scoring, runtime = pins("requirements/scoring.txt"), pins("requirements/runtime.txt")
+    assert scoring < runtime
+    names = {pin.split("==")[0] for pin in scoring}
+    assert not names & {"tensorflow", "tensorflow-cpu", "keras", "h5py", "grpcio", "libclang"}
+    assert {"onnx", "onnxruntime", "protobuf", "ml-dtypes", "flatbuffers", "typing-extensions"} <= names
+    assert "runtime.txt" not in " ".join(arguments for _, arguments in stages()["scoring-environment"])
+
+
+@pytest.mark.parametrize(
+    "path", sorted(str(p.relative_to(ROOT)) for p in (ROOT / "requirements").glob("*.txt"))
+)
+def test_lock_files_name_no_host(path: str) -> None:
+    assert not re.search(r"https?://|--(extra-)?index-url|--find-links", (ROOT / path).read_text())
 
 
 def test_the_runtime_lock_holds_the_versions_that_the_tests_run_with() -> None:
@@ -68,11 +101,10 @@ def test_the_runtime_lock_holds_the_versions_that_the_tests_run_with() -> None:
     assert any(pin.startswith("tensorflow-cpu==") for pin in runtime)
 
 
-def test_the_build_is_in_stages_and_the_image_has_a_healthcheck() -> None:
-    names = [name for name, _ in dockerfile()]
-    assert names.count("FROM") == 2
-    assert "HEALTHCHECK" in [name for name, _ in final_stage()]
-    assert "container/health.py" in next(a for n, a in final_stage() if n == "COPY" and "health" in a)
+@pytest.mark.parametrize("image", IMAGES)
+def test_an_image_has_a_healthcheck(image: str) -> None:
+    assert "HEALTHCHECK" in [name for name, _ in stages()[image]]
+    assert ("COPY", "container/health.py /opt/pgoutlier/health.py") in stages()[image]
 
 
 def test_everything_that_is_copied_exists_and_is_let_into_the_build() -> None:
@@ -94,12 +126,21 @@ def test_no_stage_is_handed_a_secret() -> None:
     assert not re.search(r"password|secret|token|key", words, re.IGNORECASE)
 
 
-@pytest.mark.parametrize("image", [a.split()[0] for n, a in dockerfile() if n == "FROM"])
+@pytest.mark.parametrize(
+    "image", [a.split()[0] for n, a in dockerfile() if n == "FROM" and a.split()[0] not in stages()]
+)
 def test_base_images_are_pinned(image: str) -> None:
     assert re.fullmatch(r"python:3\.1[123]-slim", image)
 
 
 # -- docker-compose.yml
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_only_the_train_worker_has_tensorflow(name: str) -> None:
+    target = "training" if name == "train" else "scoring"
+    assert SERVICES[name]["build"] == {"context": ".", "target": target}
+    assert (SERVICES[name]["image"] == SERVICES["train"]["image"]) == (name == "train")
 
 
 def test_there_is_one_service_a_process() -> None:
@@ -117,7 +158,7 @@ def test_a_service_runs_the_same_command_as_up(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in OURS if "pgoutlier" in SERVICES[name].get("command", [])])
 def test_commands_of_ours_exist(name: str) -> None:
-    command: Any = typer.main.get_command(app)
+    command: Any = load()
     for word in SERVICES[name]["command"][1:]:
         command = command.commands[word]
     assert not hasattr(command, "commands"), "a group of commands does nothing by itself"

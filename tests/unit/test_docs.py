@@ -14,10 +14,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import typer
 
 from pgoutlier import detector
-from pgoutlier.worker.cli import app as command_line
+from pgoutlier.worker.cli.on_demand import load
 from pgoutlier.worker.processes import plans
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +78,7 @@ def commands() -> dict[str, Any]:
         for name, child in getattr(command, "commands", {}).items():
             collect(child, (*words, name))
 
-    collect(typer.main.get_command(command_line), ())
+    collect(load(), ())
     return found
 
 

@@ -7,9 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from pgoutlier.db.errors import ModelError
+from pgoutlier.worker.cli.arguments import AsJson, Reason, SourceName
 from pgoutlier.worker.cli.context import open_runtime
-from pgoutlier.worker.cli.models import Reason
-from pgoutlier.worker.cli.sources import AsJson, SourceName
 from pgoutlier.worker.console import console, print_json, print_table
 from pgoutlier.worker.versions import comparing, versions
 

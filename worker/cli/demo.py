@@ -41,7 +41,9 @@ def demo(
     # What the demo is made of takes a second to import, which other commands need not wait for.
     from pgoutlier.worker.demo import dataset as datasets
     from pgoutlier.worker.demo import run, show
+    from pgoutlier.worker.training.recipes import chosen_recipe, require_tensorflow
 
+    require_tensorflow(chosen_recipe("default"))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     out = errors if as_json else console
     settings = load_settings()

@@ -22,9 +22,9 @@ from pgoutlier.db.schedules import schedules as schedule_store
 from pgoutlier.db.source import catalog
 from pgoutlier.db.sources import sources
 from pgoutlier.db.status import overview
+from pgoutlier.worker.cli.arguments import AsJson
 from pgoutlier.worker.cli.context import open_runtime, settings_with_servers
 from pgoutlier.worker.cli.doctor_source import Finding, of_source
-from pgoutlier.worker.cli.sources import AsJson
 from pgoutlier.worker.console import console, print_json
 from pgoutlier.worker.runtime import server_urls
 from pgoutlier.worker.schedules import schedule_control

@@ -9,8 +9,8 @@ import typer
 from pgoutlier.db.drift import drift_reports
 from pgoutlier.db.errors import ModelError
 from pgoutlier.db.sources import sources
+from pgoutlier.worker.cli.arguments import AsJson, SourceName
 from pgoutlier.worker.cli.context import open_runtime
-from pgoutlier.worker.cli.sources import AsJson, SourceName
 from pgoutlier.worker.console import console, print_json, print_table
 from pgoutlier.worker.drift import measuring
 

@@ -11,9 +11,9 @@ import typer
 from pgoutlier.db.errors import ModelError
 from pgoutlier.db.versions import aliases
 from pgoutlier.worker import tasks
+from pgoutlier.worker.cli.arguments import AsJson, SourceName
 from pgoutlier.worker.cli.context import open_runtime
-from pgoutlier.worker.cli.sources import AsJson, SourceName
-from pgoutlier.worker.console import console, errors, new_bar, print_json, print_table, seconds_text
+from pgoutlier.worker.console import console, errors, new_bar, print_json, print_table, seconds_text, share
 from pgoutlier.worker.jobs import job_control
 from pgoutlier.worker.jobs.job_control import Started
 from pgoutlier.worker.runtime import Runtime
@@ -131,11 +131,6 @@ def _row(job: dict[str, Any], *, rate: bool) -> list[object]:
         *(rates if rate else []),
         job["problem"] or (job["last_error"] if running else None) or "",
     ]
-
-
-def share(job: dict[str, Any]) -> float:
-    """How much of a job's rows it has behind it."""
-    return job["n_behind"] / job["n_rows"] if job["n_rows"] else 1.0
 
 
 @jobs.command("watch")

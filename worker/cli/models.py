@@ -10,8 +10,8 @@ from rich.console import Console
 from pgoutlier import detector
 from pgoutlier.db.sources import sources
 from pgoutlier.db.versions import version_rows
+from pgoutlier.worker.cli.arguments import AsJson, Reason, SourceName, Version
 from pgoutlier.worker.cli.context import open_runtime
-from pgoutlier.worker.cli.sources import AsJson, SourceName
 from pgoutlier.worker.console import console, epoch_bar, print_json, print_table
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.training import gate, training
@@ -19,8 +19,6 @@ from pgoutlier.worker.training.training import TrainedVersion
 from pgoutlier.worker.versions import versions
 
 models = typer.Typer(no_args_is_help=True, help="Versions of a source's model, and which one scores.")
-Version = Annotated[str, typer.Argument(help="Number of the version, or champion, or challenger.")]
-Reason = Annotated[str, typer.Option(help="Why; kept in outlier.alias_events.")]
 
 
 def train(

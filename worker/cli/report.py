@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pgoutlier.db.errors import PgoutlierError
+from pgoutlier.worker.cli.arguments import AsJson
 from pgoutlier.worker.cli.context import open_runtime
-from pgoutlier.worker.cli.sources import AsJson
 from pgoutlier.worker.console import console, epoch_bar, errors, print_json
 from pgoutlier.worker.training.recipes import chosen_recipe
 

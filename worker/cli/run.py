@@ -19,8 +19,8 @@ from pgoutlier.db.errors import SettingsError
 from pgoutlier.db.settings import load_settings
 from pgoutlier.db.sql.statements import as_text, run
 from pgoutlier.db.status import overview
+from pgoutlier.worker.cli.arguments import AsJson
 from pgoutlier.worker.cli.context import data_dir_text, open_runtime, settings_with_servers
-from pgoutlier.worker.cli.sources import AsJson
 from pgoutlier.worker.console import console, print_json
 from pgoutlier.worker.listener import listen
 from pgoutlier.worker.logs import configure_logs

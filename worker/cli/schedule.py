@@ -10,8 +10,8 @@ from zoneinfo import ZoneInfo
 import typer
 
 from pgoutlier.db.errors import ScheduleError
+from pgoutlier.worker.cli.arguments import AsJson
 from pgoutlier.worker.cli.context import open_runtime
-from pgoutlier.worker.cli.sources import AsJson
 from pgoutlier.worker.cli.status import parse_duration
 from pgoutlier.worker.console import console, print_json, print_table
 from pgoutlier.worker.schedules import schedule_control

@@ -14,6 +14,7 @@ from pgoutlier.db.sources import attach as attaching
 from pgoutlier.db.sources import sources as source_store
 from pgoutlier.db.sources.attach import AttachRequest
 from pgoutlier.worker import tasks
+from pgoutlier.worker.cli.arguments import AsJson, SourceName
 from pgoutlier.worker.cli.context import open_runtime
 from pgoutlier.worker.console import console, print_json, print_table
 from pgoutlier.worker.jobs import job_control
@@ -21,9 +22,6 @@ from pgoutlier.worker.scoring.sequences import index_advice, require_order
 from pgoutlier.worker.sources import filling
 from pgoutlier.worker.training import recipes
 from pgoutlier.worker.upkeep import maintenance
-
-SourceName = Annotated[str, typer.Argument(help="Name of the source, as `pgoutlier sources` lists it.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One line of JSON instead of a table.")]
 
 
 def attach(

@@ -8,25 +8,24 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import typer
-from rich.live import Live
 from rich.table import Table
 
 from pgoutlier.db.errors import SourceError
 from pgoutlier.db.sources import sources
 from pgoutlier.db.status import overview
-from pgoutlier.worker.cli.context import open_runtime
-from pgoutlier.worker.cli.jobs import share
-from pgoutlier.worker.cli.sources import AsJson, SourceName
+from pgoutlier.worker.cli.arguments import AsJson, SourceName
+from pgoutlier.worker.cli.context import open_runtime, settings_with_servers
 from pgoutlier.worker.console import (
     console,
     new_table,
     print_json,
     print_table,
     seconds_text,
+    share,
     top_features_text,
 )
-from pgoutlier.worker.status import status as status_figures
 
+_WATCH_SECONDS = 1.5
 _AGO = re.compile(r"^(\d+(?:\.\d+)?)\s*(s|m|h|d)$")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
@@ -38,17 +37,24 @@ def status(
     ] = False,
 ) -> None:
     """Sources, queues, rates, champions, trainings, quarantine and workers at a glance."""
-    runtime = open_runtime()
+    from pgoutlier.worker.status import (
+        status as status_figures,  # with it comes Celery, which `flagged` does without
+    )
+
+    settings_with_servers()
     if as_json:
-        print_json(status_figures.status(runtime))
+        print_json(status_figures.status(open_runtime))
         return
     if not watch:
-        console.print(_status_table(status_figures.status(runtime)))
+        console.print(_status_table(status_figures.status(open_runtime)))
         return
+    runtime = open_runtime()
+    from rich.live import Live
+
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update(_status_table(status_figures.status(runtime, sample_seconds=2)), refresh=True)
-            time.sleep(0.5)
+            live.update(_status_table(status_figures.status(lambda: runtime)), refresh=True)
+            time.sleep(_WATCH_SECONDS)
 
 
 def _status_table(figures: dict[str, Any]) -> Table:

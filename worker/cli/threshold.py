@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from pgoutlier.db.errors import ModelError, SourceError
+from pgoutlier.worker.cli.arguments import AsJson, SourceName
 from pgoutlier.worker.cli.context import open_runtime
-from pgoutlier.worker.cli.sources import AsJson, SourceName
 from pgoutlier.worker.cli.status import parse_duration
 from pgoutlier.worker.console import console, new_table, print_json
 from pgoutlier.worker.thresholds import thresholds

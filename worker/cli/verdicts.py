@@ -16,8 +16,8 @@ from pgoutlier.db.errors import VerdictError
 from pgoutlier.db.sources import sources
 from pgoutlier.db.verdicts import verdicts as verdict_log
 from pgoutlier.db.verdicts.verdicts import Verdict
+from pgoutlier.worker.cli.arguments import AsJson, SourceName
 from pgoutlier.worker.cli.context import open_runtime
-from pgoutlier.worker.cli.sources import AsJson, SourceName
 from pgoutlier.worker.console import console, errors, print_json, print_table
 from pgoutlier.worker.verdicts import judging, verdict_csv
 from pgoutlier.worker.verdicts.judging import Given

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from pgoutlier.worker.cli.arguments import AsJson, SourceName, Version
 from pgoutlier.worker.cli.context import open_runtime
-from pgoutlier.worker.cli.models import Version, print_history
-from pgoutlier.worker.cli.sources import AsJson, SourceName
+from pgoutlier.worker.cli.models import print_history
 from pgoutlier.worker.console import console, plain, print_json, print_table
 from pgoutlier.worker.versions import comparing, version_files, versions
 

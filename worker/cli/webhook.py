@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from pgoutlier.db.errors import WebhookError
+from pgoutlier.worker.cli.arguments import AsJson, SourceName
 from pgoutlier.worker.cli.context import open_runtime
-from pgoutlier.worker.cli.sources import AsJson, SourceName
 from pgoutlier.worker.console import console, print_json, print_table
 from pgoutlier.worker.notices import webhook_control
 

@@ -107,6 +107,10 @@ def evaluate(
     normal = training if truth is None else training[~truth[training]]
     test_truth = None if truth is None else truth[test]
     _check_parts(len(normal), test_truth)
+    try:
+        detector.require_tensorflow(recipe)
+    except DetectorError as error:
+        raise EvaluationError(f"{recipe.name} cannot be evaluated: {error}") from error
     detector.load_tensorflow()
     started = time.perf_counter()
     seconds: list[float] = []

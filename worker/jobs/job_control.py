@@ -119,12 +119,12 @@ def work(
 
     call_for_help is called now and then while there is. Raises JobError if there is no such job.
     """
-    if not runtime.job_places.acquire(blocking=False):
+    if not runtime.places_beside_scoring.acquire(blocking=False):
         return False
     try:
         return _work(runtime, job_id, budget_seconds or runtime.settings.drain_budget_seconds, call_for_help)
     finally:
-        runtime.job_places.release()
+        runtime.places_beside_scoring.release()
 
 
 def _work(runtime: Runtime, job_id: int, seconds: float, call_for_help: Callable[[], object] | None) -> bool:

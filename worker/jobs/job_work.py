@@ -65,6 +65,8 @@ def work_one(runtime: Runtime, job: Job) -> bool:
         job_ranges.finish_range(
             connection, keys, n_done=done.n_done, n_flagged=done.n_flagged, n_quarantined=done.n_quarantined
         )
+    if job.kind != jobs.REFLAG:
+        runtime.rates.add(job.source, done.n_done)
     if done.shadow is not None:
         challenger.note(runtime, source, done.shadow)
     return True

@@ -16,12 +16,14 @@ import numpy as np
 import structlog
 from sqlalchemy import Connection, RootTransaction
 
+from pgoutlier.db.engine import driver_connection
 from pgoutlier.db.errors import NoChampion
 from pgoutlier.db.scoring import features, quarantine, queue, scores, windows
 from pgoutlier.db.scoring.quarantine import Entry
 from pgoutlier.db.scoring.queue import Claim
 from pgoutlier.db.scoring.rows import ClaimedRows
 from pgoutlier.db.source.definition import Source
+from pgoutlier.db.sources import sources
 from pgoutlier.db.sql import key_types
 from pgoutlier.db.versions import aliases
 from pgoutlier.detector import exceeds, top_features
@@ -71,17 +73,21 @@ class OpenBatch:
 
     def abandon(self) -> None:
         """Give the claim back."""
-        self.connection.close()
+        _give_back(self.connection)
 
 
-def open_batch(runtime: Runtime, source: Source) -> OpenBatch | None:
-    """Claim and read. None if nothing is due or there is no champion. Raises BatchFailed."""
+def open_batch(runtime: Runtime, source: Source, begun: Connection | None = None) -> OpenBatch | None:
+    """Claim and read. None if nothing is due or there is no champion. Raises BatchFailed.
+
+    begun: a connection whose transaction has begun, to go on with.
+    """
     claim = _NOTHING
     started = time.perf_counter()
-    connection: Connection | None = None
+    connection = begun
     try:
-        connection = runtime.engine.connect()
-        transaction = connection.begin()
+        if connection is None:
+            connection = runtime.engine.connect()
+        transaction = connection.get_transaction() or connection.begin()
         queue.prepare(connection)
         if aliases.alias(connection, source.id) is None:
             failures.note_problem_in(
@@ -101,7 +107,7 @@ def open_batch(runtime: Runtime, source: Source) -> OpenBatch | None:
         rows = sequences.read(runtime, connection, source, claim)
     except BaseException as error:
         if connection is not None:
-            connection.close()
+            _give_back(connection)
         if isinstance(error, Exception):
             raise BatchFailed(claim, error) from error
         raise
@@ -125,7 +131,7 @@ def score_batch(runtime: Runtime, source: Source, batch: OpenBatch) -> BatchResu
     except Exception as error:
         raise BatchFailed(claim, error) from error
     finally:
-        connection.close()
+        _give_back(connection)
     if champion.refused:
         result = replace(result, problem=f"{champion.refused}; version {champion.version} goes on scoring")
     log.debug(
@@ -139,25 +145,43 @@ def score_batch(runtime: Runtime, source: Source, batch: OpenBatch) -> BatchResu
     return result
 
 
+def _give_back(connection: Connection) -> None:
+    """Close a connection. One that is lost cannot be rolled back before."""
+    if not connection.invalidated and driver_connection(connection).closed:
+        connection.invalidate()
+    connection.close()
+
+
 class BatchReader:
     """Opens one batch after the other, the next one ahead of its time when asked to. Leaves none open."""
 
-    def __init__(self, runtime: Runtime, source: Source) -> None:
+    def __init__(self, runtime: Runtime, source_name: str) -> None:
+        """Finds the source, in the transaction of the first batch: for a single row, one more takes long.
+
+        Raises SourceError if there is none.
+        """
         self._runtime = runtime
-        self._source = source
         self._ahead: Future[OpenBatch | None] | None = None
+        self._begun: Connection | None = runtime.engine.connect()
+        try:
+            self._begun.begin()
+            self.source = sources.find(self._begun, source_name)
+        except BaseException:
+            _give_back(self._begun)
+            raise
 
     def next(self) -> OpenBatch | None:
         """The next batch, or None if nothing is due. Raises BatchFailed."""
         if self._ahead is None:
-            return open_batch(self._runtime, self._source)
+            begun, self._begun = self._begun, None
+            return open_batch(self._runtime, self.source, begun)
         ahead, self._ahead = self._ahead, None
         return ahead.result()
 
     def read_ahead(self) -> None:
         """Open the next batch in the background; `next` will return it. Does nothing if no thread can be had."""
         with suppress(RuntimeError):
-            self._ahead = self._runtime.readers.submit(open_batch, self._runtime, self._source)
+            self._ahead = self._runtime.readers.submit(open_batch, self._runtime, self.source)
 
     def __enter__(self) -> BatchReader:
         return self
@@ -165,6 +189,8 @@ class BatchReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._begun is not None:
+            _give_back(self._begun)
         if self._ahead is not None and self._ahead.exception() is None:
             batch = self._ahead.result()
             if batch is not None:

@@ -70,9 +70,8 @@ def drain(
     deadline = time.monotonic() + (budget_seconds or runtime.settings.drain_budget_seconds)
     full = _FULL_SHARE * runtime.settings.batch_rows
     result = DrainResult()
-    with runtime.engine.begin() as connection:
-        source = sources.find(connection, source_name)
-    with BatchReader(runtime, source) as reader:
+    with BatchReader(runtime, source_name) as reader:
+        source = reader.source
         while True:
             result.more = time.monotonic() > deadline or runtime.stopping.is_set()
             if result.more and result.n_batches + result.n_failed_batches:
@@ -82,7 +81,8 @@ def drain(
                 if batch is None:
                     result.more = False
                     return result
-                if batch.claim.n_keys >= full and not runtime.stopping.is_set():
+                is_full = batch.claim.n_keys >= full
+                if is_full and not runtime.stopping.is_set():
                     reader.read_ahead()
                 scored = score_batch(runtime, source, batch)
             except BatchFailed as failed:
@@ -91,10 +91,12 @@ def drain(
                     return result
                 continue
             result.add(scored)
+            runtime.rates.add(source.name, scored.n_scored)
             source = _note(runtime, source, scored.problem)
             if scored.shadow is not None:
                 challenger.note(runtime, source, scored.shadow)
-            if result.n_batches == 1 and call_for_help is not None and _has_due(runtime, source):
+            # Behind a small batch there is hardly more, and asking would take as long as scoring it did.
+            if is_full and result.n_batches == 1 and call_for_help is not None and _has_due(runtime, source):
                 call_for_help()
 
 

@@ -22,9 +22,10 @@ log = structlog.get_logger()
 _LONGEST_DELAY_SECONDS = 300.0
 # A problem of the set-up (a dropped column, a lost grant, a full disk) is looked at again after this time.
 _SETUP_DELAY_SECONDS = 5.0
-# SQLSTATE classes (https://www.postgresql.org/docs/current/errcodes-appendix.html): data exceptions,
-# cardinality, integrity, and errors raised by functions of the user's.
-_ROWS_TO_BLAME = ("21", "22", "23", "38", "39", "P0")
+# SQLSTATEs and classes of them (https://www.postgresql.org/docs/current/errcodes-appendix.html) that another batch, or
+# a smaller one, may not have: cardinality, data exceptions, integrity, errors raised by functions of the user's; what
+# PostgreSQL does not do with some values, limits of size and memory; a row that is corrupt.
+_ROWS_TO_BLAME = ("21", "22", "23", "38", "39", "P0", "0A", "53200", "54", "XX")
 # Lost connection, shutdown and crash, a lock that was not to be had: simply try again later.
 _PASSING = ("08", "57P", "55P03")
 # Deadlock and serialisation failure: try again after a short pause.
@@ -86,7 +87,7 @@ def _lost_connection_text(error: BaseException | None) -> bool:
 def _is_setup_problem(error: Exception, state: str) -> bool:
     """Whether no row is to blame: a model, a grant, a column, a server, or this process itself."""
     if state:
-        return state != _TOO_SLOW and state[:2] not in _ROWS_TO_BLAME
+        return state != _TOO_SLOW and not state.startswith(_ROWS_TO_BLAME)
     ours = (ArtifactRefused, PgoutlierError, SQLAlchemyError, ImportError, OSError, MemoryError)
     return isinstance(error, ours)
 
@@ -113,7 +114,9 @@ def _blame_rows(
     text = sentence(error)
     attempts = claim.attempts + 1
     log.warning("batch_failed", source=source.name, n_keys=claim.n_keys, attempt=attempts, error=text)
-    if attempts < settings.max_attempts:
+    if claim.n_keys > 1 and attempts >= settings.max_attempts:
+        queue.bisect(connection, source.definition, claim.queue_ids, error=text)
+    elif attempts < settings.max_attempts or not _quarantined(connection, source, claim, text):
         queue.postpone(
             connection,
             source.definition,
@@ -122,15 +125,24 @@ def _blame_rows(
             error=text,
             count_attempt=True,
         )
-    elif claim.n_keys > 1:
-        queue.bisect(connection, source.definition, claim.queue_ids, error=text)
-    else:
-        single = queue.take_single(connection, source.definition, claim.queue_ids[0])
-        if single:
-            change_id = single[1] if claim.change_id is None else claim.change_id
-            entry = Entry(key=single[0], change_id=change_id, reason="error", detail=text)
-            quarantine.take_places(connection, source.definition, [entry])
-            quarantine.put(connection, source, [entry])
+
+
+def _quarantined(connection: Connection, source: Source, claim: Claim, text: str) -> bool:
+    """Put a row into quarantine. False if that cannot take it either, such as a key too long for its index."""
+    try:
+        with connection.begin_nested():
+            single = queue.take_single(connection, source.definition, claim.queue_ids[0])
+            if single:
+                change_id = single[1] if claim.change_id is None else claim.change_id
+                entry = Entry(key=single[0], change_id=change_id, reason="error", detail=text)
+                quarantine.take_places(connection, source.definition, [entry])
+                quarantine.put(connection, source, [entry])
+    except psycopg.Error as refused:
+        if not rows_to_blame(refused):
+            raise
+        log.warning("row_not_quarantined", source=source.name, error=sentence(refused))
+        return False
+    return True
 
 
 def note_problem(runtime: Runtime, source: Source, problem: str | None) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from kombu.exceptions import OperationalError as BrokerUnavailable
@@ -13,39 +14,50 @@ from pgoutlier.worker.app import app
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.schedules import schedule_control
 
-_PING_SECONDS = 1.0
+# How long to wait for one more answer. A worker answers within milliseconds, unless the machine is very busy.
+_QUIET_SECONDS = 0.25
+_PATIENT_SECONDS = 1.0
 
 
-def alive_workers() -> list[dict[str, Any]] | None:
-    """Each worker that answers within a second and the queues it takes from; None if the broker is away."""
+def alive_workers(*, quiet_seconds: float = _PATIENT_SECONDS) -> list[dict[str, Any]] | None:
+    """Each worker that answers, the queues it takes from and the rows a second it has scored of each source of late
+    (None where it cannot tell); None if the broker is away.
+
+    quiet_seconds: to wait for one more answer.
+    """
     try:
-        queues = app.control.inspect(timeout=_PING_SECONDS).active_queues() or {}
+        answers = app.control.broadcast("at_work", reply=True, timeout=quiet_seconds) or []
     except (BrokerUnavailable, ConnectionError, TimeoutError, OSError):
         return None
+    # A worker of another version may not know the question; it is alive all the same.
+    found = {name: answer for given in answers for name, answer in given.items()}
     return [
-        {"name": name, "queues": sorted(queue["name"] for queue in taken)}
-        for name, taken in sorted(queues.items())
+        {
+            "name": name,
+            "queues": answer.get("queues", []),
+            "rows_per_second": answer.get("rows_per_second"),
+        }
+        for name, answer in sorted(found.items())
     ]
 
 
-def status(runtime: Runtime, *, sample_seconds: float = 1.0) -> dict[str, Any]:
-    """Everything `pgoutlier status` shows, as JSON-able data. Rates are measured over sample_seconds or more."""
-    started = time.monotonic()
-    with runtime.engine.begin() as connection:
-        before = overview.scored_so_far(connection)
-    workers = alive_workers()
-    time.sleep(max(0.0, sample_seconds - (time.monotonic() - started)))
-    with runtime.engine.begin() as connection:
-        after = overview.scored_so_far(connection)
-        rows = overview.sources(connection)
-        listeners = overview.listeners(connection)
-        beats = schedule_control.beats_alive(connection)
-        coming = schedule_control.coming(connection)
-        at_work = jobs.listed(connection, running=True, limit=20)
-    elapsed = time.monotonic() - started
+def status(open_runtime: Callable[[], Runtime]) -> dict[str, Any]:
+    """Everything `pgoutlier status` shows, as JSON-able data. Rates are those of the last seconds.
+
+    open_runtime is called while the workers are being asked.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(_ask)
+        with open_runtime().engine.begin() as connection:
+            rows = overview.sources(connection)
+            listeners = overview.listeners(connection)
+            beats = schedule_control.beats_alive(connection)
+            coming = schedule_control.coming(connection)
+            at_work = jobs.listed(connection, running=True, limit=20)
+        workers = asked.result()
     for row in rows:
-        scored = max(0, after.get(row["name"], 0) - before.get(row["name"], 0))
-        row["rows_per_second"] = round(scored / elapsed, 1)
+        rates = [w["rows_per_second"].get(row["name"], 0.0) for w in workers or () if w["rows_per_second"]]
+        row["rows_per_second"] = round(sum(rates), 1)
     return {
         "sources": rows,
         "workers": workers,
@@ -54,3 +66,9 @@ def status(runtime: Runtime, *, sample_seconds: float = 1.0) -> dict[str, Any]:
         "schedules": coming,
         "jobs": at_work,
     }
+
+
+def _ask() -> list[dict[str, Any]] | None:
+    """The workers that answer soon, or if none does, those that answer at all."""
+    found = alive_workers(quiet_seconds=_QUIET_SECONDS)
+    return alive_workers() if found == [] else found

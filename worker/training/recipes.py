@@ -68,3 +68,11 @@ def recipe_of(source: Source, name: str | None) -> Recipe:
         return Recipe.from_stored(source.recipe) if name is None else detector.recipe_named(name)
     except DetectorError as error:
         raise ModelError(str(error)) from None
+
+
+def require_tensorflow(recipe: Recipe) -> None:
+    """Raises ModelError, saying what to do, if fitting the recipe takes TensorFlow and it is not installed."""
+    try:
+        detector.require_tensorflow(recipe)
+    except DetectorError as error:
+        raise ModelError(str(error)) from None

@@ -26,7 +26,7 @@ from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.scoring.sequences import require_order
 from pgoutlier.worker.training import gate
 from pgoutlier.worker.training.gate import Decision
-from pgoutlier.worker.training.recipes import check_columns, recipe_of, with_threshold
+from pgoutlier.worker.training.recipes import check_columns, recipe_of, require_tensorflow, with_threshold
 
 log = structlog.get_logger()
 
@@ -63,10 +63,11 @@ def train(
     for this version. after_run: do it only if this is the last training run there was (0: none), so that triggers
     which ask again until somebody begins bring one training. Raises TrainingBusy if there was a later one or a
     training of the source is under way, SourceError if there is no such source or it lacks a column that the policy
-    needs, ModelError if the rows cannot be trained on.
+    needs, ModelError if the rows cannot be trained on or TensorFlow is not installed.
     """
     source, recipe = plan(runtime, source_name, recipe_name=recipe_name, threshold=threshold)
     seed = recipe.seed if seed is None else seed
+    require_tensorflow(recipe)  # before anything is written: another worker may well have it
     with training_runs.trainer(runtime.engine, source.id) as session:
         if session is None:
             raise TrainingBusy(f"{source.name} is being trained already; watch it with: pgoutlier status")
