@@ -117,6 +117,9 @@ END
 def _write(source: SourceDefinition) -> sql.Composed:
     """Locks the rows that differ and nobody else has locked, updates them, and queues the others of those again.
 
+    Triggers of the user's, deferred ones too, run in here, with the search_path that a session of this role has by
+    default; around them it is the worker's own, see db.engine.secure.
+
     An array out of a subquery has no known length, so rows are looked up by key; else the planner read a table of
     100,000 rows as a whole for every batch.
     """
@@ -130,6 +133,7 @@ DECLARE
     mine_flags boolean[];
     refused {keys};
     complaint text;
+    path text := pg_catalog.current_setting('search_path');
 BEGIN
     SELECT pg_catalog.array_agg(l.key), pg_catalog.array_agg(l.error), pg_catalog.array_agg(l.flag)
     INTO mine, mine_errors, mine_flags
@@ -140,21 +144,25 @@ BEGIN
         WHERE {differs} FOR NO KEY UPDATE OF t SKIP LOCKED
     ) l;
     IF mine IS NOT NULL THEN
+        SET LOCAL search_path TO DEFAULT;
         BEGIN
             UPDATE {relation} t SET {error} = g.error, {flag} = g.flag
             FROM unnest((SELECT mine), (SELECT mine_errors), (SELECT mine_flags)) AS g (key, error, flag)
             WHERE t.{key} OPERATOR(pg_catalog.=) g.key;
+            SET CONSTRAINTS ALL IMMEDIATE;
         EXCEPTION WHEN {by_a_row} THEN
             FOR i IN 1 .. pg_catalog.cardinality(mine) LOOP
                 BEGIN
                     UPDATE {relation} t SET {error} = mine_errors[i], {flag} = mine_flags[i]
                     WHERE t.{key} OPERATOR(pg_catalog.=) mine[i];
+                    SET CONSTRAINTS ALL IMMEDIATE;
                 EXCEPTION WHEN {by_a_row} THEN
                     refused := pg_catalog.array_append(refused, mine[i]);
                     complaint := SQLERRM;
                 END;
             END LOOP;
         END;
+        PERFORM pg_catalog.set_config('search_path', path, true);
     END IF;
     IF refused IS NOT NULL THEN
         {queue_refused}

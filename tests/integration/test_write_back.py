@@ -121,9 +121,9 @@ def test_a_batch_that_is_rolled_back_has_written_nothing(written: Table) -> None
     written.insert(1, 3)
     with written.runtime.engine.connect() as connection, connection.begin() as batch:
         score(connection, written)
-        assert connection.exec_driver_sql("SELECT count(flagged) FROM transactions").scalar() == 3
+        assert connection.exec_driver_sql("SELECT count(flagged) FROM public.transactions").scalar() == 3
         batch.rollback()
-    assert written.keys("SELECT count(flagged) FROM transactions") == [0]
+    assert written.keys("SELECT count(flagged) FROM public.transactions") == [0]
 
 
 def score(connection: Connection, table: Table) -> None:
@@ -522,7 +522,7 @@ def test_detach_takes_the_columns_away(
     user.execute("INSERT INTO t VALUES (2, 2)")
     table.drain()
     user.execute("CREATE VIEW mine AS SELECT flagged FROM t")
-    with pytest.raises(SourceError, match="view mine depends on column flagged"):
+    with pytest.raises(SourceError, match=r"view public\.mine depends on column flagged"):
         detach_table(table)
     user.execute("DROP VIEW mine; DELETE FROM t WHERE id = 2; ALTER TABLE t RENAME TO t_now")
     detach_table(table)
@@ -577,7 +577,7 @@ def test_a_worker_s_role_needs_to_write_the_two_columns_only(
             score(connection, written)
         assert wrong(written) == []
         with limited.begin() as connection, pytest.raises(Exception, match="permission denied"):
-            connection.exec_driver_sql("UPDATE transactions SET amount = 1")
+            connection.exec_driver_sql("UPDATE public.transactions SET amount = 1")
     finally:
         limited.dispose()
     written.user.execute(f"REVOKE UPDATE (flagged) ON transactions FROM {role}")
