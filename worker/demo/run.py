@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -81,6 +83,7 @@ def _only_demo(data_dir: Path) -> Iterator[None]:
 
 
 def _servers(settings: Settings, data_dir: Path, keep: Callable[[], bool]) -> Iterator[Settings]:
+    keeper = _purge_if_killed(data_dir)
     try:
         servers = embedded.ensure_running(data_dir)
         os.environ[f"{PREFIX}DATABASE_URL"] = servers.database_url
@@ -96,6 +99,27 @@ def _servers(settings: Settings, data_dir: Path, keep: Callable[[], bool]) -> It
     finally:
         if not keep():
             embedded.purge(data_dir)
+        keeper.communicate(b"done")
+
+
+def _purge_if_killed(data_dir: Path) -> subprocess.Popen[bytes]:
+    """A process that removes the servers when this one ends without having told it that all is done.
+
+    The servers are daemons, so nothing else ends them where the demo is ended by kill -9.
+    """
+    script = (
+        "import sys; from pathlib import Path\n"
+        "if sys.stdin.read() != 'done':\n"
+        "    from pgoutlier.db import embedded\n"
+        "    embedded.purge(Path(sys.argv[1]))"
+    )
+    return subprocess.Popen(  # noqa: S603 - our own command line
+        [sys.executable, "-c", script, str(data_dir)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 def run(
