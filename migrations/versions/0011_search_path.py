@@ -17,25 +17,38 @@ branch_labels = None
 depends_on = None
 
 
-def upgrade() -> None:
-    op.execute("""
+# An upsert fires the triggers of INSERT and those of UPDATE, the former around the latter: so the depth is counted.
+_BEGIN = """
 CREATE FUNCTION outlier.begin_users_path() RETURNS trigger LANGUAGE plpgsql AS $outlier$
+DECLARE
+    depth integer := coalesce(nullif(pg_catalog.current_setting('outlier.depth', true), ''), '0')::pg_catalog.int4;
 BEGIN
     IF pg_catalog.current_setting('outlier.session', true) OPERATOR(pg_catalog.=) 'on' THEN
+        PERFORM pg_catalog.set_config('outlier.depth', (depth OPERATOR(pg_catalog.+) 1)::pg_catalog.text, true);
         SET LOCAL search_path TO DEFAULT;
     END IF;
     RETURN NULL;
 END
-$outlier$""")
-    op.execute("""
+$outlier$"""
+_END = """
 CREATE FUNCTION outlier.end_users_path() RETURNS trigger LANGUAGE plpgsql AS $outlier$
+DECLARE
+    depth integer := coalesce(nullif(pg_catalog.current_setting('outlier.depth', true), ''), '1')::pg_catalog.int4;
 BEGIN
     IF pg_catalog.current_setting('outlier.session', true) OPERATOR(pg_catalog.=) 'on' THEN
-        SET LOCAL search_path TO pg_catalog, pg_temp;
+        PERFORM pg_catalog.set_config('outlier.depth', (depth OPERATOR(pg_catalog.-) 1)::pg_catalog.text, true);
+        IF depth OPERATOR(pg_catalog.=) 1 THEN
+            SET LOCAL search_path TO pg_catalog, pg_temp;
+        END IF;
     END IF;
     RETURN NULL;
 END
-$outlier$""")
+$outlier$"""
+
+
+def upgrade() -> None:
+    op.execute(_BEGIN)
+    op.execute(_END)
 
 
 def downgrade() -> None:

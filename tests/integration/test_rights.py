@@ -75,7 +75,15 @@ def test_triggers_of_the_user_s_on_scores_find_names_as_in_any_session(transacti
         " CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS"
         " 'BEGIN INSERT INTO audit VALUES (coalesce(new.key, old.key), TG_OP); RETURN NULL; END';"
         " CREATE TRIGGER note AFTER INSERT OR UPDATE OR DELETE ON outlier.scores_transactions"
-        " FOR EACH ROW EXECUTE FUNCTION note()"
+        " FOR EACH ROW EXECUTE FUNCTION note();"
+        # An upsert fires the triggers of both events, one within the other.
+        " CREATE TABLE seen_by_statement (n bigint);"
+        " CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN INSERT INTO seen_by_statement SELECT count(*) FROM new_rows; RETURN NULL; END';"
+        " CREATE TRIGGER see_insert AFTER INSERT ON outlier.scores_transactions"
+        " REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION see();"
+        " CREATE TRIGGER see_update AFTER UPDATE ON outlier.scores_transactions"
+        " REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION see()"
     )
     transactions.promote()
     transactions.insert(1, 30)
@@ -89,6 +97,7 @@ def test_triggers_of_the_user_s_on_scores_find_names_as_in_any_session(transacti
         ("INSERT", 30),
         ("UPDATE", 1),
     ]
+    assert user.execute("SELECT * FROM seen_by_statement").fetchall() != []
     with transactions.runtime.engine.begin() as connection:
         path = connection.exec_driver_sql("SHOW search_path").scalar()
     assert path == "pg_catalog, pg_temp"
