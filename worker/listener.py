@@ -123,7 +123,8 @@ class _Ears:
         next_at = min(
             self.look_at, self.look_at_all, *(each.due_at() for _, _, each in self._bells()), float("inf")
         )
-        for notice in self.session.notifies(timeout=max(0.0, next_at - time.monotonic()), stop_after=1):
+        # As a list: the connection is taken for as long as the generator runs.
+        for notice in list(self.session.notifies(timeout=max(0.0, next_at - time.monotonic()), stop_after=1)):
             self._heard(notice)
         self._ring_owed()
         now = time.monotonic()
