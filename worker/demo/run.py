@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from pgoutlier.db import embedded, migrate
 from pgoutlier.db.demo import demo_tables
 from pgoutlier.db.settings import PREFIX, Settings
-from pgoutlier.db.sources import attach, sources
+from pgoutlier.db.sources.attach import AttachRequest
 from pgoutlier.db.sources.sources import Source
 from pgoutlier.db.sql.identifiers import display
 from pgoutlier.db.versions import aliases
@@ -30,6 +30,7 @@ from pgoutlier.worker.demo.figures import Outcome, measure_detection
 from pgoutlier.worker.demo.stream import Stopwatch, insert_live
 from pgoutlier.worker.processes import Supervisor, plans
 from pgoutlier.worker.runtime import Runtime, make_runtime
+from pgoutlier.worker.sources import attaching
 from pgoutlier.worker.status.status import alive_workers
 from pgoutlier.worker.training import recipes
 from pgoutlier.worker.upkeep import maintenance
@@ -148,7 +149,7 @@ def _prepare(console: Console, runtime: Runtime, dataset: Dataset, history: list
         demo_tables.insert_csv(connection, columns, history)
         demo_tables.insert_truth(connection, dataset.fraud_kinds or [])
     _say(console, f"History written in {seconds_text(time.perf_counter() - started)}.")
-    request = attach.AttachRequest(
+    request = AttachRequest(
         relation="public.transactions",
         key=display(dataset.key),
         features=",".join('"' + name.replace('"', '""') + '"' for name in dataset.features),
@@ -157,12 +158,9 @@ def _prepare(console: Console, runtime: Runtime, dataset: Dataset, history: list
         label=dataset.label,
         name=SOURCE,
     )
-    with runtime.engine.begin() as connection:
-        definition, table_columns = attach.resolve(connection, request)
-        recipe = recipes.chosen_recipe("default", threshold=dataset.threshold).model_dump(mode="json")
-        sources.attach(connection, definition, table_columns, recipe, backfill=True)
-        source = sources.find(connection, SOURCE)
-    _say(console, f"Attached {definition.describe()}.")
+    recipe = recipes.chosen_recipe("default", threshold=dataset.threshold)
+    source = attaching.attach(runtime, request, recipe, old_rows="swept").source
+    _say(console, f"Attached {source.definition.describe()}.")
     return source
 
 
