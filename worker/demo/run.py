@@ -23,8 +23,7 @@ from pgoutlier.db.sources.attach import AttachRequest
 from pgoutlier.db.sources.sources import Source
 from pgoutlier.db.sql.identifiers import display
 from pgoutlier.db.versions import aliases
-from pgoutlier.worker.cli.models import print_trained, train_with_progress
-from pgoutlier.worker.console import errors, seconds_text
+from pgoutlier.worker.console import epoch_bar, errors, seconds_text
 from pgoutlier.worker.demo.dataset import Dataset, DatasetError, as_csv
 from pgoutlier.worker.demo.figures import Outcome, measure_detection
 from pgoutlier.worker.demo.stream import Stopwatch, insert_live
@@ -32,7 +31,7 @@ from pgoutlier.worker.processes import Supervisor, plans
 from pgoutlier.worker.runtime import Runtime, make_runtime
 from pgoutlier.worker.sources import attaching
 from pgoutlier.worker.status.status import alive_workers
-from pgoutlier.worker.training import recipes
+from pgoutlier.worker.training import recipes, training
 from pgoutlier.worker.upkeep import maintenance
 
 SOURCE = "transactions"
@@ -109,8 +108,10 @@ def run(
     n_history = len(lines) - int(len(lines) * plan.live_share)
     _say(console, f"Table public.transactions: {dataset.title}; {n_history:,} of them are history.")
     source = _prepare(console, runtime, dataset, lines[:n_history])
-    trained = train_with_progress(runtime, SOURCE, promote=True)
-    print_trained(trained, console)
+    with epoch_bar("training", SOURCE) as on_progress:
+        trained = training.train(runtime, SOURCE, promote=True, on_progress=on_progress)
+    for sentence in trained.sentences():
+        console.print(sentence, highlight=False)
     supervisor = _supervisor(settings)
     with _progress(console) as show, _running(supervisor):
         _wait_for_workers(show, supervisor)
