@@ -26,10 +26,9 @@ from pgoutlier.db.source.definition import Feature, SourceDefinition
 from pgoutlier.db.sources import attach
 from pgoutlier.db.sources.attach import AttachRequest
 from pgoutlier.db.sql.identifiers import CHANNEL
-from pgoutlier.db.sql.statements import run as execute
-from pgoutlier.db.status import overview
 from pgoutlier.detector import recipe_named
 from pgoutlier.models_store import registry
+from pgoutlier.worker.roles import granting
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.scoring.batches import score_claimed
 from pgoutlier.worker.sources import attaching, filling
@@ -564,9 +563,7 @@ def test_who_does_not_own_the_table_is_told_what_its_owner_has_to_run(
 def test_a_worker_s_role_needs_to_write_the_two_columns_only(
     written: Table, role: str, database_url: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with written.runtime.engine.begin() as connection:
-        for statement in overview.grants(connection, role, analyst=False):
-            execute(connection, statement)
+    granting.grant(written.runtime, role, "worker")
     written.insert(1, 3)
     limited = make_engine(database_url.replace("postgres@", f"{role}@"))
     try:

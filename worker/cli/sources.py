@@ -103,19 +103,21 @@ def attach(
         tasks.ask_for_work(done.job.id)
     n_copied = filling.fill(runtime, done.source.name)
     if as_json:
-        print_json(
-            {
-                "source": done.source.name,
-                "attached": done.made,
-                "features": done.source.definition.feature_names,
-                "backfill_job": done.job.id if done.job else None,
-                "write_columns": done.source.definition.write_columns,
-                "n_scores_copied": n_copied,
-                "index_advice": done.index_advice,
-            }
-        )
-        return
-    _print_attached(done, n_copied=n_copied, n_old=_n_old(runtime, done))
+        print_json(_attached_json(done, n_copied=n_copied))
+    else:
+        _print_attached(done, n_copied=n_copied, n_old=_n_old(runtime, done))
+
+
+def _attached_json(done: Attached, *, n_copied: int) -> dict[str, object]:
+    return {
+        "source": done.source.name,
+        "attached": done.made,
+        "features": done.source.definition.feature_names,
+        "backfill_job": done.job.id if done.job else None,
+        "write_columns": done.source.definition.write_columns,
+        "n_scores_copied": n_copied,
+        "index_advice": done.index_advice,
+    }
 
 
 def _n_old(runtime: Runtime, done: Attached) -> int | None:
