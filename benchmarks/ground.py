@@ -18,6 +18,7 @@ from pgoutlier import detector
 from pgoutlier.db import embedded, migrate
 from pgoutlier.db.settings import Settings
 from pgoutlier.db.sources.attach import AttachRequest
+from pgoutlier.db.sql.wire import COPY_HEADER, COPY_TRAILER
 from pgoutlier.models_store import registry
 from pgoutlier.models_store.registry import TrainingWindow
 from pgoutlier.worker.runtime import Runtime, make_runtime
@@ -27,8 +28,6 @@ N_FEATURES = 30
 FEATURES = [f"f{i}" for i in range(1, N_FEATURES + 1)]
 COLUMNS = ", ".join(FEATURES)
 DECLARED = ", ".join(f"{name} double precision NOT NULL" for name in FEATURES)
-COPY_HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
-COPY_TRAILER = b"\xff\xff"
 
 
 @dataclass(frozen=True)

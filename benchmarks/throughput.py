@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.ground import COLUMNS, COPY_HEADER, COPY_TRAILER, Ground, copy_in, median, seconds_of
+from benchmarks.ground import COLUMNS, Ground, copy_in, median, seconds_of
 from pgoutlier.db.scoring import queue
+from pgoutlier.db.sql.wire import COPY_HEADER, COPY_TRAILER
 from pgoutlier.worker.scoring import draining
 from pgoutlier.worker.upkeep import maintenance
 

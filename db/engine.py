@@ -51,10 +51,17 @@ def make_engine(database_url: str, *, pool_size: int = 5, application_name: str 
 def secure(driver: psycopg.Connection[Any]) -> None:
     """Make a new session of ours safe; it is in no transaction afterwards.
 
-    A row that a policy hides from this role is none that is gone: a statement that would not see it fails, with a
-    sentence of PostgreSQL's. Said by a statement and not by an option of the connection, which poolers refuse.
+    Names are looked for in pg_catalog alone: whoever may create something elsewhere could otherwise have it run with
+    our rights, in place of a function or operator of PostgreSQL's. Around triggers of the user's the role's own
+    search_path is in force, see db.ddl.path_triggers and db.scoring.write_back. And a row that a policy hides from
+    this role is none that is gone: a statement that would not see it fails, with a sentence of PostgreSQL's.
+
+    Said by a statement and not by options of the connection: poolers refuse those, and they would be the DEFAULT.
     """
-    driver.execute("SELECT pg_catalog.set_config('row_security', 'off', false)")
+    driver.execute(
+        "SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false),"
+        " pg_catalog.set_config('row_security', 'off', false), pg_catalog.set_config('outlier.session', 'on', false)"
+    )
     if not driver.autocommit:
         driver.commit()
 

@@ -35,7 +35,7 @@ class Scores:
 class Detector:
     """A fitted recipe: preprocessing arrays, weights, residual statistics, threshold.
 
-    Immutable and safe to share between threads. Made by `from_arrays`, by `fit` too.
+    Immutable and safe to share between threads.
     """
 
     __slots__ = ("_lock", "_scorers", "arrays", "feature_names", "recipe", "threshold")
@@ -50,6 +50,12 @@ class Detector:
     def __init__(
         self, recipe: Recipe, feature_names: Sequence[str], arrays: Arrays, threshold: float
     ) -> None:
+        """arrays: exactly those of `expected_arrays`.
+
+        Raises InvalidDetector naming the array that is missing, unexpected, of another shape or dtype, or
+        not finite, and for names that are not distinct or a threshold that is not finite; InvalidRecipe when the
+        recipe drops every feature.
+        """
         names = tuple(feature_names)
         if len(set(names)) != len(names):
             raise InvalidDetector("Two features have the same name; give each its own.")
@@ -74,17 +80,6 @@ class Detector:
             f"Detector(recipe={self.recipe.name!r}, n_features={len(self.feature_names)}, "
             f"threshold={self.threshold:.6g})"
         )
-
-    @classmethod
-    def from_arrays(
-        cls, recipe: Recipe, feature_names: Sequence[str], arrays: Arrays, threshold: float
-    ) -> Detector:
-        """The detector made of these arrays, which must be exactly those of `expected_arrays`.
-
-        Raises InvalidDetector naming the array that is missing, unexpected, of another shape or dtype, or
-        not finite; InvalidRecipe when the recipe drops every feature.
-        """
-        return cls(recipe, feature_names, arrays, threshold)
 
     def with_threshold(self, threshold: float) -> Detector:
         """This detector with a fixed threshold; its errors are the same.

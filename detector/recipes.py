@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -302,6 +302,11 @@ class Recipe(_Part):
         return self
 
     @classmethod
+    def from_stored(cls, fields: Mapping[str, Any]) -> Recipe:
+        """The recipe of these fields, as JSON gives them. Raises InvalidRecipe naming the first that is wrong."""
+        return cls.from_json(json.dumps(fields))
+
+    @classmethod
     def from_json(cls, text: str | bytes) -> Recipe:
         """The recipe that this JSON text holds. Raises InvalidRecipe naming the first field that is wrong."""
         try:
@@ -313,7 +318,7 @@ class Recipe(_Part):
 
     def with_threshold(self, policy: dict[str, Any]) -> Recipe:
         """This recipe with another threshold policy, as its fields. Raises InvalidRecipe if that cannot be."""
-        return Recipe.from_json(json.dumps({**self.model_dump(mode="json"), "threshold": policy}))
+        return Recipe.from_stored({**self.model_dump(mode="json"), "threshold": policy})
 
     @property
     def quantises(self) -> bool:

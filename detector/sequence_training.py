@@ -65,7 +65,7 @@ def fit_sequences(
         on_progress=on_progress,
     )
     arrays.update(network.arrays)
-    measured, errors = _errors(Detector.from_arrays(recipe, names, arrays, 0.0), matrix, groups)
+    measured, errors = _errors(Detector(recipe, names, arrays, 0.0), matrix, groups)
     threshold = _threshold(
         recipe,
         errors,
@@ -90,7 +90,7 @@ def fit_sequences(
         "seconds": time.perf_counter() - started,
     }
     return FitResult(
-        detector=Detector.from_arrays(recipe, names, arrays, threshold),
+        detector=Detector(recipe, names, arrays, threshold),
         metrics=metrics,
         history={"loss": network.loss, "val_loss": network.val_loss},
         calibration_rows=calibration_windows,

@@ -106,7 +106,7 @@ def fit(
     threshold = choose_threshold(
         recipe.threshold, calibration_errors=calibration_errors, fit_errors=fit_errors, all_rows=all_rows
     )
-    detector = Detector.from_arrays(recipe, names, arrays, threshold)
+    detector = Detector(recipe, names, arrays, threshold)
     metrics: dict[str, float] = {
         "n_fit": len(fit_index),
         "n_calibration": len(calibration_index),

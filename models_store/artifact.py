@@ -80,9 +80,7 @@ def unpack(artifact: bytes) -> Detector:
     _compare(header, expected)
     try:
         arrays = load(artifact)
-        return Detector.from_arrays(
-            description.recipe, description.feature_names, arrays, description.threshold
-        )
+        return Detector(description.recipe, description.feature_names, arrays, description.threshold)
     except (SafetensorError, DetectorError, ValueError, KeyError, TypeError) as error:
         raise ArtifactRefused(f"its arrays cannot be used: {error}") from None
 

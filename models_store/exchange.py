@@ -7,10 +7,11 @@ from collections.abc import Callable
 from sqlalchemy import Connection
 
 from pgoutlier.db.errors import ModelError
-from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sql.identifiers import display
 from pgoutlier.db.versions import aliases, version_care, version_rows
 from pgoutlier.detector import Recipe
+from pgoutlier.detector.drift import Reference
 from pgoutlier.models_store import artifact, registry, version_file
 from pgoutlier.models_store.artifact import ArtifactRefused
 from pgoutlier.models_store.registry import TrainingWindow
@@ -25,16 +26,21 @@ def export(connection: Connection, source: Source, version: int, *, seal: Seal) 
     except ArtifactRefused as refusal:
         raise ModelError(f"Not exported: {refusal}.") from None
     stored = version_rows.artifact(connection, source.id, version, max_bytes=seal.max_bytes)
-    row = version_care.described(connection, source.id, version)
+    row = version_rows.find(connection, source.id, version)
     if stored is None or stored.artifact is None or row is None:
         raise ModelError(f"Version {version} of {source.name} was removed meanwhile.")
-    origin = Origin(
-        source=source.name,
-        version=version,
-        created_at=row.pop("created_at"),
-        created_by=row.pop("created_by"),
+    header = Header(
+        origin=Origin(
+            source=source.name, version=version, created_at=row.created_at, created_by=row.created_by
+        ),
+        metrics=row.metrics,
+        n_training_rows=row.n_training_rows,
+        training_from=row.training_from,
+        training_to=row.training_to,
+        drift_reference=None
+        if row.drift_reference is None
+        else Reference.model_validate(row.drift_reference),
     )
-    header = Header.model_validate({**row, "origin": origin})
     version_care.record(connection, source.id, version, "export", f"sha256 {stored.sha256}")
     return version_file.dump(header, stored.artifact, signing_key=seal.signing_key)
 

@@ -13,8 +13,8 @@ import structlog
 from sqlalchemy import Connection
 
 from pgoutlier.db.errors import ModelError
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sources.sources import Source
 from pgoutlier.db.versions import aliases, version_rows
 from pgoutlier.db.versions.aliases import Pointed
 from pgoutlier.detector import Detector, DetectorError, Recipe

@@ -12,9 +12,9 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
 from pgoutlier.db.sources.attach import AttachRequest
-from pgoutlier.db.sources.sources import Source
 from pgoutlier.detector import Detector, Recipe, expected_arrays, recipe_named
 from pgoutlier.detector.recipes import FixedThreshold, Layer, Standardise
 from pgoutlier.models_store import registry
@@ -144,7 +144,7 @@ def make_detector(
         name: (np.full(shape, 2.0) if name.endswith("scale") else random.normal(size=shape)).astype(dtype)
         for name, (shape, dtype) in expected_arrays(recipe, len(names), feature_names=names).items()
     }
-    return Detector.from_arrays(recipe, names, arrays, threshold)
+    return Detector(recipe, names, arrays, threshold)
 
 
 def plain_recipe(**changes: Any) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from typing import IO
 
 # A worker finishes the batch at hand when it is asked to end; a training is given up.
 STOP_SECONDS = 10.0
+# linux/prctl.h
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,10 @@ class Supervisor:
     _children: dict[str, subprocess.Popen[str]] = field(default_factory=dict, init=False)
 
     def start(self) -> None:
-        """Start every process in a session of its own, so that Ctrl-C reaches only the supervisor."""
+        """Start every process in a session of its own, so that Ctrl-C reaches only the supervisor.
+
+        Call it from the main thread: on Linux the kernel ends the processes when the thread that started them ends.
+        """
         for plan in self.plans:
             child = subprocess.Popen(  # noqa: S603 - our own command lines
                 plan.command,
@@ -94,13 +100,16 @@ class Supervisor:
                 errors="replace",
                 env={**os.environ, **self.environment},
                 start_new_session=True,
+                preexec_fn=_ending_with(os.getpid()),
             )
             self._children[plan.name] = child
             threading.Thread(target=self._relay, args=(plan.name, child.stdout), daemon=True).start()
 
     def _relay(self, name: str, stream: IO[str]) -> None:
+        """Reads on whatever becomes of the lines: a process whose output nobody takes would stand still."""
         for line in stream:
-            self.on_line(name, line.rstrip("\n"))
+            with suppress(OSError):
+                self.on_line(name, line.rstrip("\n"))
 
     def dead(self) -> dict[str, int]:
         """Exit codes of processes that have ended."""
@@ -120,6 +129,20 @@ class Supervisor:
             with suppress(subprocess.TimeoutExpired):
                 child.wait(max(0.1, deadline - time.monotonic()))
             _kill_group(child)
+
+
+def _ending_with(parent: int) -> Callable[[], None] | None:
+    """What a child has to do before it becomes the program: ask to be ended when its parent does, even by kill -9."""
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl  # found here: a child of a process with threads may not load anything
+
+    def ask() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it ended before it could be asked
+            os._exit(1)
+
+    return ask
 
 
 def _kill_group(child: subprocess.Popen[str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from psycopg import sql
 
+from pgoutlier.db.ddl import path_triggers
 from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.sql import key_types
 from pgoutlier.db.sql.identifiers import identifier, ours
@@ -62,6 +63,7 @@ CREATE TABLE {table} (
             table=table,
             key=key_types.scalar_type(source.key_type),
         ),
+        *path_triggers.create(table),
     ]
 
 

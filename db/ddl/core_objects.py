@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from psycopg import sql
 
-from pgoutlier.db.ddl import challenger_objects, history_objects, notice_objects, queue_triggers, source_views
+from pgoutlier.db.ddl import (
+    challenger_objects,
+    history_objects,
+    notice_objects,
+    path_triggers,
+    queue_triggers,
+    source_views,
+)
 from pgoutlier.db.scoring import write_back
 from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.sql import key_types
@@ -37,6 +44,7 @@ def triggers(source: SourceDefinition, source_columns: tuple[str, ...]) -> list[
         # Before those on the user's table: workers lock the scores, and then write that.
         *(write_back.create(source) if source.write_columns else []),
         *queue_triggers.create(source, source_columns),
+        *path_triggers.create(ours("scores", source.name)),
     ]
 
 

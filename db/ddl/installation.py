@@ -11,6 +11,7 @@ from pgoutlier.db.ddl import (
     challenger_objects,
     core_objects,
     notice_objects,
+    path_triggers,
     queue_triggers,
     source_views,
     written_columns,
@@ -19,7 +20,7 @@ from pgoutlier.db.errors import MissingPrivilege, SourceError
 from pgoutlier.db.source import catalog
 from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.sql import locks
-from pgoutlier.db.sql.identifiers import SCHEMA, Relation
+from pgoutlier.db.sql.identifiers import SCHEMA, Relation, ours
 from pgoutlier.db.sql.statements import one, run
 
 LOCK_TIMEOUT = "10s"
@@ -81,6 +82,7 @@ def repair(connection: Connection, definition: SourceDefinition, columns: tuple[
     views = _views_to_mend(connection, definition, columns)
     run_ddl(connection, definition, [*core_objects.triggers(definition, columns), *views])
     add_shadow(connection, definition, columns)
+    run_ddl(connection, definition, path_triggers.create(ours("shadow_scores", definition.name)))
     if one(connection, "SELECT EXISTS (SELECT FROM outlier.webhooks WHERE source = %s)", (definition.name,)):
         run_ddl(connection, definition, notice_objects.create(definition.name))
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from psycopg import sql
 from sqlalchemy import Connection
 
-from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sql.identifiers import Relation, identifier, ours
 from pgoutlier.db.sql.statements import compose, copy_in, run
 
@@ -83,7 +83,7 @@ def insert_truth(connection: Connection, kinds: list[str | None]) -> None:
     )
 
 
-def progress(connection: Connection, source: SourceDefinition, source_id: int) -> tuple[int, int, int]:
+def progress(connection: Connection, source: Source) -> tuple[int, int, int]:
     """(scored, flagged, quarantined) so far; flagged by the partial index, scored by a count."""
     row = run(
         connection,
@@ -92,7 +92,7 @@ def progress(connection: Connection, source: SourceDefinition, source_id: int) -
             " (SELECT count(*) FROM outlier.quarantine WHERE source_id = %(source_id)s)",
             scores=ours("scores", source.name),
         ),
-        {"source_id": source_id},
+        {"source_id": source.id},
     ).fetchone()
     return row or (0, 0, 0)
 
@@ -107,15 +107,15 @@ def visible(connection: Connection, source: SourceDefinition, keys: list[int]) -
     return [row[0] for row in rows.fetchall()]
 
 
-def totals(connection: Connection, source: SourceDefinition, source_id: int) -> Totals:
+def totals(connection: Connection, source: Source) -> Totals:
     """Figures at the end. The statistics are whole once the processes that scored have ended."""
-    scored, flagged, quarantined = progress(connection, source, source_id)
+    scored, flagged, quarantined = progress(connection, source)
     row = run(
         connection,
         compose(
             "SELECT (SELECT count(*) FROM {table}), (SELECT coalesce(sum(n_keys), 0) FROM {queue}),"
             " (SELECT n_tup_upd FROM pg_stat_user_tables WHERE schemaname = 'outlier' AND relname = %(scores)s)",
-            table=source.relation.sql(),
+            table=source.definition.relation.sql(),
             queue=ours("queue", source.name),
         ),
         {"scores": f"scores_{source.name}"},

@@ -12,7 +12,7 @@ from psycopg.types.json import Jsonb
 from sqlalchemy import Connection
 
 from pgoutlier.db.report import report_rows
-from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sql.statements import compose, one, run, run_dicts
 from pgoutlier.db.training.training_rows import newest_rows
 
@@ -38,28 +38,26 @@ def scored_blocks(
     rows = report_rows.scored_rows(connection, source, version=version, newest=newest)
     for first in range(0, len(rows), _ROWS_PER_BLOCK):
         block = rows[first : first + _ROWS_PER_BLOCK]
-        batch = report_rows.features_of(connection, source, [row[0] for row in block])
-        sound = batch.problems >= 0
-        places = batch.change_ids[sound]
+        places, found = report_rows.features_of(connection, source, [row[0] for row in block])
+        sound = found.problems >= 0
+        places = places[sound]
         yield ScoredBlock(
-            matrix=batch.matrix[sound],
+            matrix=found.matrix[sound],
             errors=np.array([row[1] for row in block], dtype=np.float64)[places],
             flagged=np.array([row[4] for row in block], dtype=np.bool_)[places],
         )
 
 
-def quarantined_among(
-    connection: Connection, source: SourceDefinition, source_id: int, *, newest: int
-) -> tuple[int, int]:
+def quarantined_among(connection: Connection, source: Source, *, newest: int) -> tuple[int, int]:
     """(how many of the newest rows of the table are in quarantine, how many of these rows there are)."""
     row = run(
         connection,
         compose(
             "SELECT count(h.key), count(*) FROM ({window}) w LEFT JOIN outlier.quarantine h"
             " ON h.source_id = %(source_id)s AND h.key = w.key::text",
-            window=newest_rows(source, newest),
+            window=newest_rows(source.definition, newest),
         ),
-        {"source_id": source_id},
+        {"source_id": source.id},
     ).fetchone()
     return (0, 0) if row is None else (int(row[0]), int(row[1]))
 

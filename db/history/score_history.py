@@ -12,9 +12,8 @@ from sqlalchemy import Connection
 from pgoutlier.db.ddl import history_objects, installation
 from pgoutlier.db.errors import SourceError
 from pgoutlier.db.source import catalog
-from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sources.sources import Source
 from pgoutlier.db.sql import locks
 from pgoutlier.db.sql.identifiers import SCHEMA, Relation, identifier, ours
 from pgoutlier.db.sql.key_types import scalar_type

@@ -17,8 +17,7 @@ from pgoutlier.db.ddl.notice_objects import QUIET_SETTING
 from pgoutlier.db.jobs.jobs import BACKFILL, REFLAG, RESCORE, Job
 from pgoutlier.db.scoring import queue
 from pgoutlier.db.scoring.queue import NEIGHBOUR, Claim, next_id
-from pgoutlier.db.source.definition import SourceDefinition
-from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sql import key_ranges, key_types
 from pgoutlier.db.sql.identifiers import identifier, ours
 from pgoutlier.db.sql.key_ranges import KeyRange

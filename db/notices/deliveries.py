@@ -5,12 +5,13 @@ A delivery is written down with its notices before it is sent, so that it is the
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, LiteralString
 from uuid import UUID
 
 from psycopg import sql
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 
 from pgoutlier.db.sql import locks
 from pgoutlier.db.sql.statements import compose, one, run, run_dicts
@@ -26,14 +27,9 @@ class Delivery:
     notices: list[dict[str, Any]]
 
 
-def try_lock(connection: Connection, source_id: int) -> bool:
-    """Be the only one who delivers for the source until the session ends, however it ends."""
-    return locks.try_for_session(connection, "webhook", source_id)
-
-
-def unlock(connection: Connection, source_id: int) -> None:
-    """Free the lock of `try_lock`."""
-    locks.free(connection, "webhook", source_id)
+def deliverer(engine: Engine, source_id: int) -> AbstractContextManager[Connection | None]:
+    """The session of the only one who delivers for the source; None if that is another."""
+    return locks.held_by_session(engine, "webhook", source_id)
 
 
 # Of the webhook w.

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from pgoutlier.db.ddl import installation, notice_objects
 from pgoutlier.db.errors import MissingPrivilege
 from pgoutlier.db.source import catalog
-from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sql.identifiers import SCHEMA, Relation, identifier
 from pgoutlier.db.sql.statements import compose, run, run_dicts
 

@@ -12,7 +12,7 @@ from psycopg import sql
 from sqlalchemy import Connection
 
 from pgoutlier.db.scoring import features
-from pgoutlier.db.scoring.features import FeatureBatch
+from pgoutlier.db.scoring.rows import FeatureRows
 from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.sql import key_types
 from pgoutlier.db.sql.identifiers import identifier, ours
@@ -46,14 +46,14 @@ def scored_sample(
     imputes: the recipe fills gaps, so a row with some is not incomplete.
     """
     rows = scored_rows(connection, source, version=version, newest=newest)
-    batch = features_of(connection, source, [row[0] for row in rows])
-    complete = batch.sound(imputes=imputes)
-    places = batch.change_ids[complete]
+    places, found = features_of(connection, source, [row[0] for row in rows])
+    complete = found.sound(imputes=imputes)
+    places = places[complete]
     labels = np.array([row[2] for row in rows], dtype=np.bool_)[places]
     is_labelled = source.label_column is not None or verdicts.any_given(connection, source.name)
     moments = [rows[place][3] for place in places[[0, -1]]] if len(places) else [None, None]
     return ScoredSample(
-        matrix=batch.matrix[complete],
+        matrix=found.matrix[complete],
         errors=np.array([row[1] for row in rows], dtype=np.float64)[places],
         labels=labels if is_labelled else None,
         first=moments[0],
@@ -82,9 +82,11 @@ def scored_rows(
     return rows
 
 
-def features_of(connection: Connection, source: SourceDefinition, keys: list[Any]) -> FeatureBatch:
-    """The features of the rows with these keys, in their order; change_ids are the places of the keys."""
-    batch = features.read(
+def features_of(
+    connection: Connection, source: SourceDefinition, keys: list[Any]
+) -> tuple[npt.NDArray[np.int64], FeatureRows]:
+    """The features of the rows with these keys, in their order, and before them the place of each one's key, (n,)."""
+    places, rows = features.read(
         connection,
         source,
         origin=compose(
@@ -94,11 +96,12 @@ def features_of(connection: Connection, source: SourceDefinition, keys: list[Any
             key=identifier(source.key_column),
         ),
         params={"keys": keys},
-        order=sql.SQL("w.place - 1"),
+        number=sql.SQL("w.place - 1"),
         longest_key_bytes=max((len(str(key).encode()) for key in keys), default=0),
         rows_per_block=_ROWS_PER_BLOCK,
     )
-    return batch.take(np.argsort(batch.change_ids))
+    order = np.argsort(places)
+    return places[order], rows.take(order)
 
 
 def flagged_features(
@@ -124,17 +127,6 @@ def flagged_features(
         params,
     )
     return int(n_rows), found
-
-
-def version(connection: Connection, source_id: int, number: int) -> dict[str, Any]:
-    """What a report says of a version that there is: training rows, metrics, drift reference."""
-    rows = run_dicts(
-        connection,
-        "SELECT id, version, n_training_rows, training_from, training_to, metrics, drift_reference, created_at,"
-        " created_by FROM outlier.model_versions WHERE source_id = %s AND version = %s",
-        (source_id, number),
-    )
-    return rows[0]
 
 
 def keep(connection: Connection, version_id: int, page: str) -> None:

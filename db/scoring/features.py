@@ -9,7 +9,6 @@ wrong length is read once more, with such values as NaN and the first problem of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, LiteralString
 
@@ -18,70 +17,20 @@ import numpy.typing as npt
 from psycopg import sql
 from sqlalchemy import Connection
 
+from pgoutlier.db.scoring.queue import Claim
+from pgoutlier.db.scoring.rows import ClaimedRows, FeatureRows
 from pgoutlier.db.source.definition import Feature, SourceDefinition
-from pgoutlier.db.sql import key_types
+from pgoutlier.db.sql import key_types, wire
 from pgoutlier.db.sql.identifiers import identifier, ours
 from pgoutlier.db.sql.statements import binary_rows, compose, in_one_piece, one, run
 
-# Header of a binary array: number of dimensions, has-null flag, element type, then (length, lower bound) of
-# each dimension, four bytes each. Elements follow, each after its length in four bytes (array_send in
-# PostgreSQL's src/backend/utils/adt/arrayfuncs.c; lseg_send in geo_ops.c).
-_HEADER_BYTES = {1: 20, 2: 28}
-_HAS_NULL = slice(4, 8)
-_PACK = 4  # doubles in an lseg
-
-
-@dataclass(frozen=True)
-class FeatureBatch:
-    """Rows as read, in no particular order; a key whose score was asked for twice is there twice.
-
-    change_ids (n,): id of the change that asked for each row's score, see db.scoring.queue.
-    keys (n,): wire form, see db.sql.key_types.
-    matrix (n, d): float64 in the source's units; NaN where the value was NULL.
-    problems (n,): 0, or the 1-based feature slot that was NULL (positive) or of wrong length (negative).
-    windows (n, window, d): each row after the rows before it, where they are scored together, see db.scoring.windows.
-    """
-
-    change_ids: npt.NDArray[np.int64]
-    keys: key_types.Keys
-    matrix: npt.NDArray[np.float64]
-    problems: npt.NDArray[np.int32]
-    windows: npt.NDArray[np.float64] | None = None
-
-    def __len__(self) -> int:
-        return len(self.matrix)
-
-    def take(self, rows: npt.NDArray[Any]) -> FeatureBatch:
-        """The rows picked by a mask or by positions."""
-        return FeatureBatch(
-            self.change_ids[rows],
-            self.keys[rows],
-            self.matrix[rows],
-            self.problems[rows],
-            None if self.windows is None else self.windows[rows],
-        )
-
-    def sound(self, *, imputes: bool) -> npt.NDArray[np.bool_]:
-        """Which rows can be scored, (n,). imputes: the recipe fills gaps."""
-        if imputes:
-            return self.problems >= 0
-        complete: npt.NDArray[np.bool_] = np.isfinite(self.matrix).all(axis=1) & (self.problems == 0)
-        return complete
-
-    def latest_by_key(self, key_type: str) -> FeatureBatch:
-        """One row a key, in the order of `db.sql.key_types.sortable`: the one of the latest change."""
-        keys = key_types.sortable(self.keys, key_type)
-        if (keys[:-1] < keys[1:]).all():
-            return self
-        order = np.lexsort((self.change_ids, keys))
-        keys = keys[order]
-        return self.take(order[np.append(keys[:-1] != keys[1:], True)])
+_PACK = 4  # doubles in an lseg, see lseg_send in PostgreSQL's src/backend/utils/adt/geo_ops.c
 
 
 def read_claimed(
-    connection: Connection, source: SourceDefinition, queue_ids: list[int], *, as_scored: bool = False
-) -> FeatureBatch:
-    """The features of every row whose key stands in the queue rows `queue_ids`. Rows that are gone are absent.
+    connection: Connection, source: SourceDefinition, claim: Claim, *, as_scored: bool = False
+) -> ClaimedRows:
+    """The features of every row whose key stands in a claimed queue row. Rows that are gone are absent.
 
     as_scored: only rows that have a score, each under the change id of that, which is read in the same instant.
     """
@@ -99,18 +48,21 @@ def read_claimed(
         key=identifier(source.key_column),
         scored=scored,
     )
-    return read(
+    change_ids, rows = read(
         connection,
         source,
         origin=origin,
-        params={"ids": queue_ids},
-        order=sql.SQL("s.change_id" if as_scored else "coalesce(q.change_id, q.id)"),
-        longest_key_bytes=longest_claimed_key(connection, source, queue_ids),
+        params={"ids": claim.queue_ids},
+        number=sql.SQL("s.change_id" if as_scored else "coalesce(q.change_id, q.id)"),
+        longest_key_bytes=longest_claimed_key(connection, source, claim),
     )
+    if claim.change_id is not None:
+        change_ids = np.full(len(rows), claim.change_id)
+    return ClaimedRows(rows.keys, rows.matrix, rows.problems, change_ids)
 
 
-def longest_claimed_key(connection: Connection, source: SourceDefinition, queue_ids: list[int]) -> int:
-    """Bytes of the longest text key in the queue rows; 0 for other types of keys."""
+def longest_claimed_key(connection: Connection, source: SourceDefinition, claim: Claim) -> int:
+    """Bytes of the longest text key in the claimed queue rows; 0 for other types of keys."""
     if source.key_type != "text":
         return 0
     return int(
@@ -121,16 +73,14 @@ def longest_claimed_key(connection: Connection, source: SourceDefinition, queue_
                 " FROM {queue} q, unnest(q.keys) k WHERE q.id = ANY (%(ids)s)",
                 queue=ours("queue", source.name),
             ),
-            {"ids": queue_ids},
+            {"ids": claim.queue_ids},
         )
     )
 
 
-def absent_from_view(
-    connection: Connection, source: SourceDefinition, queue_ids: list[int]
-) -> list[tuple[str, int]]:
+def absent_from_view(connection: Connection, source: SourceDefinition, claim: Claim) -> list[tuple[str, int]]:
     """(key as text, change id) of claimed rows that are in the table but not in the feature view."""
-    return run(
+    absent = run(
         connection,
         compose(
             "SELECT b.{key}::text, max(coalesce(q.change_id, q.id)) FROM {queue} q"
@@ -141,8 +91,9 @@ def absent_from_view(
             relation=source.relation.sql(),
             features=source.feature_relation.sql(),
         ),
-        {"ids": queue_ids},
+        {"ids": claim.queue_ids},
     ).fetchall()
+    return [(key, claim.change_id or change_id) for key, change_id in absent]
 
 
 def read(
@@ -151,18 +102,18 @@ def read(
     *,
     origin: sql.Composable,
     params: dict[str, Any],
-    order: sql.Composable,
+    number: sql.Composable,
     longest_key_bytes: int,
     rows_per_block: int | None = None,
-) -> FeatureBatch:
-    """Rows of `origin` (a FROM clause and all that follows; the relation with the features is named t).
+) -> tuple[npt.NDArray[np.int64], FeatureRows]:
+    """The numbers (n,) and the rows of `origin`: a FROM clause and all that follows, where t has the features.
 
-    order: SQL of the bigint returned as change_ids. rows_per_block: gather on the server in blocks of about
-    this many rows by `order`, for reads too large for one array of at most 1 GB.
+    number: SQL of a bigint that tells the caller about each row what no column does; rows come in no particular order.
+    rows_per_block: gather on the server in blocks of rows whose numbers lie within so many of each other, for reads
+    too large for one array of at most 1 GB.
     """
     for tolerant in (False, True):
-        order_text = order.as_string(None)
-        names, arrays, columns = _selected(source, order_text, longest_key_bytes, tolerant)
+        names, arrays, columns = _selected(source, number.as_string(None), longest_key_bytes, tolerant)
         statement = compose(
             "SELECT {arrays} FROM (SELECT {columns} {origin}) rows {grouped}",
             arrays=arrays,
@@ -170,22 +121,22 @@ def read(
             origin=origin,
             grouped=sql.SQL("")
             if rows_per_block is None
-            else compose("GROUP BY change_id / {n}", n=sql.Literal(rows_per_block)),
+            else compose("GROUP BY number / {n}", n=sql.Literal(rows_per_block)),
         )
         rows = binary_rows(connection, statement, params)
         blocks = [dict(zip(names, row, strict=True)) for row in rows if row[0] is not None]
-        batch = _assemble(blocks, source, longest_key_bytes, tolerant=tolerant)
-        if batch is not None:
-            return batch
+        found = _assemble(blocks, source, longest_key_bytes, tolerant=tolerant)
+        if found is not None:
+            return found
     raise AssertionError("a read with NULLs replaced still holds NULLs")
 
 
 @lru_cache(maxsize=64)
 def _selected(
-    source: SourceDefinition, order: LiteralString, longest_key_bytes: int, tolerant: bool
+    source: SourceDefinition, number: LiteralString, longest_key_bytes: int, tolerant: bool
 ) -> tuple[tuple[str, ...], sql.SQL, sql.SQL]:
     """Names of the columns, the arrays that they are gathered into, and the columns themselves."""
-    columns = _columns(source, sql.SQL(order), longest_key_bytes, tolerant=tolerant)
+    columns = _columns(source, sql.SQL(number), longest_key_bytes, tolerant=tolerant)
     return (
         tuple(columns),
         in_one_piece(sql.SQL(", ").join(compose("array_agg({c})", c=identifier(name)) for name in columns)),
@@ -199,11 +150,11 @@ def _selected(
 
 
 def _columns(
-    source: SourceDefinition, order: sql.Composable, longest_key_bytes: int, *, tolerant: bool
+    source: SourceDefinition, number: sql.Composable, longest_key_bytes: int, *, tolerant: bool
 ) -> dict[str, sql.Composable]:
-    """What is read of each row, by name: change_id, key, scalars (packed), array0 ..., and so on."""
+    """What is read of each row, by name: number, key, scalars (packed), array0 ..., and so on."""
     key = compose("t.{key}", key=identifier(source.key_column))
-    columns: dict[str, sql.Composable] = {"change_id": compose("({order})::bigint", order=order), "key": key}
+    columns: dict[str, sql.Composable] = {"number": compose("({number})::bigint", number=number), "key": key}
     if source.key_type == "text":
         columns["key_bytes"] = compose("octet_length(convert_to({key}::text, 'UTF8'))", key=key)
         columns["key"] = compose(
@@ -280,44 +231,43 @@ def _first_problem(features: tuple[Feature, ...]) -> sql.Composable:
 
 def _assemble(
     blocks: list[dict[str, bytes]], source: SourceDefinition, longest_key_bytes: int, *, tolerant: bool
-) -> FeatureBatch | None:
-    """The batch, or None if a NULL or a guarded array means that the tolerant read has to tell what is wrong."""
+) -> tuple[npt.NDArray[np.int64], FeatureRows] | None:
+    """Numbers and rows, or None if a NULL or a guarded array means that the tolerant read has to tell what is wrong."""
     has_arrays = any(feature.length for feature in source.features)
     key_dtype = key_types.wire_dtype(source.key_type, text_bytes=max(longest_key_bytes, 1))
     parts = []
     for block in blocks:
-        if any(value[_HAS_NULL] != bytes(4) for value in block.values()):
+        if any(map(wire.has_null, block.values())):
             return None
         part = _block(block, source, key_dtype)
-        if has_arrays and not tolerant and np.isnan(part.matrix).any():
+        if has_arrays and not tolerant and np.isnan(part[1].matrix).any():
             return None
         parts.append(part)
     if len(parts) == 1:
         return parts[0]
-    nothing = FeatureBatch(
-        np.empty(0, np.int64), np.empty(0, key_dtype), np.empty((0, source.n_features)), np.empty(0, np.int32)
-    )
-    parts = parts or [nothing]
-    return FeatureBatch(
-        np.concatenate([part.change_ids for part in parts]),
-        np.concatenate([part.keys for part in parts]),
-        np.concatenate([part.matrix for part in parts]),
-        np.concatenate([part.problems for part in parts]),
+    nothing = FeatureRows(np.empty(0, key_dtype), np.empty((0, source.n_features)), np.empty(0, np.int32))
+    parts = parts or [(np.empty(0, np.int64), nothing)]
+    return np.concatenate([numbers for numbers, _ in parts]), FeatureRows(
+        np.concatenate([rows.keys for _, rows in parts]),
+        np.concatenate([rows.matrix for _, rows in parts]),
+        np.concatenate([rows.problems for _, rows in parts]),
     )
 
 
-def _block(block: dict[str, bytes], source: SourceDefinition, key_dtype: np.dtype[Any]) -> FeatureBatch:
-    change_ids = _elements(block["change_id"], ">i8").astype(np.int64)
+def _block(
+    block: dict[str, bytes], source: SourceDefinition, key_dtype: np.dtype[Any]
+) -> tuple[npt.NDArray[np.int64], FeatureRows]:
+    numbers = wire.elements(block["number"], ">i8").astype(np.int64)
     if source.key_type == "text":
-        keys = np.empty(len(change_ids), key_dtype)
-        keys["bytes"] = _elements(block["key"], ("u1", key_dtype["bytes"].shape))
-        keys["length"] = _elements(block["key_bytes"], ">i4")
+        keys = np.empty(len(numbers), key_dtype)
+        keys["bytes"] = wire.elements(block["key"], ("u1", key_dtype["bytes"].shape))
+        keys["length"] = wire.elements(block["key_bytes"], ">i4")
     else:
-        keys = _elements(block["key"], key_dtype).copy()
-    problems = np.zeros(len(change_ids), dtype=np.int32)
+        keys = wire.elements(block["key"], key_dtype).copy()
+    problems = np.zeros(len(numbers), dtype=np.int32)
     if "problem" in block:
-        problems[:] = _elements(block["problem"], ">i4")
-    return FeatureBatch(change_ids, keys, _matrix(block, source, len(change_ids)), problems)
+        problems[:] = wire.elements(block["problem"], ">i4")
+    return numbers, FeatureRows(keys, _matrix(block, source, len(numbers)), problems)
 
 
 def _matrix(block: dict[str, bytes], source: SourceDefinition, n_rows: int) -> npt.NDArray[np.float64]:
@@ -327,21 +277,15 @@ def _matrix(block: dict[str, bytes], source: SourceDefinition, n_rows: int) -> n
     column, n_arrays = 0, 0
     for feature in source.features:
         if feature.length:
-            array = _elements(block[f"array{n_arrays}"], ">f8", n_dimensions=2)
+            array = wire.elements(block[f"array{n_arrays}"], ">f8", n_dimensions=2)
             matrix[:, column : column + feature.length] = array.reshape(n_rows, feature.length)
             n_arrays += 1
         else:
             scalars.append(column)
         column += feature.length or 1
     if scalars:
-        packed = _elements(block["scalars"], (">f8", (_PACK,)), n_dimensions=2).reshape(n_rows, -1)
+        packed = wire.elements(block["scalars"], (">f8", (_PACK,)), n_dimensions=2).reshape(n_rows, -1)
         # A slice is copied four times as fast as a list of columns.
         whole = len(scalars) == source.n_features
         matrix[:, slice(None) if whole else scalars] = packed[:, : len(scalars)]
     return matrix
-
-
-def _elements(value: bytes, element: Any, *, n_dimensions: int = 1) -> npt.NDArray[Any]:
-    """The elements of a binary array without NULLs, in place."""
-    layout = np.dtype([("length", ">i4"), ("value", element)])
-    return np.frombuffer(value, dtype=layout, offset=_HEADER_BYTES[n_dimensions])["value"]

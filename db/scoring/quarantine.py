@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from pgoutlier.db.scoring import queue
-from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sql import key_types
 from pgoutlier.db.sql.identifiers import identifier, ours
 from pgoutlier.db.sql.statements import compose, run, run_dicts
@@ -37,7 +37,7 @@ class Quarantined:
     quarantined_at: datetime
 
 
-def put(connection: Connection, source: SourceDefinition, source_id: int, entries: Sequence[Entry]) -> None:
+def put(connection: Connection, source: Source, entries: Sequence[Entry]) -> None:
     """Quarantine rows and take out scores of earlier changes of theirs. A score of a later change wins.
 
     The caller holds the places of their scores, see `take_places`.
@@ -66,10 +66,10 @@ def put(connection: Connection, source: SourceDefinition, source_id: int, entrie
             WHERE h.change_id <= excluded.change_id
             """,
             scores=ours("scores", source.name),
-            key_type=key_types.scalar_type(source.key_type),
+            key_type=key_types.scalar_type(source.definition.key_type),
         ),
         {
-            "source_id": source_id,
+            "source_id": source.id,
             "keys": [entry.key for entry in entries],
             "changes": [entry.change_id for entry in entries],
             "reasons": [entry.reason for entry in entries],
@@ -102,15 +102,13 @@ def take_places(connection: Connection, source: SourceDefinition, entries: Seque
     )
 
 
-def settle(
-    connection: Connection, source: SourceDefinition, source_id: int, queue_ids: Sequence[int]
-) -> None:
+def settle(connection: Connection, source: Source, queue_ids: Sequence[int]) -> None:
     """After scores were written for claimed rows: leave each key either a score or an entry, the later one.
 
     Costs one index probe while nothing is quarantined.
     """
     if not run(
-        connection, "SELECT FROM outlier.quarantine WHERE source_id = %s LIMIT 1", (source_id,)
+        connection, "SELECT FROM outlier.quarantine WHERE source_id = %s LIMIT 1", (source.id,)
     ).rowcount:
         return
     pairs = compose(
@@ -119,7 +117,7 @@ def settle(
         queue=ours("queue", source.name),
     )
     scores = ours("scores", source.name)
-    params = {"ids": list(queue_ids), "source_id": source_id}
+    params = {"ids": list(queue_ids), "source_id": source.id}
     run(
         connection,
         compose(
@@ -151,20 +149,18 @@ def entries(connection: Connection, source_id: int, *, limit: int) -> list[Quara
     return [Quarantined(**row) for row in rows]
 
 
-def retry(
-    connection: Connection, source: SourceDefinition, source_id: int, keys: Sequence[str] | None
-) -> int:
+def retry(connection: Connection, source: Source, keys: Sequence[str] | None) -> int:
     """Move entries (all, or those of these keys) back into the queue. Returns how many were moved."""
     moved = run(
         connection,
         "DELETE FROM outlier.quarantine WHERE source_id = %(source_id)s"
         " AND (%(keys)s::text[] IS NULL OR key = ANY (%(keys)s::text[])) RETURNING key, change_id",
-        {"source_id": source_id, "keys": None if keys is None else list(keys)},
+        {"source_id": source.id, "keys": None if keys is None else list(keys)},
     ).fetchall()
-    return queue.enqueue(connection, source, moved)
+    return queue.enqueue(connection, source.definition, moved)
 
 
-def prune(connection: Connection, source: SourceDefinition, source_id: int) -> int:
+def prune(connection: Connection, source: Source) -> int:
     """Remove entries whose row is gone. Returns how many."""
     return run(
         connection,
@@ -173,9 +169,9 @@ def prune(connection: Connection, source: SourceDefinition, source_id: int) -> i
             "DELETE FROM outlier.quarantine h USING (SELECT o.ctid AS place FROM outlier.quarantine o"
             " WHERE o.source_id = %(source_id)s AND NOT EXISTS"
             " (SELECT FROM {relation} t WHERE t.{key} = (o.key)::{key_type})) orphan WHERE h.ctid = orphan.place",
-            relation=source.relation.sql(),
-            key=identifier(source.key_column),
-            key_type=key_types.scalar_type(source.key_type),
+            relation=source.definition.relation.sql(),
+            key=identifier(source.definition.key_column),
+            key_type=key_types.scalar_type(source.definition.key_type),
         ),
-        {"source_id": source_id},
+        {"source_id": source.id},
     ).rowcount

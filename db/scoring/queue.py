@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from psycopg import sql
 from sqlalchemy import Connection
 
-from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sql import key_types, locks
 from pgoutlier.db.sql.identifiers import CHANNEL, identifier, ours
 from pgoutlier.db.sql.statements import as_text, compose, one, run, run_dicts
@@ -222,22 +222,20 @@ def enqueue(connection: Connection, source: SourceDefinition, keys: Sequence[tup
     return len(keys)
 
 
-def sweep(
-    connection: Connection, source: SourceDefinition, *, source_id: int, attached_xid: int | None
-) -> int:
+def sweep(connection: Connection, source: Source) -> int:
     """Queue rows that have neither score, queue entry nor quarantine entry. Returns how many were found.
 
     None while another sweep of the source is under way.
 
-    attached_xid: rows written by transactions before this one are left alone (they were there before attach);
-    None takes them too.
+    Rows written by transactions before source.attached_xid are left alone (they were there before attach); where that
+    is None they are taken too.
     """
     # One sweep at a time, and nobody waits for it: the next one sees what this one queued.
-    if not locks.try_hold(connection, "sweep", source_id):
+    if not locks.try_hold(connection, "sweep", source.id):
         return 0
     newer: sql.Composable = sql.SQL("true")
-    if attached_xid is not None:
-        n_since = one(connection, "SELECT pg_current_xact_id()::text::bigint") - attached_xid
+    if source.attached_xid is not None:
+        n_since = one(connection, "SELECT pg_current_xact_id()::text::bigint") - source.attached_xid
         newer = compose("age(t.xmin) <= {n}", n=sql.Literal(min(n_since, _OLDEST_AGE)))
     found = one(
         connection,
@@ -261,16 +259,16 @@ def sweep(
             """,
             queue=ours("queue", source.name),
             scores=ours("scores", source.name),
-            relation=source.relation.sql(),
-            key=identifier(source.key_column),
+            relation=source.definition.relation.sql(),
+            key=identifier(source.definition.key_column),
             newer=newer,
             chunk=sql.Literal(KEYS_PER_QUEUE_ROW),
         ),
-        {"source_id": source_id},
+        {"source_id": source.id},
     )
-    run(connection, "UPDATE outlier.sources SET swept_at = now() WHERE id = %s", (source_id,))
+    run(connection, "UPDATE outlier.sources SET swept_at = now() WHERE id = %s", (source.id,))
     if found:
-        wake(connection, source)
+        wake(connection, source.definition)
     return int(found)
 
 

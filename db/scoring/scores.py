@@ -16,9 +16,8 @@ from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.sql import key_types
 from pgoutlier.db.sql.identifiers import ours
 from pgoutlier.db.sql.statements import compose, copy_in, in_one_piece, run
+from pgoutlier.db.sql.wire import COPY_HEADER, COPY_TRAILER
 
-_HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
-_TRAILER = b"\xff\xff"
 # So few rows are written by one statement: the savepoint for a COPY and the COPY itself take five.
 _FEW_ROWS = 16
 
@@ -132,7 +131,7 @@ def _copy(
     )
     # The length of the top features comes right after the number of fields.
     fields = {row: int(starts[row]) + 2 for row in features}
-    copy_in(connection, statement, [_HEADER, _with_features(body, fields, features), _TRAILER])
+    copy_in(connection, statement, [COPY_HEADER, _with_features(body, fields, features), COPY_TRAILER])
 
 
 def _without_padding(wire: npt.NDArray[Any], key_bytes: int, lengths: npt.NDArray[np.int32]) -> bytes:

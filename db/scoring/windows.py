@@ -19,8 +19,6 @@ which gives them out in order of time, in READ COMMITTED, where every statement 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 from psycopg import sql
@@ -28,8 +26,8 @@ from sqlalchemy import Connection
 
 from pgoutlier.db.errors import SourceError
 from pgoutlier.db.scoring import features
-from pgoutlier.db.scoring.features import FeatureBatch
-from pgoutlier.db.scoring.queue import KEYS_PER_QUEUE_ROW, NEIGHBOUR, wake
+from pgoutlier.db.scoring.queue import KEYS_PER_QUEUE_ROW, NEIGHBOUR, Claim, wake
+from pgoutlier.db.scoring.rows import ClaimedRows, History
 from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.sql import key_types
 from pgoutlier.db.sql.identifiers import display, identifier, ours
@@ -41,47 +39,23 @@ _RUN_BITS = 31
 PLACE = 2**_RUN_BITS
 
 
-@dataclass(frozen=True)
-class SequenceRows:
-    """Claimed rows and the rows of their windows, in order of time within each run.
-
-    runs (n,): rows of one run are of one entity, with none left out between them. claimed (n,): False for a row that
-    is there only for the sake of later ones.
-    """
-
-    rows: FeatureBatch
-    runs: npt.NDArray[np.int64]
-    claimed: npt.NDArray[np.bool_]
-    window: int
-
-    def open_ended(self) -> npt.NDArray[np.bool_]:
-        """Claimed rows that may have a row behind them, in whose window they are, that is not claimed, (n,).
-
-        Of all others the next window - 1 rows here are claimed too. Each was read with the row right before it, so
-        there are no rows between them that are not here.
-        """
-        found = self.claimed.copy()
-        closed = np.ones(len(found), dtype=np.bool_)
-        for step in range(1, self.window):
-            behind = np.zeros(len(found), dtype=np.bool_)
-            behind[:-step] = self.claimed[step:] & (self.runs[step:] == self.runs[:-step])
-            closed &= behind
-        return found & ~closed
-
-
 def read_claimed(
-    connection: Connection, source: SourceDefinition, queue_ids: list[int], *, window: int
-) -> SequenceRows:
+    connection: Connection, source: SourceDefinition, claim: Claim, *, window: int
+) -> ClaimedRows:
     """Every claimed row and its window - 1 predecessors, in one query, so in one state of the table.
 
-    Raises SourceError if the source has no time column.
+    claim: one that drew the id that its scores are written under. window: 2 or more. Raises SourceError if the source
+    has no time column.
     """
+    if claim.change_id is None:
+        raise AssertionError("a claim of a source with a time column has a change id")
     order = _order(source)
+    # Negative for a row that is there only for the sake of later ones.
     number = compose(
         "CASE WHEN w.claimed THEN 1 ELSE -1 END * {number}",
         number=numbered(sql.SQL("w.place"), sql.SQL("w.run")),
     )
-    batch = features.read(
+    numbers, rows = features.read(
         connection,
         source,
         origin=compose(
@@ -121,24 +95,34 @@ def read_claimed(
                 )
             ),
         ),
-        params={"ids": queue_ids},
-        order=number,
-        longest_key_bytes=features.longest_claimed_key(connection, source, queue_ids),
+        params={"ids": claim.queue_ids},
+        number=number,
+        longest_key_bytes=features.longest_claimed_key(connection, source, claim),
     )
-    batch = batch.take(np.argsort(np.abs(batch.change_ids)))
-    return SequenceRows(
-        batch, runs=run_numbers(np.abs(batch.change_ids)), claimed=batch.change_ids > 0, window=window
+    in_order = np.argsort(np.abs(numbers))
+    numbers, rows = numbers[in_order], rows.take(in_order)
+    places = np.flatnonzero(numbers > 0)
+    own = rows.take(places)
+    return ClaimedRows(
+        own.keys,
+        own.matrix,
+        own.problems,
+        np.full(len(own), claim.change_id),
+        History(rows, numbers > 0, run_numbers(np.abs(numbers)), places, window),
     )
 
 
 def queue_neighbours(
-    connection: Connection, source: SourceDefinition, queue_ids: list[int], found: SequenceRows
+    connection: Connection, source: SourceDefinition, claim: Claim, rows: ClaimedRows
 ) -> int:
     """Queue the rows behind the changed ones among claimed rows whose windows hold them. Returns how many.
 
-    Rows of the same claim are left out.
+    Rows of the same claim are left out. rows: all of the claim; of those that have no history none is queued.
     """
-    searched = found.rows.keys[found.open_ended()]
+    history = rows.history
+    if history is None:
+        return 0
+    searched = history.rows.keys[_open_ended(history)]
     if len(searched) == 0:
         return 0
     n_queued = one(
@@ -173,14 +157,29 @@ def queue_neighbours(
             neighbour=sql.Literal(NEIGHBOUR),
             after=_beside(source, sql.SQL(">")),
             earliest_first=_list(_places(source), "p"),
-            n=sql.Literal(found.window - 1),
+            n=sql.Literal(history.window - 1),
             chunk=sql.Literal(KEYS_PER_QUEUE_ROW),
         ),
-        {"ids": queue_ids, "searched": key_types.to_parameters(searched, source.key_type)},
+        {"ids": claim.queue_ids, "searched": key_types.to_parameters(searched, source.key_type)},
     )
     if n_queued:
         wake(connection, source)
     return int(n_queued)
+
+
+def _open_ended(history: History) -> npt.NDArray[np.bool_]:
+    """Claimed rows that may have a row behind them, in whose window they are, that is not claimed, (m,).
+
+    Of all others the next window - 1 rows here are claimed too. Each was read with the row right before it, so
+    there are no rows between them that are not here.
+    """
+    claimed, runs = history.claimed, history.runs
+    closed = np.ones(len(claimed), dtype=np.bool_)
+    for step in range(1, history.window):
+        behind = np.zeros(len(claimed), dtype=np.bool_)
+        behind[:-step] = claimed[step:] & (runs[step:] == runs[:-step])
+        closed &= behind
+    return claimed & ~closed
 
 
 def numbered(place: sql.Composable, run: sql.Composable) -> sql.Composable:

@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from pgoutlier.db.scoring.queue import KEYS_PER_QUEUE_ROW, NEIGHBOUR
 from pgoutlier.db.source import catalog
-from pgoutlier.db.source.definition import WRITTEN_COLUMNS, SourceDefinition
+from pgoutlier.db.source.definition import WRITTEN_COLUMNS, Source, SourceDefinition
 from pgoutlier.db.sql import key_types, locks
 from pgoutlier.db.sql.identifiers import SCHEMA, Relation, identifier, ours
 from pgoutlier.db.sql.statements import as_text, compose, dollar_quote, run
@@ -117,6 +117,9 @@ END
 def _write(source: SourceDefinition) -> sql.Composed:
     """Locks the rows that differ and nobody else has locked, updates them, and queues the others of those again.
 
+    Triggers of the user's, deferred ones too, run in here, with the search_path that a session of this role has by
+    default; around them it is the worker's own, see db.engine.secure.
+
     An array out of a subquery has no known length, so rows are looked up by key; else the planner read a table of
     100,000 rows as a whole for every batch.
     """
@@ -130,6 +133,7 @@ DECLARE
     mine_flags boolean[];
     refused {keys};
     complaint text;
+    path text := pg_catalog.current_setting('search_path');
 BEGIN
     SELECT pg_catalog.array_agg(l.key), pg_catalog.array_agg(l.error), pg_catalog.array_agg(l.flag)
     INTO mine, mine_errors, mine_flags
@@ -140,21 +144,25 @@ BEGIN
         WHERE {differs} FOR NO KEY UPDATE OF t SKIP LOCKED
     ) l;
     IF mine IS NOT NULL THEN
+        SET LOCAL search_path TO DEFAULT;
         BEGIN
             UPDATE {relation} t SET {error} = g.error, {flag} = g.flag
             FROM unnest((SELECT mine), (SELECT mine_errors), (SELECT mine_flags)) AS g (key, error, flag)
             WHERE t.{key} OPERATOR(pg_catalog.=) g.key;
+            SET CONSTRAINTS ALL IMMEDIATE;
         EXCEPTION WHEN {by_a_row} THEN
             FOR i IN 1 .. pg_catalog.cardinality(mine) LOOP
                 BEGIN
                     UPDATE {relation} t SET {error} = mine_errors[i], {flag} = mine_flags[i]
                     WHERE t.{key} OPERATOR(pg_catalog.=) mine[i];
+                    SET CONSTRAINTS ALL IMMEDIATE;
                 EXCEPTION WHEN {by_a_row} THEN
                     refused := pg_catalog.array_append(refused, mine[i]);
                     complaint := SQLERRM;
                 END;
             END LOOP;
         END;
+        PERFORM pg_catalog.set_config('search_path', path, true);
     END IF;
     IF refused IS NOT NULL THEN
         {queue_refused}
@@ -251,14 +259,14 @@ def lacks(connection: Connection, source: SourceDefinition) -> list[str]:
 
 
 def fill(
-    connection: Connection, source: SourceDefinition, *, source_id: int, after: str | None, at_most: int
+    connection: Connection, source: Source, *, after: str | None, at_most: int
 ) -> tuple[int, str | None]:
     """Copy stored scores into the rows, those of the next keys behind `after` (a key as text; None: from the first).
 
     Returns how many scores were looked at, and the last key of them; None when there are no more.
     """
     # One at a time: rows that another one has locked would be queued to be scored again.
-    locks.hold(connection, "fill", source_id)
+    locks.hold(connection, "fill", source.id)
     row = run(
         connection,
         compose(
@@ -277,8 +285,10 @@ def fill(
             scores=ours("scores", source.name),
             behind=sql.SQL("")
             if after is None
-            else compose("WHERE p.key > %(after)s::{type}", type=key_types.scalar_type(source.key_type)),
-            order=key_types.writing_order(sql.SQL("s.key"), source.key_type),
+            else compose(
+                "WHERE p.key > %(after)s::{type}", type=key_types.scalar_type(source.definition.key_type)
+            ),
+            order=key_types.writing_order(sql.SQL("s.key"), source.definition.key_type),
             writer=_writer(source.name),
         ),
         {"at_most": at_most, **({} if after is None else {"after": after})},

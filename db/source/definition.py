@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from psycopg import sql
 from pydantic import BaseModel, ConfigDict, Field
@@ -110,3 +112,25 @@ class SourceDefinition(Frozen):
 
     def describe(self) -> str:
         return f"{self.relation} by {display(self.key_column)}, {self.n_features} features"
+
+
+PROMOTIONS = ("manual", "if_better", "always")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source that is attached: a row of outlier.sources."""
+
+    id: int
+    definition: SourceDefinition
+    recipe: dict[str, Any]
+    attached_xid: int | None
+    last_problem: str | None
+    # What happens to a version that was trained: one of PROMOTIONS.
+    promotion: str = "manual"
+    # When the scores that were there before were all in the columns of its table, see db.scoring.write_back.
+    columns_filled_at: datetime | None = None
+
+    @property
+    def name(self) -> str:
+        return self.definition.name

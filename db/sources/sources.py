@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, LiteralString
 
 from psycopg import errors, sql
@@ -13,35 +11,15 @@ from sqlalchemy import Connection
 from pgoutlier.db.ddl import core_objects, installation, written_columns
 from pgoutlier.db.errors import SourceError
 from pgoutlier.db.scoring import write_back
-from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sql import locks
 from pgoutlier.db.sql.identifiers import display
 from pgoutlier.db.sql.statements import compose, run, run_dicts
 
-PROMOTIONS = ("manual", "if_better", "always")
 _SELECT: LiteralString = (
     "SELECT id, definition, recipe, attached_xid, last_problem, promotion, columns_filled_at"
     " FROM outlier.sources"
 )
-
-
-@dataclass(frozen=True)
-class Source:
-    """A row of outlier.sources."""
-
-    id: int
-    definition: SourceDefinition
-    recipe: dict[str, Any]
-    attached_xid: int | None
-    last_problem: str | None
-    # What happens to a version that was trained: one of PROMOTIONS.
-    promotion: str = "manual"
-    # When the scores that were there before were all in the columns of its table, see db.scoring.write_back.
-    columns_filled_at: datetime | None = None
-
-    @property
-    def name(self) -> str:
-        return self.definition.name
 
 
 def find(connection: Connection, name: str) -> Source:

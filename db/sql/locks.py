@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import psycopg
 from psycopg import sql
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from pgoutlier.db.sql.statements import compose, one, run
 
@@ -36,17 +41,30 @@ def try_hold(connection: Connection, name: str, source_id: int) -> bool:
     )
 
 
-def try_for_session(connection: Connection, name: str, source_id: int) -> bool:
-    """Whether this session now holds the lock, until it frees it or ends, however it ends."""
-    return bool(
-        one(
-            connection,
-            "SELECT pg_try_advisory_lock(hashtext('outlier.' || %s::text), %s)",
-            (name, source_id),
-        )
-    )
+@contextmanager
+def held_by_session(engine: Engine, name: str, source_id: int) -> Iterator[Connection | None]:
+    """A session outside of the pool that has the lock, or None where another one has it.
 
-
-def free(connection: Connection, name: str, source_id: int) -> None:
-    """Free a lock of `try_for_session` at once: of a session that ends the server hears only some time after."""
-    run(connection, "SELECT pg_advisory_unlock(hashtext('outlier.' || %s::text), %s)", (name, source_id))
+    The session's end frees the lock, whatever ends it. No transaction is open meanwhile, however long that is.
+    """
+    with engine.connect() as connection:
+        connection.detach()
+        with connection.begin():
+            locked = bool(
+                one(
+                    connection,
+                    "SELECT pg_try_advisory_lock(hashtext('outlier.' || %s::text), %s)",
+                    (name, source_id),
+                )
+            )
+        try:
+            yield connection if locked else None
+        finally:
+            # Free at once: of a session that ends the server hears only some time after this.
+            if locked:
+                with suppress(SQLAlchemyError, psycopg.Error), connection.begin():
+                    run(
+                        connection,
+                        "SELECT pg_advisory_unlock(hashtext('outlier.' || %s::text), %s)",
+                        (name, source_id),
+                    )

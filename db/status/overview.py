@@ -11,9 +11,8 @@ from sqlalchemy import Connection
 from pgoutlier.db.drift import drift_reports
 from pgoutlier.db.notices import notices
 from pgoutlier.db.scoring import queue
-from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sources import sources as source_store
-from pgoutlier.db.sources.sources import Source
 from pgoutlier.db.sql.identifiers import identifier, ours
 from pgoutlier.db.sql.statements import compose, one, run_dicts
 from pgoutlier.db.training import training_runs

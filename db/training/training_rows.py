@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from pgoutlier.db.scoring import features, windows
 from pgoutlier.db.source import catalog, labels
-from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sql.identifiers import identifier, ours
 from pgoutlier.db.sql.statements import compose, one, run, run_dicts
 
@@ -68,8 +68,7 @@ class TrainingRows:
 
 def read(
     connection: Connection,
-    source: SourceDefinition,
-    source_id: int,
+    source: Source,
     *,
     newest: int,
     most: int | None = None,
@@ -86,9 +85,10 @@ def read(
     come along, not as normal ones, for a threshold that is drawn from all rows. in_runs: tell whose history each
     row is in; the source has a time column.
     """
-    window = newest_rows(source, min(newest, most) if in_runs and most else newest)
-    reason = _reason(source)
-    params: dict[str, Any] = {"source_id": source_id}
+    definition = source.definition
+    window = newest_rows(definition, min(newest, most) if in_runs and most else newest)
+    reason = _reason(definition)
+    params: dict[str, Any] = {"source_id": source.id}
     counted = run_dicts(
         connection,
         compose(
@@ -96,7 +96,7 @@ def read(
             " FROM ({window}) w GROUP BY 1",
             reason=reason,
             window=window,
-            moment=_comparable_moment(source),
+            moment=_comparable_moment(definition),
         ),
         params,
     )
@@ -109,21 +109,21 @@ def read(
         window=_in_runs(window, reason)
         if in_runs
         else compose("(SELECT w.*, {reason} AS reason FROM ({window}) w)", reason=reason, window=window),
-        relation=source.feature_relation.sql(),
-        key=identifier(source.key_column),
+        relation=definition.feature_relation.sql(),
+        key=identifier(definition.key_column),
         or_along=sql.SQL(" OR w.reason <> 'quarantined'" if with_frauds_and_flagged else ""),
         sampled=compose(" AND hashtextextended(w.key::text, 0) %% {one_in} = 0", one_in=sql.Literal(one_in))
         if one_in > 1
         else sql.SQL(""),
     )
     place = sql.SQL("row_number() OVER (ORDER BY w.moment, w.key)")
-    longest = _longest_key(connection, source) if source.key_type == "text" else 0
-    batch = features.read(
+    longest = _longest_key(connection, definition) if definition.key_type == "text" else 0
+    numbers, rows = features.read(
         connection,
-        source,
+        definition,
         origin=origin,
         params=params,
-        order=compose(
+        number=compose(
             "{kinds} * {number} + CASE w.reason"
             " WHEN 'fraud_verdict' THEN {fraud} WHEN 'labelled_fraud' THEN {fraud} WHEN 'flagged' THEN {flagged}"
             " ELSE {normal} END",
@@ -136,22 +136,23 @@ def read(
         longest_key_bytes=longest,
         rows_per_block=_KINDS * _ROWS_PER_BLOCK * (windows.PLACE if in_runs else 1),
     )
-    batch = batch.take(np.argsort(batch.change_ids))
-    kind = batch.change_ids % _KINDS
-    complete = batch.sound(imputes=imputes)
+    order = np.argsort(numbers)
+    numbers, rows = numbers[order], rows.take(order)
+    kind = numbers % _KINDS
+    complete = rows.sound(imputes=imputes)
     left_out = {row["reason"]: int(row["n"]) for row in counted if row["reason"] is not None}
     if n_incomplete := int((~complete & (kind == _NORMAL)).sum()):
         left_out["incomplete"] = n_incomplete
     if one_in > 1 and kept:
         left_out["not_sampled"] = int(kept["n"]) - int((kind == _NORMAL).sum())
     return TrainingRows(
-        matrix=batch.matrix[complete],
+        matrix=rows.matrix[complete],
         normal=kind[complete] == _NORMAL,
         fraud=kind[complete] == _LABELLED_FRAUD,
         left_out=left_out,
         first=kept["first"] if kept else None,
         last=kept["last"] if kept else None,
-        runs=windows.unbroken(windows.run_numbers(batch.change_ids // _KINDS), complete) if in_runs else None,
+        runs=windows.unbroken(windows.run_numbers(numbers // _KINDS), complete) if in_runs else None,
     )
 
 
@@ -191,7 +192,7 @@ def labelled_fraud(
     connection: Connection, source: SourceDefinition, *, newest: int, most: int
 ) -> npt.NDArray[np.float64]:
     """The complete rows among the newest that are known to be fraud, (n, d), the oldest first, at most so many."""
-    batch = features.read(
+    places, rows = features.read(
         connection,
         source,
         origin=compose(
@@ -202,12 +203,12 @@ def labelled_fraud(
             most=sql.Literal(most),
         ),
         params={},
-        order=sql.SQL("row_number() OVER (ORDER BY w.moment, w.key)"),
+        number=sql.SQL("row_number() OVER (ORDER BY w.moment, w.key)"),
         longest_key_bytes=_longest_key(connection, source) if source.key_type == "text" else 0,
         rows_per_block=_ROWS_PER_BLOCK,
     )
-    batch = batch.take(np.argsort(batch.change_ids))
-    return batch.matrix[batch.sound(imputes=False)]
+    rows = rows.take(np.argsort(places))
+    return rows.matrix[rows.sound(imputes=False)]
 
 
 def newest_rows(source: SourceDefinition, newest: int) -> sql.Composable:

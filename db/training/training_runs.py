@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 from psycopg import sql
 from psycopg.types.json import Jsonb
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 
 from pgoutlier.db.sql import locks
 from pgoutlier.db.sql.identifiers import identifier
 from pgoutlier.db.sql.statements import one, run, run_dicts
 
 
-def try_training_lock(connection: Connection, source_id: int) -> bool:
-    """Whether this session now holds the one training lock of the source, until it is freed or the session ends."""
-    return locks.try_for_session(connection, "training", source_id)
-
-
-def free_training_lock(connection: Connection, source_id: int) -> None:
-    """Free the lock of `try_training_lock`."""
-    locks.free(connection, "training", source_id)
+def trainer(engine: Engine, source_id: int) -> AbstractContextManager[Connection | None]:
+    """The session of the only one who trains the source, so that a killed process frees it; None if that is another."""
+    return locks.held_by_session(engine, "training", source_id)
 
 
 def start_run(connection: Connection, source_id: int, *, recipe: dict[str, Any], seed: int) -> int:
     """Open a training run; runs left open by a process that died are closed first. Returns its id.
 
-    The caller holds the training lock, so an open run of the same source has nobody left to finish it.
+    The caller is the `trainer`, so an open run of the same source has nobody left to finish it.
     """
     run(
         connection,

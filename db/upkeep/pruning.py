@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 from pgoutlier.db.ddl import installation
 from pgoutlier.db.history import score_history
 from pgoutlier.db.scoring import quarantine
-from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sql.identifiers import SCHEMA, identifier, ours
 from pgoutlier.db.sql.statements import compose, run
 from pgoutlier.db.versions import challenger_scores
@@ -52,7 +52,7 @@ def prune(
         )
     )
     earlier = score_history.prune(connection, source.definition, days=keep_history_days)
-    entries = quarantine.prune(connection, source.definition, source.id)
+    entries = quarantine.prune(connection, source)
     return orphans + shadows + old + earlier + entries
 
 

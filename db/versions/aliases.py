@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from pgoutlier.db.errors import NoChampion
-from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sql import locks
 from pgoutlier.db.sql.statements import run, run_dicts
 
@@ -77,17 +77,6 @@ def both(connection: Connection, source_id: int) -> Aliases:
         champion=Pointed(*found[CHAMPION][:2]) if CHAMPION in found else None,
         challenger=Challenger(*challenger) if challenger else None,
     )
-
-
-def champion(connection: Connection, source_id: int) -> dict[str, Any] | None:
-    """version, threshold and recipe of the champion, or None."""
-    rows = run_dicts(
-        connection,
-        "SELECT v.version, v.threshold, v.recipe FROM outlier.model_aliases a JOIN outlier.model_versions v"
-        " USING (source_id, version) WHERE a.source_id = %s AND a.alias = %s",
-        (source_id, CHAMPION),
-    )
-    return rows[0] if rows else None
 
 
 def lock_alias(connection: Connection, source_id: int) -> None:

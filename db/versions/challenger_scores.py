@@ -8,8 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from pgoutlier.db.source.definition import SourceDefinition
-from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sql.identifiers import identifier, ours
 from pgoutlier.db.sql.statements import compose, one, run, run_dicts
 from pgoutlier.db.versions.aliases import CHALLENGER, CHAMPION

@@ -65,17 +65,6 @@ def history(
     )
 
 
-def described(connection: Connection, source_id: int, version: int) -> dict[str, Any] | None:
-    """What a version is besides its detector, or None if there is no such version."""
-    rows = run_dicts(
-        connection,
-        "SELECT created_at, created_by, metrics, n_training_rows, training_from, training_to, drift_reference"
-        " FROM outlier.model_versions WHERE source_id = %s AND version = %s",
-        (source_id, version),
-    )
-    return rows[0] if rows else None
-
-
 def same_artifact(connection: Connection, source_id: int, sha256: str) -> int | None:
     """The version of the source with this artifact, the newest of several, or None."""
     found: int | None = one(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from psycopg import sql
@@ -35,6 +36,38 @@ class StoredArtifact:
     sha256: str
     signature: str | None
     feature_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class VersionRow:
+    """A version as it is stored, but for its artifact. training_from, training_to: event time (or key), as text.
+
+    errors_of: the version that this one is with another threshold; None if it was trained or imported itself.
+    """
+
+    id: int
+    version: int
+    recipe: dict[str, Any]
+    threshold: float
+    metrics: dict[str, Any]
+    n_training_rows: int
+    training_from: str | None
+    training_to: str | None
+    drift_reference: dict[str, Any] | None
+    errors_of: int | None
+    created_at: datetime
+    created_by: str
+
+
+def find(connection: Connection, source_id: int, version: int) -> VersionRow | None:
+    """A version, or None if there is no such version."""
+    rows = run_dicts(
+        connection,
+        "SELECT id, version, recipe, threshold, metrics, n_training_rows, training_from, training_to, drift_reference,"
+        " errors_of, created_at, created_by FROM outlier.model_versions WHERE source_id = %s AND version = %s",
+        (source_id, version),
+    )
+    return VersionRow(**rows[0]) if rows else None
 
 
 def with_threshold(connection: Connection, source_id: int, version: int, threshold: float) -> int | None:
@@ -102,16 +135,6 @@ def version_id(connection: Connection, source_id: int, version: int) -> int | No
     found: int | None = one(
         connection,
         "SELECT id FROM outlier.model_versions WHERE source_id = %s AND version = %s",
-        (source_id, version),
-    )
-    return found
-
-
-def errors_of(connection: Connection, source_id: int, version: int) -> int | None:
-    """The version that this one is with another threshold, or None if it was trained or imported itself."""
-    found: int | None = one(
-        connection,
-        "SELECT errors_of FROM outlier.model_versions WHERE source_id = %s AND version = %s",
         (source_id, version),
     )
     return found

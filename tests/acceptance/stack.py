@@ -27,8 +27,8 @@ from pgoutlier.db import embedded, migrate
 from pgoutlier.db.embedded import ServerKit
 from pgoutlier.db.scoring import features
 from pgoutlier.db.settings import Settings
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources.attach import AttachRequest
-from pgoutlier.db.sources.sources import Source
 from pgoutlier.db.sql.statements import compose
 from pgoutlier.detector import Detector, Recipe
 from pgoutlier.detector.recipes import Layer, QuantileThreshold, Split
@@ -263,13 +263,7 @@ class Table:
                 connection, self.source, detector, window=window, metrics={}, seal=runtime.seal
             )
             if promote:
-                registry.promote(
-                    connection,
-                    self.source,
-                    version,
-                    reason="test",
-                    seal=runtime.seal,
-                )
+                registry.promote(connection, self.source, version, reason="test", seal=runtime.seal)
         return version
 
     def challenge(self, detector: Detector) -> int:
@@ -350,7 +344,7 @@ class Table:
         """The stored reconstruction errors, and fresh ones of the features as they are now, by key."""
         definition = self.source.definition
         with self.stack.runtime.engine.begin() as connection:
-            batch = features.read(
+            keys, rows = features.read(
                 connection,
                 definition,
                 origin=compose(
@@ -359,16 +353,15 @@ class Table:
                     s=sql.Identifier("outlier", f"scores_{self.name}"),
                 ),
                 params={},
-                order=sql.SQL("t.id"),
+                number=sql.SQL("t.id"),
                 longest_key_bytes=0,
             )
-        order = np.argsort(batch.change_ids)
         with self.stack.connect() as own:
             stored = own.execute(
                 f"SELECT s.reconstruction_error FROM outlier.scores_{self.name} s"
                 f" JOIN {self.name} t ON t.id = s.key ORDER BY t.id".encode()
             ).fetchall()
-        return np.array(stored).ravel(), detector.score(batch.matrix[order]).reconstruction_error
+        return np.array(stored).ravel(), detector.score(rows.matrix[np.argsort(keys)]).reconstruction_error
 
 
 @dataclass

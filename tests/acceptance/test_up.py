@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -12,7 +13,9 @@ import psutil
 import pytest
 import redis
 
-from tests.acceptance.stack import SIGNING_KEY, Stack, Started, Table, processes_of
+from pgoutlier.worker import alone
+from pgoutlier.worker.runtime import server_urls
+from tests.acceptance.stack import SIGNING_KEY, Servers, Stack, Started, Table, processes_of
 from tests.support import until
 
 PASSWORD = "broker-password-that-must-not-leak"
@@ -103,4 +106,67 @@ def test_up_ends_with_an_error_and_names_the_process_that_was_killed(stack: Stac
 def test_up_that_is_asked_to_end_while_it_starts_leaves_nothing(stack: Stack) -> None:
     up = stack.start("up", "pgoutlier.worker.cli", "up")
     until(lambda: "Starting score worker" in up.output(), "it starts")
+    assert stop(stack, up, signal.SIGTERM) == 0
+
+
+def started_all(up: Started) -> bool:
+    return all(f"{name} | " in up.output() for name in ("score", "train", "listener"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP, signal.SIGTERM], ids=lambda n: n.name)
+def test_whatever_ends_up_all_its_processes_end(stack: Stack, number: signal.Signals) -> None:
+    """kill -9 of it alone, and the end of its terminal."""
+    up = stack.start("up", "pgoutlier.worker.cli", "up")
+    until(lambda: started_all(up), "each process has said something")
+    os.kill(up.pid, number)
+    ended(stack, up)
+
+
+def test_up_whose_output_nobody_takes_any_more_ends_with_all_its_processes(stack: Stack) -> None:
+    """As in `pgoutlier up | tee log`, where Ctrl-C ends tee as well."""
+    reading, writing = os.pipe()
+    up = subprocess.Popen(
+        [stack.python, "-m", "pgoutlier.worker.cli", "up"],
+        cwd=stack.logs,
+        env={**os.environ, **stack.environment},
+        stdin=subprocess.DEVNULL,
+        stdout=writing,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    os.close(writing)
+    with os.fdopen(reading, "rb", buffering=0) as output:
+        said = b""
+        while not all(f"{name} | ".encode() in said for name in ("score", "train", "listener")):
+            said += output.read(65_536)
+    os.kill(up.pid, signal.SIGINT)
+    until(lambda: up.poll() is not None, "pgoutlier up ends")
+    until(lambda: processes_of(stack.environment) == [], "no process is left")
+
+
+def test_a_second_up_on_the_same_servers_says_that_one_runs(stack: Stack) -> None:
+    up = stack.start("up", "pgoutlier.worker.cli", "up")
+    until(lambda: started_all(up), "each process has said something")
+    second = stack.command("up")
+    assert second.returncode == 2
+    assert f"runs on this machine already, on the same servers (process {up.pid})" in " ".join(
+        second.stderr.split()
+    )
+    assert stop(stack, up, signal.SIGTERM) == 0
+
+
+def test_what_a_killed_up_has_left_is_ended_by_the_next(stack: Stack, shared_servers: Servers) -> None:
+    """Where the kernel does not end it."""
+    left = stack.listener()
+    stack.until_ready(left)
+    settings = shared_servers.runtime.settings
+    with alone.only_up(settings, server_urls(settings)) as place:
+        place.note({"listener": left.pid})
+        held = next(settings.data_dir.glob("up-*.lock")).read_text()
+    with alone.only_up(settings, server_urls(settings)):
+        path = next(settings.data_dir.glob("up-*.lock"))
+    path.write_text(held)
+    up = stack.start("up", "pgoutlier.worker.cli", "up")
+    until(lambda: not left.alive(), "it is ended")
+    until(lambda: "Ended the listener process" in " ".join(up.output().split()), "and named")
     assert stop(stack, up, signal.SIGTERM) == 0

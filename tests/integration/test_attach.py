@@ -100,7 +100,7 @@ def shop(postgres: Postgres) -> Iterator[Runtime]:
         )
         with runtime.engine.begin() as connection:
             connection.exec_driver_sql(
-                "CREATE TABLE transactions (id bigint PRIMARY KEY, amount double precision, hour integer,"
+                "CREATE TABLE public.transactions (id bigint PRIMARY KEY, amount double precision, hour integer,"
                 " distance real, note text)"
             )
         yield runtime
@@ -175,6 +175,7 @@ def test_what_is_wrong_is_said(shop: Runtime, request_changes: dict[str, Any], s
 )
 def test_what_cannot_be_watched_is_refused(shop: Runtime, definition: str, sentence: str) -> None:
     with shop.engine.connect() as connection, connection.begin() as never_committed:
+        connection.exec_driver_sql("SET LOCAL search_path TO public")
         connection.exec_driver_sql(f"CREATE {definition}")
         with pytest.raises(SourceError) as raised:
             attach.resolve(connection, AttachRequest(relation="t", key="a", features="x"))
@@ -487,10 +488,7 @@ def test_a_partitioned_table_is_watched_as_a_whole(user: User, runtime: Runtime)
     assert table.queued() == []
     with runtime.engine.begin() as connection:
         source = table.source
-        assert (
-            queue.sweep(connection, source.definition, source_id=source.id, attached_xid=source.attached_xid)
-            == 1
-        )
+        assert queue.sweep(connection, source) == 1
 
 
 def test_every_numeric_column_is_taken_but_those_named(user: User, runtime: Runtime) -> None:

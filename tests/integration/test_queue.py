@@ -80,9 +80,7 @@ def finish(connection: Connection, table: Table, claim: Claim) -> None:
     source = table.source
     champion = registry.champion(connection, source, table.runtime.cache)
     assert champion is not None
-    score_claimed(
-        connection, source, claim, read_claimed(connection, source.definition, claim.queue_ids), champion
-    )
+    score_claimed(connection, source, claim, read_claimed(connection, source.definition, claim), champion)
     queue.finish(connection, source.definition, claim.queue_ids)
     connection.commit()
 
@@ -371,7 +369,7 @@ def test_a_score_of_an_older_read_never_replaces_a_newer_one(
     transactions.insert(1, 3)
     slow, claim = claims()
     source = transactions.source
-    stale = features.read_claimed(slow, source.definition, claim.queue_ids)
+    stale = features.read_claimed(slow, source.definition, claim)
     transactions.user.execute("UPDATE transactions SET amount = 1e6 WHERE id = 1")
     transactions.drain()
     newer = transactions.errors()
@@ -420,7 +418,7 @@ def test_a_row_spoilt_while_it_is_scored_keeps_no_score(
     source = transactions.source
     champion = registry.champion(slow, source, transactions.runtime.cache)
     assert champion is not None
-    score_claimed(slow, source, claim, read_claimed(slow, source.definition, claim.queue_ids), champion)
+    score_claimed(slow, source, claim, read_claimed(slow, source.definition, claim), champion)
     transactions.user.execute("UPDATE transactions SET amount = NULL WHERE id = 1")
     commit_while_another_drains(slow, transactions, claim)
     assert transactions.scored() == [2]
@@ -436,7 +434,7 @@ def test_a_row_mended_while_it_is_quarantined_leaves_quarantine(
     source = transactions.source
     entries = [Entry("1", claim.queue_ids[0], "null", "amount")]
     quarantine.take_places(slow, source.definition, entries)
-    quarantine.put(slow, source.definition, source.id, entries)
+    quarantine.put(slow, source, entries)
     transactions.user.execute("UPDATE transactions SET amount = 1 WHERE id = 1")
     commit_while_another_drains(slow, transactions, claim)
     assert transactions.scored() == [1]

@@ -381,7 +381,7 @@ def enlarging(table: Table, factor: float) -> Detector:
     names = table.source.definition.feature_names
     detector = make_detector(names, recipe=plain_recipe(preprocessing=(), error_metric="mahalanobis"))
     arrays = {**detector.arrays, "residual.whitening": np.eye(3) * factor}
-    return Detector.from_arrays(detector.recipe, names, arrays, 1.0)
+    return Detector(detector.recipe, names, arrays, 1.0)
 
 
 def test_an_error_that_is_not_finite_is_quarantined(transactions: Table) -> None:

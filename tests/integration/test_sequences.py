@@ -11,12 +11,13 @@ import pytest
 
 from pgoutlier.db.engine import driver_connection
 from pgoutlier.db.errors import ModelError
-from pgoutlier.db.scoring import windows as sequences
+from pgoutlier.db.scoring import windows
+from pgoutlier.db.scoring.queue import Claim
 from pgoutlier.db.training import training_rows
 from pgoutlier.detector import Detector
 from pgoutlier.detector.recipes import Recurrent
 from pgoutlier.worker.runtime import Runtime
-from pgoutlier.worker.scoring.batches import open_batch, settle
+from pgoutlier.worker.scoring.batches import open_batch, score_batch
 from pgoutlier.worker.scoring.sequences import index_advice, require_order
 from pgoutlier.worker.training import training
 from pgoutlier.worker.upkeep import maintenance
@@ -176,7 +177,7 @@ def test_neighbours_that_two_workers_score_without_seeing_each_other_end_as_offl
     assert of_earlier is not None
     batches = [of_earlier, of_later] if late_first else [of_later, of_earlier]
     for batch in batches:
-        settle(readings.runtime, readings.source, batch)
+        score_batch(readings.runtime, readings.source, batch)
     readings.drain_all()
     assert_as_offline(readings)
 
@@ -261,7 +262,7 @@ def test_promotions_between_a_plain_and_a_sequence_champion_count_from_the_next_
         assert batch is not None
         # The batch was read for the champion before.
         readings.promote(plain if first != 11 else make_detector(("a", "b"), recipe=RECIPE))
-        settle(readings.runtime, readings.source, batch)
+        score_batch(readings.runtime, readings.source, batch)
         readings.drain_all()
     by_row, by_window = offline(readings, detector=plain), offline(readings)
     errors = readings.errors()
@@ -311,9 +312,7 @@ def test_training_rows_come_in_runs_that_a_flagged_or_incomplete_row_ends(readin
     )
     readings.user.execute("UPDATE readings SET a = NULL WHERE id = 7")
     with readings.runtime.engine.begin() as connection:
-        rows = training_rows.read(
-            connection, readings.source.definition, readings.source.id, newest=100, in_runs=True
-        )
+        rows = training_rows.read(connection, readings.source, newest=100, in_runs=True)
     assert rows.runs is not None
     ids = [1, 12, 2, 3, 5, 6, 8, 9, 10, 11, 13]
     np.testing.assert_allclose(rows.matrix[:, 0], np.sin(ids))
@@ -361,13 +360,15 @@ def test_the_rows_before_and_behind_are_found_by_index(readings: Table) -> None:
     plans: list[str] = []
     with readings.runtime.engine.begin() as connection:
         queue_ids = [row[0] for row in readings.rows("SELECT id FROM outlier.queue_readings")]
+        claim = Claim(queue_ids, n_keys=2, attempts=0, rescore=False, change_id=max(queue_ids) + 1)
         connection.exec_driver_sql("LOAD 'auto_explain'")
         connection.exec_driver_sql("SET LOCAL auto_explain.log_min_duration = 0")
         connection.exec_driver_sql("SET LOCAL client_min_messages = log")
         driver_connection(connection).add_notice_handler(lambda n: plans.append(n.message_primary or ""))
-        found = sequences.read_claimed(connection, definition, queue_ids, window=WINDOW)
-        sequences.queue_neighbours(connection, definition, queue_ids, found)
-    assert found.claimed.tolist() == [False, False, True, False, False, True]
+        found = windows.read_claimed(connection, definition, claim, window=WINDOW)
+        windows.queue_neighbours(connection, definition, claim, found)
+    assert found.history is not None
+    assert found.history.claimed.tolist() == [False, False, True, False, False, True]
     read, search = [plan for plan in plans if "LATERAL" in plan]
     for plan in (read, search):
         assert "using readings_order on readings p" in plan

@@ -21,7 +21,7 @@ from pgoutlier.detector.recipes import Recurrent
 from pgoutlier.worker.cli.status import note
 from pgoutlier.worker.roles import granting
 from pgoutlier.worker.runtime import Runtime, make_runtime
-from pgoutlier.worker.scoring.batches import open_batch, settle
+from pgoutlier.worker.scoring.batches import open_batch, score_batch
 from pgoutlier.worker.upkeep import maintenance
 from pgoutlier.worker.versions import comparing, versions
 from tests.conftest import Connect
@@ -82,7 +82,7 @@ def failing(table: Table, factor: float = 1e300) -> Detector:
     names = table.source.definition.feature_names
     detector = make_detector(names, recipe=plain_recipe(preprocessing=(), error_metric="mahalanobis"))
     arrays = {**detector.arrays, "residual.whitening": np.eye(len(names)) * factor}
-    return Detector.from_arrays(detector.recipe, names, arrays, 1.0)
+    return Detector(detector.recipe, names, arrays, 1.0)
 
 
 # -- what is kept
@@ -137,7 +137,7 @@ def test_without_a_challenger_nothing_is_sent_that_was_not_sent_before(transacti
         driver.add_notice_handler(lambda notice, into=statements: into.append(notice.message_primary or ""))
         run(batch.connection, "SET LOCAL log_min_duration_statement = 0")
         run(batch.connection, "SET LOCAL client_min_messages = log")
-        settle(transactions.runtime, transactions.source, batch)
+        score_batch(transactions.runtime, transactions.source, batch)
         sent.append([text for text in statements if "set_config" in text or "shadow" in text])
         if len(sent) == 1:
             challenge(transactions)
@@ -365,7 +365,7 @@ def test_the_bounds_on_waiting_are_the_shadow_s_alone(transactions: Table) -> No
         commit()
 
     object.__setattr__(batch, "transaction", type("T", (), {"commit": staticmethod(look_and_commit)}))
-    settle(transactions.runtime, transactions.source, batch)
+    score_batch(transactions.runtime, transactions.source, batch)
     assert seen == ["7s"]
     assert sorted(shadow(transactions)) == [1]
 

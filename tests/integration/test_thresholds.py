@@ -101,8 +101,7 @@ def test_flagged_rows_of_which_nothing_is_known_count_as_false_alarms(payments: 
     with payments.runtime.engine.begin() as connection:
         rows = training_rows.read(
             connection,
-            payments.source.definition,
-            payments.source.id,
+            payments.source,
             newest=200,
             with_frauds_and_flagged=True,
         )
@@ -126,7 +125,7 @@ def test_without_a_labelled_fraud_the_earlier_champion_stays(payments: Table) ->
     assert (status, n_rows) == ("failed", N_ROWS)
     assert "there are none" in error
     with payments.runtime.engine.begin() as connection:
-        assert aliases.alias(connection, payments.source.id) == aliases.Pointed(1, 1)
+        assert aliases.champion_of(connection, payments.source) == 1
     assert payments.keys("SELECT version FROM outlier.model_versions") == [1]
 
 

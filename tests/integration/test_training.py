@@ -250,15 +250,16 @@ def test_a_training_that_has_ended_is_in_nobody_s_way(
     payments: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its lock is free before its session ends, which the server sees at some later time."""
-    invalidate, held = Connection.invalidate, []
+    close, held = Connection.close, []
 
-    def look_and_invalidate(connection: Connection) -> None:
-        held.append(payments.rows(LOCKS))
-        invalidate(connection)
+    def look_and_close(connection: Connection) -> None:
+        held.append(len(payments.rows(LOCKS)))
+        close(connection)
 
-    monkeypatch.setattr(Connection, "invalidate", look_and_invalidate)
+    monkeypatch.setattr(Connection, "close", look_and_close)
     training.train(payments.runtime, "payments")
-    assert held == [[]]
+    # The last one to be closed is the one that held the lock.
+    assert held[-2:] == [1, 0]
 
 
 def test_a_source_is_retrained_when_its_last_run_is_old(payments: Table) -> None:

@@ -81,16 +81,15 @@ def known(table: Table) -> list[int]:
     """What `labels.of_keys` says of every row, by key."""
     definition = table.source.definition
     with table.runtime.engine.begin() as connection:
-        batch = features.read(
+        places, rows = features.read(
             connection,
             definition,
             origin=sql.SQL("FROM {} t").format(definition.relation.sql()),
             params={},
-            order=sql.SQL("row_number() OVER (ORDER BY t.{})").format(identifier(definition.key_column)),
+            number=sql.SQL("row_number() OVER (ORDER BY t.{})").format(identifier(definition.key_column)),
             longest_key_bytes=100,
         )
-        order = np.argsort(batch.change_ids)
-        return labels.of_keys(connection, definition, batch.keys[order]).tolist()
+        return labels.of_keys(connection, definition, rows.keys[np.argsort(places)]).tolist()
 
 
 # -- one after the other
@@ -456,7 +455,7 @@ def test_every_type_of_key_and_odd_names_take_verdicts(user: User, runtime: Runt
     assert known(table) == [labels.FRAUD, labels.NORMAL]
     assert table.rows("SELECT sum(labelled), sum(fraud) FROM outlier.quality_t") == [(2, 1)]
     with runtime.engine.begin() as connection:
-        rows = training_rows.read(connection, table.source.definition, table.source.id, newest=10)
+        rows = training_rows.read(connection, table.source, newest=10)
     assert (rows.left_out, rows.n_normal) == ({"fraud_verdict": 1}, 1)
     found = thresholds.describe(runtime, "t", window=None)
     assert (found["n_labelled"], found["n_fraud"]) == (2, 1)
@@ -487,8 +486,7 @@ def test_training_leaves_fraud_out_and_takes_flagged_rows_that_are_normal(labell
         with labelled.runtime.engine.begin() as connection:
             rows = training_rows.read(
                 connection,
-                labelled.source.definition,
-                labelled.source.id,
+                labelled.source,
                 newest=40,
                 with_frauds_and_flagged=True,
             )
@@ -611,5 +609,5 @@ def test_a_source_of_an_earlier_version_is_trained_with_verdicts_as_it_is(earlie
     earlier.insert(1, 250)
     give(earlier, (5, "fraud"))
     with earlier.runtime.engine.begin() as connection:
-        rows = training_rows.read(connection, earlier.source.definition, earlier.source.id, newest=250)
+        rows = training_rows.read(connection, earlier.source, newest=250)
     assert (rows.n_normal, rows.left_out) == (249, {"fraud_verdict": 1})

@@ -122,9 +122,9 @@ def test_a_batch_that_is_rolled_back_has_written_nothing(written: Table) -> None
     written.insert(1, 3)
     with written.runtime.engine.connect() as connection, connection.begin() as batch:
         score(connection, written)
-        assert connection.exec_driver_sql("SELECT count(flagged) FROM transactions").scalar() == 3
+        assert connection.exec_driver_sql("SELECT count(flagged) FROM public.transactions").scalar() == 3
         batch.rollback()
-    assert written.keys("SELECT count(flagged) FROM transactions") == [0]
+    assert written.keys("SELECT count(flagged) FROM public.transactions") == [0]
 
 
 def score(connection: Connection, table: Table) -> None:
@@ -133,7 +133,7 @@ def score(connection: Connection, table: Table) -> None:
     claim = queue.claim(connection, source.definition, at_most=10_000, whole_batch_attempts=3)
     champion = registry.champion(connection, source, table.runtime.cache)
     assert champion is not None
-    rows = read_claimed(connection, source.definition, claim.queue_ids)
+    rows = read_claimed(connection, source.definition, claim)
     score_claimed(connection, source, claim, rows, champion)
     queue.finish(connection, source.definition, claim.queue_ids)
 
@@ -480,10 +480,10 @@ def test_copying_that_was_stopped_goes_on(user: User, runtime: Runtime, key_type
     user.execute(f"INSERT INTO t SELECT {key}, i FROM generate_series(1, 20) i")
     table.drain()
     attach_table(user, runtime, **asked, write_columns=True)
-    definition, seen = table.source.definition, 0
+    source = table.source
     with runtime.engine.begin() as connection:
-        seen, last = write_back.fill(connection, definition, source_id=1, after=None, at_most=6)
-        more, last = write_back.fill(connection, definition, source_id=1, after=last, at_most=6)
+        seen, last = write_back.fill(connection, source, after=None, at_most=6)
+        more, last = write_back.fill(connection, source, after=last, at_most=6)
     assert (seen, more, len(wrong(table))) == (6, 6, 8)
     assert filling.fill(runtime, "t") == 20
     assert wrong(table) == []
@@ -521,7 +521,7 @@ def test_detach_takes_the_columns_away(
     user.execute("INSERT INTO t VALUES (2, 2)")
     table.drain()
     user.execute("CREATE VIEW mine AS SELECT flagged FROM t")
-    with pytest.raises(SourceError, match="view mine depends on column flagged"):
+    with pytest.raises(SourceError, match=r"view public\.mine depends on column flagged"):
         detach_table(table)
     user.execute("DROP VIEW mine; DELETE FROM t WHERE id = 2; ALTER TABLE t RENAME TO t_now")
     detach_table(table)
@@ -571,7 +571,7 @@ def test_a_worker_s_role_needs_to_write_the_two_columns_only(
             score(connection, written)
         assert wrong(written) == []
         with limited.begin() as connection, pytest.raises(Exception, match="permission denied"):
-            connection.exec_driver_sql("UPDATE transactions SET amount = 1")
+            connection.exec_driver_sql("UPDATE public.transactions SET amount = 1")
     finally:
         limited.dispose()
     written.user.execute(f"REVOKE UPDATE (flagged) ON transactions FROM {role}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -44,7 +45,8 @@ def demo(
     from pgoutlier.worker.training.recipes import chosen_recipe, require_tensorflow
 
     require_tensorflow(chosen_recipe("default"))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     out = errors if as_json else console
     settings = load_settings()
     configure_logs(settings.log_format, level=40)
@@ -60,7 +62,8 @@ def demo(
             outcome, worst = run.run(out, demo_settings, chosen, plan)
             finished = True
     except KeyboardInterrupt:
-        errors.print("Stopped; nothing is left running.")
+        with suppress(OSError):  # the terminal may be gone
+            errors.print("Stopped; nothing is left running.")
         sys.exit(130)
     show.show_outcome(out, outcome, worst)
     show.show_commands(out, data_dir, run.SOURCE, kept=keep, has_truth=chosen.fraud_kinds is not None)

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import threading
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, cast, get_args
@@ -17,8 +18,9 @@ from rich.text import Text
 from pgoutlier.db import embedded
 from pgoutlier.db.errors import SettingsError
 from pgoutlier.db.roles.grants import Kind
-from pgoutlier.db.settings import load_settings
+from pgoutlier.db.settings import Settings, load_settings
 from pgoutlier.worker import schema
+from pgoutlier.worker.alone import Place, only_up
 from pgoutlier.worker.cli.arguments import AsJson
 from pgoutlier.worker.cli.context import data_dir_text, open_runtime, settings_with_servers
 from pgoutlier.worker.console import console, print_json
@@ -26,7 +28,7 @@ from pgoutlier.worker.listener import listen
 from pgoutlier.worker.logs import configure_logs
 from pgoutlier.worker.processes import Supervisor, plans
 from pgoutlier.worker.roles import granting
-from pgoutlier.worker.runtime import libpq_url
+from pgoutlier.worker.runtime import libpq_url, server_urls
 
 _COLOURS = {"score": "cyan", "train": "magenta", "beat": "yellow", "listener": "green"}
 
@@ -43,28 +45,40 @@ def up(
     """
     settings = settings_with_servers()
     open_runtime().engine.dispose()
+    with only_up(settings, server_urls(settings)) as place:
+        for name in place.left:
+            console.print(f"Ended the {name} process that an earlier pgoutlier up had left.", highlight=False)
+        _run_all(settings, threads=threads, log_level=log_level, place=place)
+
+
+def _run_all(settings: Settings, *, threads: int | None, log_level: str, place: Place) -> None:
+    """Until a signal comes or a process ends. Whatever becomes of the terminal, all processes are stopped."""
     supervisor = Supervisor(
         plans(score_threads=threads or settings.score_threads, log_level=log_level.upper()),
         on_line=_print_line,
         environment={"PGOUTLIER_LOG_FORMAT": "console"} if settings.log_format == "auto" else {},
     )
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
     console.print(
         "Starting score worker, train worker, beat and listener. Ctrl-C stops them.", highlight=False
     )
     try:
         supervisor.start()
+        place.note(supervisor.pids())
         while not stop.wait(0.5):
             if dead := supervisor.dead():
                 names = ", ".join(f"{name} (exit code {code})" for name, code in dead.items())
                 console.print(f"[red]Ended by itself: {escape(names)}. Stopping the others.[/red]")
                 raise typer.Exit(1)
     finally:
-        console.print("Stopping ...")
+        # The terminal, or the program that the output goes to, may be gone.
+        with suppress(OSError):
+            console.print("Stopping ...")
         supervisor.stop()
-        console.print("All processes have stopped.")
+        with suppress(OSError):
+            console.print("All processes have stopped.")
 
 
 def _print_line(name: str, line: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,8 +21,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from pgoutlier.db import embedded, migrate
 from pgoutlier.db.demo import demo_tables
 from pgoutlier.db.settings import PREFIX, Settings
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources.attach import AttachRequest
-from pgoutlier.db.sources.sources import Source
 from pgoutlier.db.sql.identifiers import display
 from pgoutlier.db.versions import aliases
 from pgoutlier.worker.console import epoch_bar, errors, seconds_text
@@ -81,6 +83,7 @@ def _only_demo(data_dir: Path) -> Iterator[None]:
 
 
 def _servers(settings: Settings, data_dir: Path, keep: Callable[[], bool]) -> Iterator[Settings]:
+    keeper = _purge_if_killed(data_dir)
     try:
         servers = embedded.ensure_running(data_dir)
         os.environ[f"{PREFIX}DATABASE_URL"] = servers.database_url
@@ -96,6 +99,27 @@ def _servers(settings: Settings, data_dir: Path, keep: Callable[[], bool]) -> It
     finally:
         if not keep():
             embedded.purge(data_dir)
+        keeper.communicate(b"done")
+
+
+def _purge_if_killed(data_dir: Path) -> subprocess.Popen[bytes]:
+    """A process that removes the servers when this one ends without having told it that all is done.
+
+    The servers are daemons, so nothing else ends them where the demo is ended by kill -9.
+    """
+    script = (
+        "import sys; from pathlib import Path\n"
+        "if sys.stdin.read() != 'done':\n"
+        "    from pgoutlier.db import embedded\n"
+        "    embedded.purge(Path(sys.argv[1]))"
+    )
+    return subprocess.Popen(  # noqa: S603 - our own command line
+        [sys.executable, "-c", script, str(data_dir)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 def run(
@@ -122,7 +146,7 @@ def run(
         stopwatch = _live(show, runtime, source, supervisor, dataset, lines[n_history:], n_history, plan)
         dead = supervisor.dead()
     with runtime.engine.begin() as connection:
-        totals = demo_tables.totals(connection, source.definition, source.id)
+        totals = demo_tables.totals(connection, source)
         keys, row_errors, flagged = demo_tables.errors_by_key(connection, source.definition)
         champion = aliases.alias(connection, source.id)
         worst = demo_tables.worst_flagged(connection, source.definition, above_key=n_history, limit=12)
@@ -241,7 +265,7 @@ def _wait_until_scored(
 def _show_progress(show: _Show, runtime: Runtime, source: Source, what: str, inserted: int) -> int:
     """Returns how many rows are settled: scored or in quarantine."""
     with runtime.engine.begin() as connection:
-        scored, flagged, quarantined = demo_tables.progress(connection, source.definition, source.id)
+        scored, flagged, quarantined = demo_tables.progress(connection, source)
     settled = scored + quarantined
     note = (
         f"inserted {inserted:,}  scored {scored:,}  flagged {flagged:,}  lag {max(0, inserted - settled):,}"

@@ -12,7 +12,7 @@ import numpy as np
 from sqlalchemy import Engine
 
 from pgoutlier.db.demo import demo_tables
-from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.source.definition import Source
 from pgoutlier.worker.demo.dataset import Dataset
 
 _STATEMENTS_PER_SECOND = 50

@@ -12,7 +12,7 @@ from pgoutlier.db.errors import PgoutlierError, first_line
 from pgoutlier.db.notices import notices
 from pgoutlier.db.scoring import write_back
 from pgoutlier.db.source import catalog
-from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.status import overview
 from pgoutlier.db.versions import aliases
 from pgoutlier.detector import Recipe

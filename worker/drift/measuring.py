@@ -16,12 +16,11 @@ from sqlalchemy.exc import DBAPIError
 from pgoutlier.db.drift import drift_reports
 from pgoutlier.db.drift.drift_reports import ScoredBlock
 from pgoutlier.db.errors import ModelError, PgoutlierError, first_line
-from pgoutlier.db.report import report_rows
 from pgoutlier.db.settings import Settings
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sources.sources import Source
 from pgoutlier.db.training import training_runs
-from pgoutlier.db.versions import aliases
+from pgoutlier.db.versions import aliases, version_rows
 from pgoutlier.detector import drift as indices
 from pgoutlier.detector.drift import Binned, Reference
 from pgoutlier.worker.runtime import Runtime
@@ -82,7 +81,7 @@ def measure(runtime: Runtime, source_name: str) -> dict[str, Any]:
                 f" {source_name}; drift is measured on {MIN_ROWS} or more of them."
             )
         n_quarantined, n_newest = drift_reports.quarantined_among(
-            connection, source.definition, source.id, newest=settings.drift_rows
+            connection, source, newest=settings.drift_rows
         )
         first = drift_reports.first_flag_rate(connection, source.id, version)
         found = _report(settings, version, counted, first, n_quarantined / n_newest)
@@ -124,14 +123,14 @@ def measure_all(runtime: Runtime, *, train: Callable[[str, int], None]) -> dict[
 
 
 def _reference(connection: Connection, source: Source) -> tuple[int, Reference]:
-    champion = aliases.champion_of(connection, source)
-    kept = report_rows.version(connection, source.id, champion)["drift_reference"]
-    if kept is None:
+    version = aliases.champion_of(connection, source)
+    found = version_rows.find(connection, source.id, version)
+    if found is None or found.drift_reference is None:
         raise ModelError(
-            f"Version {champion} of {source.name} kept nothing to measure drift against; train a new one:"
+            f"Version {version} of {source.name} kept nothing to measure drift against; train a new one:"
             f" pgoutlier train {source.name}"
         )
-    return champion, Reference.model_validate(kept)
+    return version, Reference.model_validate(found.drift_reference)
 
 
 def _report(

@@ -14,15 +14,15 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection
 
-from pgoutlier.db.errors import JobError
+from pgoutlier.db.errors import JobError, NoChampion
 from pgoutlier.db.jobs import job_ranges, jobs
 from pgoutlier.db.jobs.jobs import Job, Kind
 from pgoutlier.db.scoring import queue
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sources.sources import Source
 from pgoutlier.db.versions import aliases
 from pgoutlier.models_store import registry
-from pgoutlier.worker.jobs.job_work import NothingScores, Overtaken, RangeFailed, work_one
+from pgoutlier.worker.jobs.job_work import Overtaken, RangeFailed, work_one
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.scoring import draining, failures
 from pgoutlier.worker.versions import versions
@@ -63,12 +63,7 @@ def rescore(runtime: Runtime, source_name: str, version: int | None = None) -> S
         source = sources.find(connection, source_name)
         as_champion = version is None
         version = aliases.champion_of(connection, source) if version is None else version
-        registry.load(
-            connection,
-            source,
-            version,
-            seal=runtime.seal,
-        )
+        registry.load(connection, source, version, seal=runtime.seal)
         return _start(runtime, connection, source, jobs.RESCORE, version, as_champion=as_champion)
 
 
@@ -142,7 +137,7 @@ def _work(runtime: Runtime, job_id: int, seconds: float, call_for_help: Callable
         try:
             if not _work_one(runtime, job):
                 return _end(runtime, job)
-        except NothingScores as waiting:
+        except NoChampion as waiting:
             _note(runtime, job_id, waiting.sentence)
             return False
         except Overtaken as overtaken:

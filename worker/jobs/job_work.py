@@ -7,15 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 from sqlalchemy import Connection
 
-from pgoutlier.db.errors import ModelError
+from pgoutlier.db.errors import ModelError, NoChampion
 from pgoutlier.db.jobs import job_ranges, jobs
 from pgoutlier.db.jobs.jobs import Job
-from pgoutlier.db.scoring import features, queue
-from pgoutlier.db.scoring.features import FeatureBatch
+from pgoutlier.db.scoring import features, queue, windows
 from pgoutlier.db.scoring.queue import Claim
-from pgoutlier.db.scoring.windows import SequenceRows
+from pgoutlier.db.scoring.rows import ClaimedRows
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sources.sources import Source
 from pgoutlier.db.sql import key_types
 from pgoutlier.db.sql.key_ranges import KeyRange
 from pgoutlier.db.versions import aliases, version_rows
@@ -24,7 +23,7 @@ from pgoutlier.models_store import registry
 from pgoutlier.models_store.registry import LoadedVersion
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.scoring import challenger, sequences
-from pgoutlier.worker.scoring.batches import BatchResult, no_champion, score_claimed
+from pgoutlier.worker.scoring.batches import BatchResult, score_claimed
 from pgoutlier.worker.scoring.challenger import Outcome
 
 
@@ -38,10 +37,6 @@ class RangeFailed(Exception):
         self.cause = cause
 
 
-class NothingScores(ModelError):
-    """There is no champion yet, so a backfill has to wait."""
-
-
 class Overtaken(ModelError):
     """Another version is the champion by now, so this one is not to score or flag as that."""
 
@@ -49,7 +44,7 @@ class Overtaken(ModelError):
 def work_one(runtime: Runtime, job: Job) -> bool:
     """Work the next range of a job that is due. Returns False if there is none.
 
-    Raises RangeFailed, NothingScores, Overtaken.
+    Raises RangeFailed, NoChampion, Overtaken.
     """
     with runtime.engine.begin() as connection:
         job_ranges.prepare(connection)
@@ -63,7 +58,7 @@ def work_one(runtime: Runtime, job: Job) -> bool:
                 done = _Done(*job_ranges.reflag(connection, source, job, keys))
             else:
                 done = _scored(runtime, connection, source, job, keys)
-        except (NothingScores, Overtaken):
+        except (NoChampion, Overtaken):
             raise
         except Exception as error:
             raise RangeFailed(source, keys, error) from error
@@ -108,7 +103,7 @@ def _version(runtime: Runtime, connection: Connection, source: Source, job: Job)
     if job.version is None:
         found = registry.champion(connection, source, runtime.cache)
         if found is None:
-            raise NothingScores(no_champion(source.name))
+            raise NoChampion(source.name)
         return found
     version_id = version_rows.version_id(connection, source.id, job.version)
     if version_id is None:
@@ -120,24 +115,21 @@ def _score(
     runtime: Runtime, connection: Connection, source: Source, claim: Claim, version: LoadedVersion
 ) -> BatchResult:
     recipe = version.detector.recipe
-    rows: FeatureBatch | SequenceRows
     if source.definition.time_column is None:
-        rows = features.read_claimed(connection, source.definition, claim.queue_ids, as_scored=claim.rescore)
+        rows = features.read_claimed(connection, source.definition, claim, as_scored=claim.rescore)
     else:
-        rows = sequences.read_window(connection, source, claim, recipe)
-    own = sequences.prepare(connection, source, claim, rows, recipe)
-    own = _without_waiting(connection, source, claim, own)
+        rows = sequences.read_for(connection, source, claim, recipe)
+    windows.queue_neighbours(connection, source.definition, claim, rows)
+    rows = _without_waiting(connection, source, claim, rows)
     pointed = aliases.both(connection, source.id)
     follower = None
     # As live: what the champion scores, the challenger scores too.
     if pointed.champion and pointed.champion.version == version.version:
-        follower = challenger.follower(runtime, connection, source, claim, rows, pointed)
-    return score_claimed(connection, source, claim, own, version, follower)
+        follower = challenger.follower(runtime, connection, source, claim, pointed)
+    return score_claimed(connection, source, claim, rows, version, follower)
 
 
-def _without_waiting(
-    connection: Connection, source: Source, claim: Claim, rows: FeatureBatch
-) -> FeatureBatch:
+def _without_waiting(connection: Connection, source: Source, claim: Claim, rows: ClaimedRows) -> ClaimedRows:
     """The rows but those that changed and are queued: whoever is told of flagged rows shall be told of these, and a
     job tells nobody."""
     waiting = set(job_ranges.waiting(connection, source, claim))

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -101,34 +100,21 @@ def deliver(
     """
     result = DeliveryResult()
     stop_at = time.monotonic() + runtime.settings.drain_budget_seconds
-    with _only_one(runtime, source_name) as connection:
-        if connection is None:
+    with runtime.engine.begin() as connection:
+        source = sources.find(connection, source_name)
+    with deliveries.deliverer(runtime.engine, source.id) as session:
+        if session is None:
             return DeliveryResult(busy=True)
         while time.monotonic() < stop_at and not runtime.stopping.is_set():
-            with connection.begin():
-                wait = deliveries.seconds_to_next(connection, source_name)
+            with session.begin():
+                wait = deliveries.seconds_to_next(session, source_name)
             if wait is None or wait > longest_wait_seconds:
                 break
             if runtime.stopping.wait(wait):
                 break
-            if not _deliver_one(runtime, connection, source_name, result):
+            if not _deliver_one(runtime, session, source_name, result):
                 break
     return result
-
-
-@contextmanager
-def _only_one(runtime: Runtime, source_name: str) -> Iterator[Connection | None]:
-    """A session outside of the pool with the source's lock, or None; its end frees the lock, whatever ends it."""
-    with runtime.engine.connect() as connection:
-        connection.detach()
-        with connection.begin():
-            source = sources.find(connection, source_name)
-            locked = deliveries.try_lock(connection, source.id)
-        yield connection if locked else None
-        if locked:
-            # Else it would be free only some time after this: when the server has seen the session end.
-            with connection.begin():
-                deliveries.unlock(connection, source.id)
 
 
 def _deliver_one(runtime: Runtime, connection: Connection, source_name: str, result: DeliveryResult) -> bool:

@@ -14,8 +14,8 @@ from sqlalchemy import Connection
 from pgoutlier.db.drift import drift_reports
 from pgoutlier.db.errors import ModelError, NoChampion
 from pgoutlier.db.report import report_rows
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sources.sources import Source
 from pgoutlier.db.training import training_rows
 from pgoutlier.db.training.training_rows import TrainingRows
 from pgoutlier.db.versions import version_rows
@@ -47,7 +47,7 @@ def live_page(runtime: Runtime, source_name: str, *, newest: int = NEWEST_ROWS) 
         except ArtifactRefused as refusal:
             raise ModelError(f"No report can be made: {refusal}.") from None
         if champion is None:
-            raise NoChampion(source_name)
+            raise NoChampion(source.name)
         data = _live_data(connection, source, champion, newest)
     return champion.version, page(data)
 
@@ -56,17 +56,16 @@ def kept_page(runtime: Runtime, source_name: str, version: int) -> str:
     """The page of a version's training. Raises SourceError if there is no such source, ModelError if no such page."""
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
-        found = version_rows.version_id(connection, source.id, version)
-        kept = None if found is None else report_rows.kept(connection, found)
-        trained = version_rows.errors_of(connection, source.id, version)
+        found = version_rows.find(connection, source.id, version)
+        kept = None if found is None else report_rows.kept(connection, found.id)
     if found is None:
         raise ModelError(
             f"{source_name} has no model version {version}; see: pgoutlier models list {source_name}"
         )
-    if kept is None and trained is not None:
+    if kept is None and found.errors_of is not None:
         raise ModelError(
-            f"Version {version} of {source_name} is version {trained} with another threshold, and was not trained; the"
-            f" page of the training: pgoutlier report {source_name} --version {trained}"
+            f"Version {version} of {source_name} is version {found.errors_of} with another threshold, and was not"
+            f" trained; the page of the training: pgoutlier report {source_name} --version {found.errors_of}"
         )
     if kept is None:
         raise ModelError(
@@ -129,7 +128,9 @@ def _training_data(
 
 def _live_data(connection: Connection, source: Source, champion: LoadedVersion, newest: int) -> ReportData:
     detector, version = champion.detector, champion.version
-    about = report_rows.version(connection, source.id, version)
+    about = version_rows.find(connection, source.id, version)
+    if about is None:
+        raise AssertionError("what scores is never pruned")
     sample = report_rows.scored_sample(
         connection,
         source.definition,
@@ -142,7 +143,7 @@ def _live_data(connection: Connection, source: Source, champion: LoadedVersion, 
             f"Version {version} has scored none of the newest {newest:,} rows of {source.name} yet; let it score"
             f" (pgoutlier up), or see its training: pgoutlier report {source.name} --version {version}"
         )
-    metrics = about["metrics"]
+    metrics = about.metrics
     data = build.report_data_of(
         detector,
         metrics.get("history", {}),
@@ -156,10 +157,10 @@ def _live_data(connection: Connection, source: Source, champion: LoadedVersion, 
         facts=[
             ("source", str(source.definition.relation)),
             ("model version", str(version)),
-            *_training_facts(metrics, about["n_training_rows"], about["training_from"], about["training_to"]),
+            *_training_facts(metrics, about.n_training_rows, about.training_from, about.training_to),
             (
                 "trained at",
-                f"{about['created_at'].astimezone(UTC):%Y-%m-%d %H:%M} UTC by {about['created_by']}",
+                f"{about.created_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC by {about.created_by}",
             ),
         ],
     )
@@ -172,9 +173,9 @@ def _live_data(connection: Connection, source: Source, champion: LoadedVersion, 
     measured = drift_reports.reports(connection, source.id, limit=1)
     if measured and measured[0]["version"] == version:
         return replace(data, drift=build.drift_as_measured(measured[0]))
-    if about["drift_reference"] is None:
+    if about.drift_reference is None:
         return data
-    reference = Reference.model_validate(about["drift_reference"])
+    reference = Reference.model_validate(about.drift_reference)
     moved = build.drift_of(reference, detector.feature_names, sample.matrix, sample.errors)
     return replace(data, drift=moved)
 

@@ -18,13 +18,12 @@ from sqlalchemy import Connection, RootTransaction
 
 from pgoutlier.db.engine import driver_connection
 from pgoutlier.db.errors import NoChampion
-from pgoutlier.db.scoring import features, quarantine, queue, scores
-from pgoutlier.db.scoring.features import FeatureBatch
+from pgoutlier.db.scoring import features, quarantine, queue, scores, windows
 from pgoutlier.db.scoring.quarantine import Entry
 from pgoutlier.db.scoring.queue import Claim
-from pgoutlier.db.scoring.windows import SequenceRows
+from pgoutlier.db.scoring.rows import ClaimedRows
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sources.sources import Source
 from pgoutlier.db.sql import key_types
 from pgoutlier.db.versions import aliases
 from pgoutlier.detector import exceeds, top_features
@@ -69,17 +68,12 @@ class OpenBatch:
     connection: Connection
     transaction: RootTransaction
     claim: Claim
-    rows: FeatureBatch | SequenceRows
+    rows: ClaimedRows
     started: float
 
     def abandon(self) -> None:
         """Give the claim back."""
         _give_back(self.connection)
-
-
-def no_champion(source_name: str) -> str:
-    """Why rows of the source are not scored."""
-    return f"{NoChampion(source_name)}; rows stay queued until then"
 
 
 def open_batch(runtime: Runtime, source: Source, begun: Connection | None = None) -> OpenBatch | None:
@@ -96,7 +90,9 @@ def open_batch(runtime: Runtime, source: Source, begun: Connection | None = None
         transaction = connection.get_transaction() or connection.begin()
         queue.prepare(connection)
         if aliases.alias(connection, source.id) is None:
-            failures.note_problem_in(connection, source, no_champion(source.name))
+            failures.note_problem_in(
+                connection, source, f"{NoChampion(source.name)}; rows stay queued until then"
+            )
         else:
             claim = queue.claim(
                 connection,
@@ -118,7 +114,7 @@ def open_batch(runtime: Runtime, source: Source, begun: Connection | None = None
     return OpenBatch(connection, transaction, claim, rows, started)
 
 
-def settle(runtime: Runtime, source: Source, batch: OpenBatch) -> BatchResult:
+def score_batch(runtime: Runtime, source: Source, batch: OpenBatch) -> BatchResult:
     """Score and write an open batch and commit. Raises BatchFailed."""
     connection, claim = batch.connection, batch.claim
     try:
@@ -127,9 +123,9 @@ def settle(runtime: Runtime, source: Source, batch: OpenBatch) -> BatchResult:
         if champion is None:
             return BatchResult()
         rows = sequences.fitting(connection, source, claim, batch.rows, champion.detector.recipe)
-        own = sequences.prepare(connection, source, claim, rows, champion.detector.recipe)
-        follower = challenger.follower(runtime, connection, source, claim, rows, pointed)
-        result = score_claimed(connection, source, claim, own, champion, follower)
+        windows.queue_neighbours(connection, source.definition, claim, rows)
+        follower = challenger.follower(runtime, connection, source, claim, pointed)
+        result = score_claimed(connection, source, claim, rows, champion, follower)
         queue.finish(connection, source.definition, claim.queue_ids)
         batch.transaction.commit()
     except Exception as error:
@@ -205,7 +201,7 @@ def score_claimed(
     connection: Connection,
     source: Source,
     claim: Claim,
-    batch: FeatureBatch,
+    batch: ClaimedRows,
     champion: LoadedVersion,
     shadow: Shadow | None = None,
 ) -> BatchResult:
@@ -224,18 +220,13 @@ def score_claimed(
     scores.write(connection, source.definition, rows, model_version=champion.version, may_exist=claim.rescore)
     if source.definition.feature_view is not None and len(batch) < claim.n_keys:
         absent = [
-            Entry(
-                key,
-                claim.change_id or change_id,
-                "missing",
-                detail="the feature view has no row with this key",
-            )
-            for key, change_id in features.absent_from_view(connection, source.definition, claim.queue_ids)
+            Entry(key, change_id, "missing", detail="the feature view has no row with this key")
+            for key, change_id in features.absent_from_view(connection, source.definition, claim)
         ]
         quarantine.take_places(connection, source.definition, absent)
         refused += absent
-    quarantine.put(connection, source.definition, source.id, refused)
-    quarantine.settle(connection, source.definition, source.id, claim.queue_ids)
+    quarantine.put(connection, source, refused)
+    quarantine.settle(connection, source, claim.queue_ids)
     scored = sound & finite
     return BatchResult(
         n_scored=int(scored.sum()),
@@ -245,10 +236,9 @@ def score_claimed(
     )
 
 
-def _scored_rows(batch: FeatureBatch, sound: np.ndarray, champion: LoadedVersion) -> scores.ScoredRows:
+def _scored_rows(batch: ClaimedRows, sound: np.ndarray, champion: LoadedVersion) -> scores.ScoredRows:
     """Scores of the sound rows. The others get error 0 and no flag: their place, until they are quarantined."""
-    inputs = batch.matrix if batch.windows is None else batch.windows
-    scored = champion.detector.score(inputs if sound.all() else inputs[sound])
+    scored = champion.detector.score(sequences.inputs(batch, champion.detector.recipe, sound))
     errors = np.zeros(len(batch))
     errors[sound] = scored.reconstruction_error
     flagged = exceeds(errors, threshold=champion.detector.threshold) & sound & np.isfinite(errors)
@@ -265,7 +255,7 @@ def _scored_rows(batch: FeatureBatch, sound: np.ndarray, champion: LoadedVersion
     )
 
 
-def _sound_rows(source: Source, batch: FeatureBatch, *, imputes: bool) -> tuple[np.ndarray, list[Entry]]:
+def _sound_rows(source: Source, batch: ClaimedRows, *, imputes: bool) -> tuple[np.ndarray, list[Entry]]:
     """A mask of the rows that can be scored, and entries for the others with the first bad column of each."""
     sound = batch.sound(imputes=imputes)
     if sound.all():
@@ -291,7 +281,7 @@ def _sound_rows(source: Source, batch: FeatureBatch, *, imputes: bool) -> tuple[
     return sound, entries
 
 
-def _entries(source: Source, batch: FeatureBatch, reason: str, detail: str) -> list[Entry]:
+def _entries(source: Source, batch: ClaimedRows, reason: str, detail: str) -> list[Entry]:
     texts = key_types.to_texts(batch.keys, source.definition.key_type)
     return [
         Entry(key, change_id, reason, detail=detail)

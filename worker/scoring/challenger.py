@@ -18,11 +18,10 @@ from sqlalchemy import Connection
 
 from pgoutlier.db.engine import driver_connection
 from pgoutlier.db.scoring import scores
-from pgoutlier.db.scoring.features import FeatureBatch
 from pgoutlier.db.scoring.queue import Claim
+from pgoutlier.db.scoring.rows import ClaimedRows
 from pgoutlier.db.scoring.scores import ScoredRows
-from pgoutlier.db.scoring.windows import SequenceRows
-from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sql import key_types
 from pgoutlier.db.versions import aliases, challenger_scores
 from pgoutlier.db.versions.aliases import Aliases, Challenger
@@ -53,10 +52,7 @@ class Outcome:
 
 
 class Shadow:
-    """The challenger's part in one batch: `begin` when the champion has scored, `finish` when that is written.
-
-    rows: the batch as it was read for the champion.
-    """
+    """The challenger's part in one batch: `begin` when the champion has scored, `finish` when that is written."""
 
     def __init__(
         self,
@@ -64,18 +60,16 @@ class Shadow:
         connection: Connection,
         source: Source,
         claim: Claim,
-        rows: FeatureBatch | SequenceRows,
         challenger: Challenger,
     ) -> None:
         self._runtime = runtime
         self._connection = connection
         self._source = source
         self._claim = claim
-        self._rows = rows
         self._challenger = challenger
         self._ahead: Future[_Errors] | None = None
 
-    def begin(self, batch: FeatureBatch) -> None:
+    def begin(self, batch: ClaimedRows) -> None:
         """Start computing in another thread, if that is worth it and needs nothing from PostgreSQL.
 
         batch: one row a key, in the order of `db.sql.key_types.sortable`.
@@ -86,7 +80,7 @@ class Shadow:
         with suppress(RuntimeError):  # no thread can be had any more
             self._ahead = self._runtime.readers.submit(_errors, batch, detector)
 
-    def finish(self, batch: FeatureBatch, scored: npt.NDArray[np.bool_]) -> Outcome:
+    def finish(self, batch: ClaimedRows, scored: npt.NDArray[np.bool_]) -> Outcome:
         """Write the challenger's scores of those rows of the batch that the champion has scored.
 
         Raises nothing unless the transaction itself is lost.
@@ -100,15 +94,16 @@ class Shadow:
             return Outcome(self._challenger, problem=sentence(error), failed=True)
         return Outcome(self._challenger, problem=None if finite else NOT_FINITE)
 
-    def _write(self, batch: FeatureBatch, scored: npt.NDArray[np.bool_]) -> bool:
+    def _write(self, batch: ClaimedRows, scored: npt.NDArray[np.bool_]) -> bool:
         """Whether all errors were finite."""
         challenger, source = self._challenger, self._source
         detector = self._runtime.cache.get(self._connection, source, challenger)
-        if detector.recipe.window > 1:
+        if detector.recipe.window > batch.window:
+            # Only now: rows that nobody but the challenger wants must not make the champion's batch fail.
             wanted = batch.keys if scored.all() else batch.keys[scored]
-            batch = sequences.for_challenger(
-                self._connection, source, self._claim, self._rows, detector.recipe
-            ).latest_by_key(source.definition.key_type)
+            batch = sequences.read_for(self._connection, source, self._claim, detector.recipe).latest_by_key(
+                source.definition.key_type
+            )
             scored = _among(batch.keys, wanted, source.definition.key_type)
         found = self._ahead.result() if self._ahead else _errors(batch, detector)
         rows = _shadow_rows(batch, found, scored & found.sound, detector)
@@ -128,14 +123,13 @@ def follower(
     connection: Connection,
     source: Source,
     claim: Claim,
-    rows: FeatureBatch | SequenceRows,
     pointed: Aliases,
 ) -> Shadow | None:
-    """What scores the rows with the challenger as well, if there is one that is not left alone for now."""
+    """What scores a claim's rows with the challenger as well, if there is one that is not left alone for now."""
     challenger = pointed.challenger
     if challenger is None or challenger.paused:
         return None
-    return Shadow(runtime, connection, source, claim, rows, challenger)
+    return Shadow(runtime, connection, source, claim, challenger)
 
 
 def note(runtime: Runtime, source: Source, outcome: Outcome) -> None:
@@ -164,13 +158,10 @@ class _Errors:
     values: npt.NDArray[np.float64]
 
 
-def _errors(batch: FeatureBatch, detector: Detector) -> _Errors:
+def _errors(batch: ClaimedRows, detector: Detector) -> _Errors:
     sound = batch.sound(imputes=detector.recipe.missing == "median")
-    inputs = batch.matrix if detector.recipe.window == 1 or batch.windows is None else batch.windows
-    if sound.all():
-        return _Errors(sound, detector.reconstruction_error(inputs))
     values = np.zeros(len(batch))
-    values[sound] = detector.reconstruction_error(inputs[sound])
+    values[sound] = detector.reconstruction_error(sequences.inputs(batch, detector.recipe, sound))
     return _Errors(sound, values)
 
 
@@ -182,7 +173,7 @@ def _among(keys: key_types.Keys, wanted: key_types.Keys, key_type: str) -> npt.N
 
 
 def _shadow_rows(
-    batch: FeatureBatch, found: _Errors, kept: npt.NDArray[np.bool_], detector: Detector
+    batch: ClaimedRows, found: _Errors, kept: npt.NDArray[np.bool_], detector: Detector
 ) -> ScoredRows:
     kept = kept & np.isfinite(found.values)
     rows = slice(None) if kept.all() else kept

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 import psycopg
 
 from pgoutlier.db.scoring import queue
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sources.sources import Source
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.scoring import challenger, failures
-from pgoutlier.worker.scoring.batches import BatchFailed, BatchReader, BatchResult, settle
+from pgoutlier.worker.scoring.batches import BatchFailed, BatchReader, BatchResult, score_batch
 
 # A batch of this share of PGOUTLIER_BATCH_ROWS hints at more to come, which is worth reading ahead. A live trickle
 # is not: a second thread would only delay its few rows.
@@ -84,17 +84,17 @@ def drain(
                 is_full = batch.claim.n_keys >= full
                 if is_full and not runtime.stopping.is_set():
                     reader.read_ahead()
-                settled = settle(runtime, source, batch)
+                scored = score_batch(runtime, source, batch)
             except BatchFailed as failed:
                 result.n_failed_batches += 1
                 if not failures.handle(runtime, source, failed.claim, failed.cause):
                     return result
                 continue
-            result.add(settled)
-            runtime.rates.add(source.name, settled.n_scored)
-            source = _note(runtime, source, settled.problem)
-            if settled.shadow is not None:
-                challenger.note(runtime, source, settled.shadow)
+            result.add(scored)
+            runtime.rates.add(source.name, scored.n_scored)
+            source = _note(runtime, source, scored.problem)
+            if scored.shadow is not None:
+                challenger.note(runtime, source, scored.shadow)
             # Behind a small batch there is hardly more, and asking would take as long as scoring it did.
             if is_full and result.n_batches == 1 and call_for_help is not None and _has_due(runtime, source):
                 call_for_help()

@@ -11,8 +11,8 @@ from pgoutlier.db.errors import PgoutlierError, first_line
 from pgoutlier.db.scoring import quarantine, queue
 from pgoutlier.db.scoring.quarantine import Entry
 from pgoutlier.db.scoring.queue import Claim
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sources.sources import Source
 from pgoutlier.db.sql.statements import sqlstate
 from pgoutlier.models_store.artifact import ArtifactRefused
 from pgoutlier.worker.runtime import Runtime
@@ -136,7 +136,7 @@ def _quarantined(connection: Connection, source: Source, claim: Claim, text: str
                 change_id = single[1] if claim.change_id is None else claim.change_id
                 entry = Entry(key=single[0], change_id=change_id, reason="error", detail=text)
                 quarantine.take_places(connection, source.definition, [entry])
-                quarantine.put(connection, source.definition, source.id, [entry])
+                quarantine.put(connection, source, [entry])
     except psycopg.Error as refused:
         if not rows_to_blame(refused):
             raise

@@ -8,11 +8,10 @@ from typing import Literal
 from sqlalchemy import Connection
 
 from pgoutlier.db.ddl import core_objects, installation
-from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sources import attach as requests
 from pgoutlier.db.sources import sources
 from pgoutlier.db.sources.attach import AttachRequest
-from pgoutlier.db.sources.sources import Source
 from pgoutlier.detector import Recipe
 from pgoutlier.worker.jobs import job_control
 from pgoutlier.worker.jobs.job_control import Started

@@ -25,9 +25,7 @@ def fill(runtime: Runtime, source_name: str) -> int:
             source = sources.find(connection, source_name)
             if not source.definition.write_columns or source.columns_filled_at is not None:
                 return n_copied
-            n, last = write_back.fill(
-                connection, source.definition, source_id=source.id, after=last, at_most=_SCORES_A_TRANSACTION
-            )
+            n, last = write_back.fill(connection, source, after=last, at_most=_SCORES_A_TRANSACTION)
             n_copied += n
             if last is None:
                 sources.set_filled(connection, source.id)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sources.sources import Source
 from pgoutlier.worker.runtime import Runtime
 
 

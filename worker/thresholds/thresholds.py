@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 from pgoutlier import detector
-from pgoutlier.db.errors import ModelError, NoChampion
+from pgoutlier.db.errors import ModelError
 from pgoutlier.db.sources import sources
 from pgoutlier.db.thresholds import what_if
 from pgoutlier.db.thresholds.what_if import Cut, Figures, Scored
-from pgoutlier.db.versions import aliases
+from pgoutlier.db.versions import aliases, version_rows
 from pgoutlier.detector import DetectorError, Recipe
 from pgoutlier.worker.runtime import Runtime
 
@@ -32,11 +31,12 @@ def describe(
     """
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
-        champion = aliases.champion(connection, source.id)
+        version = aliases.champion_of(connection, source)
+        champion = version_rows.find(connection, source.id, version)
         if champion is None:
-            raise NoChampion(source.name)
-        present = float(champion["threshold"])
-        scored = Scored.of(connection, source.definition, champion["version"], window)
+            raise AssertionError("a champion is never pruned")
+        present = float(champion.threshold)
+        scored = Scored.of(connection, source.definition, version, window)
         chosen = {present}
         if others is not None:
             chosen.update(others or what_if.thresholds(connection, scored))
@@ -44,8 +44,8 @@ def describe(
     cuts = [_cut(cut, found, present) for cut in found.cuts]
     figures = {
         "source": source.name,
-        "version": champion["version"],
-        "policy": _policy(champion["recipe"]),
+        "version": version,
+        "policy": _policy(champion.recipe),
         "time": source.definition.time_column if scored.by_event_time else "scored_at",
         "label": source.definition.label_column,
         "verdicts": scored.by_verdict,
@@ -80,6 +80,6 @@ def _ratio(part: int, whole: float | None) -> float | None:
 
 def _policy(recipe: dict[str, Any]) -> str:
     try:
-        return detector.threshold_text(Recipe.from_json(json.dumps(recipe)).threshold)
+        return detector.threshold_text(Recipe.from_stored(recipe).threshold)
     except DetectorError as error:
         raise ModelError(str(error)) from None

@@ -9,8 +9,8 @@ import structlog
 from sqlalchemy import Connection
 
 from pgoutlier.db.errors import ModelError
+from pgoutlier.db.source.definition import PROMOTIONS, Source
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sources.sources import PROMOTIONS, Source
 from pgoutlier.db.training.training_rows import TrainingRows
 from pgoutlier.db.versions import aliases
 from pgoutlier.detector import FitResult

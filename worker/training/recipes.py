@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 from sqlalchemy import Connection
 
 from pgoutlier import detector
 from pgoutlier.db.errors import ModelError, SourceError
 from pgoutlier.db.source import catalog
-from pgoutlier.db.source.definition import SourceDefinition
-from pgoutlier.db.sources.sources import Source
+from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.verdicts import verdicts
 from pgoutlier.detector import DetectorError, Recipe
 
@@ -68,7 +65,7 @@ def recipe_of(source: Source, name: str | None) -> Recipe:
     Raises ModelError if there is no such recipe, or the source's own cannot be read.
     """
     try:
-        return Recipe.from_json(json.dumps(source.recipe)) if name is None else detector.recipe_named(name)
+        return Recipe.from_stored(source.recipe) if name is None else detector.recipe_named(name)
     except DetectorError as error:
         raise ModelError(str(error)) from None
 

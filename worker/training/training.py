@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
 from typing import Any
 
 import structlog
 from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
 
 from pgoutlier import detector
 from pgoutlier.db.errors import ModelError, TrainingBusy
 from pgoutlier.db.schedules import schedules
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sources.sources import Source
 from pgoutlier.db.training import training_rows, training_runs
 from pgoutlier.db.training.training_rows import TrainingRows
 from pgoutlier.detector import DetectorError, FitResult, Progress, Recipe
@@ -84,7 +82,9 @@ def train(
     source, recipe = plan(runtime, source_name, recipe_name=recipe_name, threshold=threshold)
     seed = recipe.seed if seed is None else seed
     require_tensorflow(recipe)  # before anything is written: another worker may well have it
-    with _training_lock(runtime, source) as holder:
+    with training_runs.trainer(runtime.engine, source.id) as session:
+        if session is None:
+            raise TrainingBusy(f"{source.name} is being trained already; watch it with: pgoutlier status")
         with runtime.engine.begin() as connection:
             if after_run is not None and training_runs.last_run(connection, source.id) != after_run:
                 raise TrainingBusy(f"{source.name} has been trained since this training was asked for.")
@@ -94,7 +94,6 @@ def train(
         try:
             return _train(runtime, source, recipe, seed, promote, run_id, on_progress)
         except BaseException as error:
-            holder.rollback()
             with runtime.engine.begin() as connection:
                 training_runs.finish_run(
                     connection, run_id, status="failed", error=f"{type(error).__name__}: {error}"
@@ -203,8 +202,7 @@ def _rows(
     with runtime.engine.begin() as connection:
         rows = training_rows.read(
             connection,
-            source.definition,
-            source.id,
+            source,
             newest=newest,
             most=runtime.settings.training_sample_rows,
             imputes=recipe.missing == "median",
@@ -259,32 +257,8 @@ def _register(
         drift_reference=drift_reference(fitted, rows.matrix[rows.normal]),
     )
     if decision.promotes:
-        registry.promote(
-            connection,
-            source,
-            number,
-            reason=decision.reason,
-            seal=runtime.seal,
-        )
+        registry.promote(connection, source, number, reason=decision.reason, seal=runtime.seal)
     return number
-
-
-@contextmanager
-def _training_lock(runtime: Runtime, source: Source) -> Iterator[Connection]:
-    """Held by a session of its own, so that a killed process frees it."""
-    with runtime.engine.connect() as connection:
-        # In a transaction that ends here: the session keeps the lock, and nothing stays open for hours.
-        with connection.begin():
-            if not training_runs.try_training_lock(connection, source.id):
-                raise TrainingBusy(f"{source.name} is being trained already; watch it with: pgoutlier status")
-        try:
-            yield connection
-        finally:
-            # Free at once: of a session that ends the server hears only some time after this.
-            with suppress(SQLAlchemyError), connection.begin():
-                training_runs.free_training_lock(connection, source.id)
-            # The session must not go back to the pool with the lock.
-            connection.invalidate()
 
 
 def _versions() -> dict[str, str]:

@@ -27,12 +27,7 @@ def sweep(runtime: Runtime, source_name: str) -> int:
     """
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
-        n_found = queue.sweep(
-            connection,
-            source.definition,
-            source_id=source.id,
-            attached_xid=source.attached_xid,
-        )
+        n_found = queue.sweep(connection, source)
     if n_found:
         log.info("rows_swept_up", source=source_name, n_rows=n_found)
     return n_found
@@ -47,7 +42,7 @@ def retry_quarantine(runtime: Runtime, source_name: str, keys: list[str] | None)
     """Queue quarantined rows again, all or those of these keys. Returns how many."""
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
-        n_queued = quarantine.retry(connection, source.definition, source.id, keys)
+        n_queued = quarantine.retry(connection, source, keys)
         if n_queued:
             sources.record(connection, source_name, "retry_quarantine", f"{n_queued} rows")
     if n_queued:

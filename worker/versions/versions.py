@@ -11,8 +11,8 @@ from sqlalchemy import Connection
 from pgoutlier.db.ddl import installation
 from pgoutlier.db.errors import ModelError
 from pgoutlier.db.source import catalog
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sources.sources import Source
 from pgoutlier.db.versions import aliases, version_care, version_rows
 from pgoutlier.models_store import registry
 from pgoutlier.worker.runtime import Runtime

@@ -97,7 +97,7 @@ def detectors(draw: st.DrawFn) -> Detector:
         elif name == "residual.whitening":
             values *= 10.0 ** random.uniform(-3, 3, size=(1, shape[1]))
         arrays[name] = np.asarray(values, dtype)
-    return Detector.from_arrays(recipe, names, arrays, 1.0)
+    return Detector(recipe, names, arrays, 1.0)
 
 
 def rows_of(detector: Detector, *, seed: int) -> np.ndarray:

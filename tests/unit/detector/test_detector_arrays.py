@@ -13,7 +13,7 @@ Change = Callable[[dict[str, np.ndarray]], object]
 
 def test_a_detector_is_rebuilt_from_its_arrays(fitted: FitResult) -> None:
     source = fitted.detector
-    again = Detector.from_arrays(source.recipe, source.feature_names, dict(source.arrays), source.threshold)
+    again = Detector(source.recipe, source.feature_names, dict(source.arrays), source.threshold)
     features = table(20, seed=9)
     np.testing.assert_array_equal(
         again.score(features).reconstruction_error, source.score(features).reconstruction_error
@@ -52,21 +52,21 @@ def test_arrays_that_do_not_fit_are_refused_by_name(
     arrays = {name: array.copy() for name, array in source.arrays.items()}
     change(arrays)
     with pytest.raises(InvalidDetector, match=says):
-        Detector.from_arrays(source.recipe, source.feature_names, arrays, source.threshold)
+        Detector(source.recipe, source.feature_names, arrays, source.threshold)
 
 
 @pytest.mark.parametrize("threshold", [float("nan"), float("inf")])
 def test_a_threshold_that_is_not_finite_is_refused(fitted_small: FitResult, threshold: float) -> None:
     source = fitted_small.detector
     with pytest.raises(InvalidDetector, match="threshold"):
-        Detector.from_arrays(source.recipe, source.feature_names, source.arrays, threshold)
+        Detector(source.recipe, source.feature_names, source.arrays, threshold)
 
 
 def test_two_features_of_one_name_are_refused(fitted_small: FitResult) -> None:
     source = fitted_small.detector
     names = ("f0",) * len(source.feature_names)
     with pytest.raises(InvalidDetector, match="same name"):
-        Detector.from_arrays(source.recipe, names, source.arrays, source.threshold)
+        Detector(source.recipe, names, source.arrays, source.threshold)
 
 
 @pytest.mark.parametrize("n_features", [0, 4097])

@@ -50,13 +50,11 @@ def blind(detector: Detector) -> Detector:
     whitening = arrays["residual.whitening"].copy()
     whitening[[0, 3]] = 0.0
     whitening[:, [0, 3]] = 0.0
-    return Detector.from_arrays(
-        detector.recipe, NAMES, {**arrays, "residual.whitening": whitening}, detector.threshold
-    )
+    return Detector(detector.recipe, NAMES, {**arrays, "residual.whitening": whitening}, detector.threshold)
 
 
 def with_threshold(detector: Detector, threshold: float) -> Detector:
-    return Detector.from_arrays(detector.recipe, NAMES, dict(detector.arrays), threshold)
+    return Detector(detector.recipe, NAMES, dict(detector.arrays), threshold)
 
 
 def test_a_sound_version_has_nothing_against_it(fitted: FitResult) -> None:

@@ -62,7 +62,7 @@ def test_scales_whose_reciprocal_is_out_of_range_still_divide(scale: float) -> N
         "preprocessing.0.scale": np.array([scale]),
         "prototypes.rows": np.zeros((1, 1)),
     }
-    detector = Detector.from_arrays(recipe, ["x"], arrays, 1.0)
+    detector = Detector(recipe, ["x"], arrays, 1.0)
     features = np.array([[0.0], [3 * scale], [1e300]])
     np.testing.assert_allclose(
         detector.score(features).reconstruction_error,
@@ -90,7 +90,7 @@ def test_a_row_that_is_nearly_a_prototype_is_measured_from_it(quantises: bool) -
     arrays["prototypes.rows"] = np.concatenate([centres, centres + 1e-3 * random.normal(size=(20, 5))])
     if not quantises:
         arrays["prototypes.scale"] = np.ones(2)
-    detector = Detector.from_arrays(recipe, names, arrays, 1.0)
+    detector = Detector(recipe, names, arrays, 1.0)
     features = arrays["prototypes.rows"] + 1e-5 * random.normal(size=(40, 5))
     fast, slow = detector.score(features), detector.numpy_score(features)
     np.testing.assert_allclose(fast.reconstruction_error, slow.reconstruction_error, rtol=1e-5)

@@ -136,7 +136,7 @@ def test_reconstruction_and_preprocessing_give_the_error_back() -> None:
 def test_threads_that_score_at_once_with_one_detector_all_get_the_same(fitted_small: FitResult) -> None:
     source = fitted_small.detector
     # A copy that nobody has compiled yet, so that the threads race for that too.
-    detector = Detector.from_arrays(source.recipe, source.feature_names, source.arrays, source.threshold)
+    detector = Detector(source.recipe, source.feature_names, source.arrays, source.threshold)
     features = table(3000, seed=8)
     expected = source.score(features).reconstruction_error
     barrier, results = threading.Barrier(4), []

@@ -119,7 +119,7 @@ def test_the_top_contributor_after_principal_components_is_the_feature_that_was_
     recipe = SMALL.model_copy(update={"preprocessing": (Pca(n_components=N_FEATURES),)})
     arrays = random_arrays(recipe)
     arrays["preprocessing.0.components"] = np.linalg.qr(arrays["preprocessing.0.components"])[0]
-    detector = Detector.from_arrays(recipe, NAMES, arrays, 1.0)
+    detector = Detector(recipe, NAMES, arrays, 1.0)
     windows = np.zeros((N_FEATURES, 2, N_FEATURES))
     windows[np.arange(N_FEATURES), 1, np.arange(N_FEATURES)] = 1000.0
     indices, _ = top_features(detector.score(windows).contributions, 1)
@@ -167,7 +167,7 @@ def test_the_forest_finds_the_rows_far_out_and_always_the_same() -> None:
 
 def test_a_longer_window_looks_further_back() -> None:
     recipe = SMALL.model_copy(update={"recurrent": Recurrent(window=4, encoder=(3,), decoder=(3,))})
-    detector = Detector.from_arrays(recipe, NAMES, random_arrays(recipe), 1.0)
+    detector = Detector(recipe, NAMES, random_arrays(recipe), 1.0)
     features = np.random.default_rng(5).normal(size=(10, N_FEATURES))
     before = detector.score(features).reconstruction_error
     features[3] += 0.5

@@ -1,0 +1,35 @@
+"""PostgreSQL's binary formats, as NumPy reads and writes them: what is around the rows of a COPY, and arrays.
+
+COPY: https://www.postgresql.org/docs/current/sql-copy.html, "Binary Format". Arrays: array_send in PostgreSQL's
+src/backend/utils/adt/arrayfuncs.c.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# Signature, flags, and the length of an extension that there is none of; then rows; then a row of -1 fields.
+COPY_HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
+COPY_TRAILER = b"\xff\xff"
+
+# Header of an array: number of dimensions, has-null flag, element type, then (length, lower bound) of each dimension,
+# four bytes each. Elements follow, each after its length in four bytes.
+_HEADER_BYTES = {1: 20, 2: 28}
+_HAS_NULL = slice(4, 8)
+
+
+def has_null(array: bytes) -> bool:
+    """Whether an element of a binary array is NULL."""
+    return array[_HAS_NULL] != bytes(4)
+
+
+def elements(array: bytes, dtype: Any, *, n_dimensions: int = 1) -> npt.NDArray[Any]:
+    """The elements of a binary array without NULLs, in place and in one row.
+
+    dtype: of one element in its binary format, big-endian.
+    """
+    layout = np.dtype([("length", ">i4"), ("value", dtype)])
+    return np.frombuffer(array, dtype=layout, offset=_HEADER_BYTES[n_dimensions])["value"]
