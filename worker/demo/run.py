@@ -122,10 +122,8 @@ def _purge_if_killed(data_dir: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def run(
-    console: Console, settings: Settings, dataset: Dataset, plan: Plan
-) -> tuple[Outcome, list[tuple[Any, ...]]]:
-    """The whole demo. Returns what it measured and the worst flagged rows. Every process it starts ends with it."""
+def run(console: Console, settings: Settings, dataset: Dataset, plan: Plan) -> Outcome:
+    """The whole demo. Returns what it measured. Every process it starts ends with it."""
     runtime = make_runtime(settings, application_name="pgoutlier demo")
     migrate.upgrade(runtime.engine)
     lines = as_csv(dataset.rows)
@@ -157,9 +155,10 @@ def run(
         detection=measure_detection(keys, row_errors, flagged, dataset.fraud_kinds, after_key=n_history),
         model_version=champion.version if champion else trained.version,
         dead_processes=dead,
+        worst=worst,
     )
     runtime.engine.dispose()
-    return outcome, worst
+    return outcome
 
 
 def _say(console: Console, text: str) -> None:

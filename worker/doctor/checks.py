@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from pgoutlier.db import migrate
 from pgoutlier.db.errors import PgoutlierError, first_line
-from pgoutlier.db.schedules import schedules as schedule_store
+from pgoutlier.db.schedules import schedules
 from pgoutlier.db.source import catalog
 from pgoutlier.db.sources import sources
 from pgoutlier.db.status import overview
@@ -111,7 +111,7 @@ def _listeners(connection: Connection) -> Finding:
 
 
 def _beat(connection: Connection) -> Finding:
-    found = schedule_store.beats(connection)
+    found = schedules.beats(connection)
     alive = schedule_control.beats_alive(connection)
     if alive:
         return Finding("beat", True, f"{', '.join(alive)}, last tick {found[0]['seconds_ago']:.0f} s ago")
@@ -129,7 +129,7 @@ def _beat(connection: Connection) -> Finding:
 
 
 def _schedules(connection: Connection) -> Iterator[Finding]:
-    for schedule in schedule_store.every(connection):
+    for schedule in schedules.every(connection):
         if schedule.enabled and schedule.problem:
             yield Finding(
                 f"schedule {schedule.name}",

@@ -9,9 +9,8 @@ from sqlalchemy import Connection
 
 from pgoutlier.db.ddl import core_objects, installation
 from pgoutlier.db.source.definition import Source, SourceDefinition
-from pgoutlier.db.sources import attach as requests
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sources.attach import AttachRequest
+from pgoutlier.db.sources.attach import AttachRequest, resolve
 from pgoutlier.detector import Recipe
 from pgoutlier.worker.jobs import job_control
 from pgoutlier.worker.jobs.job_control import Started
@@ -71,7 +70,7 @@ def script(runtime: Runtime, request: AttachRequest, recipe: Recipe) -> str:
 def _resolved(
     connection: Connection, request: AttachRequest, recipe: Recipe
 ) -> tuple[SourceDefinition, tuple[str, ...]]:
-    definition, columns = requests.resolve(connection, request)
+    definition, columns = resolve(connection, request)
     require_order(recipe, definition)
     recipes.check_columns(connection, recipe, definition)
     return definition, columns
