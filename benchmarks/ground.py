@@ -17,11 +17,12 @@ from pydantic import SecretStr
 from pgoutlier import detector
 from pgoutlier.db import embedded, migrate
 from pgoutlier.db.settings import Settings
-from pgoutlier.db.sources import attach, sources
+from pgoutlier.db.sources.attach import AttachRequest
 from pgoutlier.db.sql.wire import COPY_HEADER, COPY_TRAILER
 from pgoutlier.models_store import registry
 from pgoutlier.models_store.registry import TrainingWindow
 from pgoutlier.worker.runtime import Runtime, make_runtime
+from pgoutlier.worker.sources import attaching
 
 N_FEATURES = 30
 FEATURES = [f"f{i}" for i in range(1, N_FEATURES + 1)]
@@ -111,13 +112,10 @@ def ground(n_rows: int) -> Iterator[Ground]:
 
 def _attach_and_train(runtime: Runtime, rows: np.ndarray) -> None:
     recipe = detector.recipe_named("default")
-    request = attach.AttachRequest(relation="transactions", key="id", features=",".join(FEATURES))
-    with runtime.engine.begin() as connection:
-        definition, columns = attach.resolve(connection, request)
-        sources.attach(connection, definition, columns, recipe.model_dump(mode="json"), backfill=True)
+    request = AttachRequest(relation="transactions", key="id", features=",".join(FEATURES))
+    source = attaching.attach(runtime, request, recipe, old_rows="swept").source
     fitted = detector.fit(recipe, rows[:30_000], FEATURES)
     with runtime.engine.begin() as connection:
-        source = sources.find(connection, "transactions")
         number = registry.register(
             connection,
             source,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.ground import COLUMNS, DECLARED, FEATURES, Ground, copy_in, median, seconds_of
-from pgoutlier.db.sources import attach, sources
+from pgoutlier.db.sources.attach import AttachRequest
+from pgoutlier.detector import recipe_named
+from pgoutlier.worker.sources import attaching
 
 TABLE = "written"
 
@@ -15,23 +17,14 @@ def measure(ground: Ground, *, n_rounds: int, n_single: int) -> tuple[float, flo
     ground.connection.execute(
         f"CREATE TABLE {TABLE} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, {DECLARED})"
     )
-    request = attach.AttachRequest(relation=TABLE, key="id", features=",".join(FEATURES))
-    with ground.runtime.engine.begin() as connection:
-        definition, columns = attach.resolve(connection, request)
-        sources.attach(
-            connection,
-            definition,
-            columns,
-            sources.find(connection, "transactions").recipe,
-            backfill=False,
-        )
+    request = AttachRequest(relation=TABLE, key="id", features=",".join(FEATURES))
+    attaching.attach(ground.runtime, request, recipe_named("default"))
     bulk = [_pair(number, lambda on: _bulk(ground, on)) for number in range(n_rounds)]
     _reset(ground, with_trigger=True)
     # Many short pairs: what else the disk does hits both sides alike.
     n_pairs = 10 * n_rounds
     single = [_pair(number, lambda on: _single(ground, on, n_single // n_pairs)) for number in range(n_pairs)]
-    with ground.runtime.engine.begin() as connection:
-        sources.detach(connection, sources.find(connection, TABLE))
+    attaching.detach(ground.runtime, TABLE)
     ground.connection.execute(f"DROP TABLE {TABLE}")
     return median(bulk), median(single)
 

@@ -10,12 +10,13 @@ import json
 
 from benchmarks.ground import COLUMNS, FEATURES, Ground, ground, median, seconds_of
 from pgoutlier import detector
-from pgoutlier.db.sources import attach, sources
+from pgoutlier.db.sources import sources
 from pgoutlier.db.sources.attach import AttachRequest
 from pgoutlier.models_store import registry
 from pgoutlier.models_store.registry import TrainingWindow
 from pgoutlier.worker.logs import configure_logs
 from pgoutlier.worker.scoring import draining
+from pgoutlier.worker.sources import attaching
 from pgoutlier.worker.upkeep import maintenance
 
 RECIPES = ("default", "iforest-lstm-32-16")
@@ -34,16 +35,15 @@ def prepare(base: Ground, *, n_entities: int) -> dict[str, int]:
         relation="readings", key="id", features=",".join(FEATURES), time="taken_at", entity="machine"
     )
     versions = {}
-    with base.runtime.engine.begin() as connection:
-        definition, columns = attach.resolve(connection, request)
-        recipe = detector.recipe_named("default")
-        sources.attach(connection, definition, columns, recipe.model_dump(mode="json"), backfill=True)
+    source = attaching.attach(
+        base.runtime, request, detector.recipe_named("default"), old_rows="swept"
+    ).source
     for name in RECIPES:
         fitted = detector.fit(detector.recipe_named(name), base.rows[:20_000], FEATURES)
         with base.runtime.engine.begin() as connection:
             versions[name] = registry.register(
                 connection,
-                sources.find(connection, "readings"),
+                source,
                 fitted.detector,
                 window=TrainingWindow(20_000, None, None),
                 metrics=fitted.metrics,

@@ -18,11 +18,11 @@ import psycopg
 
 from pgoutlier.db import embedded, migrate
 from pgoutlier.db.settings import Settings
-from pgoutlier.db.sources import attach, sources
 from pgoutlier.db.sources.attach import AttachRequest
 from pgoutlier.detector import recipe_named
 from pgoutlier.worker.logs import configure_logs
 from pgoutlier.worker.runtime import make_runtime
+from pgoutlier.worker.sources import attaching
 
 FEATURES = tuple(f"f{i}" for i in range(10))
 
@@ -70,12 +70,8 @@ def _measured(url: str, n_rows: int) -> dict[str, Any]:
         connection.execute(
             f"INSERT INTO events SELECT i, {values} FROM generate_series(1, {n_rows}) i".encode()
         )
-    with runtime.engine.begin() as connection:
-        request = AttachRequest(relation="events", key="id", features=",".join(FEATURES))
-        definition, found = attach.resolve(connection, request)
-        sources.attach(
-            connection, definition, found, recipe_named("default").model_dump(mode="json"), backfill=False
-        )
+    request = AttachRequest(relation="events", key="id", features=",".join(FEATURES))
+    attaching.attach(runtime, request, recipe_named("default"))
     runtime.engine.dispose()
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return {"window_rows": n_rows, **pool.apply(trained, (settings,))}

@@ -11,9 +11,11 @@ import argparse
 import json
 
 from benchmarks.ground import FEATURES, Ground, copy_in, ground, median, seconds_of
-from pgoutlier.db.sources import attach, sources
+from pgoutlier.db.sources.attach import AttachRequest
+from pgoutlier.detector import recipe_named
 from pgoutlier.worker.logs import configure_logs
 from pgoutlier.worker.scoring import draining
+from pgoutlier.worker.sources import attaching
 
 FILLFACTORS = (100, 90, 50)
 BATCHES_OF_A_TRICKLE, ROWS_OF_A_BATCH = 200, 50
@@ -21,13 +23,8 @@ BATCHES_OF_A_TRICKLE, ROWS_OF_A_BATCH = 200, 50
 
 def switch(base: Ground, *, on: bool) -> None:
     """Attach the table again, with or without its two columns."""
-    request = attach.AttachRequest(
-        relation="transactions", key="id", features=",".join(FEATURES), write_columns=on
-    )
-    with base.runtime.engine.begin() as connection:
-        recipe = sources.find(connection, "transactions").recipe
-        definition, columns = attach.resolve(connection, request)
-        sources.attach(connection, definition, columns, recipe, backfill=False)
+    request = AttachRequest(relation="transactions", key="id", features=",".join(FEATURES), write_columns=on)
+    attaching.attach(base.runtime, request, recipe_named("default"))
 
 
 def empty(base: Ground, *, fillfactor: int) -> None:

@@ -13,7 +13,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from pgoutlier.db.source.definition import Source
-from pgoutlier.db.sources import attach, sources
+from pgoutlier.db.sources import sources
 from pgoutlier.db.sources.attach import AttachRequest
 from pgoutlier.detector import Detector, Recipe, expected_arrays, recipe_named
 from pgoutlier.detector.recipes import FixedThreshold, Layer, Standardise
@@ -22,6 +22,7 @@ from pgoutlier.models_store.registry import TrainingWindow
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.scoring import draining
 from pgoutlier.worker.scoring.draining import DrainResult
+from pgoutlier.worker.sources import attaching
 
 Connection = psycopg.Connection[Any]
 
@@ -120,16 +121,17 @@ def attach_table(
     **request: Any,
 ) -> Table:
     """Attach as the command line does."""
-    with runtime.engine.begin() as connection:
-        definition, columns = attach.resolve(connection, AttachRequest(**request))
-        chosen = (recipe or recipe_named("default")).model_dump(mode="json")
-        sources.attach(connection, definition, columns, chosen, backfill=backfill)
-    return Table(user, runtime, definition.name)
+    done = attaching.attach(
+        runtime,
+        AttachRequest(**request),
+        recipe or recipe_named("default"),
+        old_rows="swept" if backfill else "left",
+    )
+    return Table(user, runtime, done.source.name)
 
 
 def detach_table(table: Table) -> None:
-    with table.runtime.engine.begin() as connection:
-        sources.detach(connection, sources.find(connection, table.source_name))
+    attaching.detach(table.runtime, table.source_name)
 
 
 def make_detector(
@@ -181,13 +183,12 @@ def register(runtime: Runtime, source: Source, detector: Detector | None = None)
         )
 
 
-def waits(user: Connection) -> bool:
-    """Whether a session of this database waits for another's lock."""
-    return bool(
-        user.execute(
-            "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-        ).fetchall()
+def waits(user: Connection, *, n_sessions: int = 1) -> bool:
+    """Whether as many sessions of this database wait for another's lock."""
+    waiting = user.execute(
+        "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     )
+    return waiting.rowcount >= n_sessions
 
 
 def until(

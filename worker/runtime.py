@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from sqlalchemy import Engine
+from sqlalchemy import URL, Engine
 
 from pgoutlier.db import embedded
-from pgoutlier.db.engine import make_engine
+from pgoutlier.db.engine import make_engine, sqlalchemy_url
 from pgoutlier.db.settings import Settings, load_settings
 from pgoutlier.models_store.registry import DetectorCache
 from pgoutlier.models_store.seal import Seal
@@ -68,6 +68,11 @@ def server_urls(settings: Settings) -> tuple[str, str]:
         database.get_secret_value() if database else servers.database_url,
         broker.get_secret_value() if broker else servers.broker_url,
     )
+
+
+def libpq_url(settings: Settings) -> URL:
+    """The database's URL as libpq and its programs read it. Raises SettingsError if it cannot be parsed."""
+    return sqlalchemy_url(server_urls(settings)[0]).set(drivername="postgresql")
 
 
 def make_runtime(settings: Settings, *, application_name: str = "pgoutlier") -> Runtime:

@@ -31,6 +31,16 @@ class Totals:
     n_rewritten: int
 
 
+@dataclass(frozen=True)
+class FlaggedRow:
+    """fraud_kind: None of a row that is no fraud."""
+
+    key: int
+    reconstruction_error: float
+    top_features: list[dict[str, Any]] | None
+    fraud_kind: str | None
+
+
 def create(connection: Connection, key: str, columns: dict[str, str]) -> None:
     """The user's table: an identity key, and columns of the given types (smallint ... text)."""
     declared = [compose("{c} {t}", c=identifier(name), t=_type(kind)) for name, kind in columns.items()]
@@ -141,9 +151,9 @@ def errors_by_key(
 
 def worst_flagged(
     connection: Connection, source: SourceDefinition, *, above_key: int, limit: int
-) -> list[tuple[Any, ...]]:
-    """(key, error, top features, fraud kind or None) of the flagged rows with the largest errors."""
-    return run(
+) -> list[FlaggedRow]:
+    """The flagged rows with the largest errors."""
+    rows = run(
         connection,
         compose(
             "SELECT s.key, s.reconstruction_error, s.top_features, h.fraud_kind FROM {scores} s"
@@ -153,4 +163,5 @@ def worst_flagged(
             truth=TRUTH.sql(),
         ),
         {"above": above_key, "limit": limit},
-    ).fetchall()
+    )
+    return [FlaggedRow(*row) for row in rows.fetchall()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
 
 from sqlalchemy import Connection
 
@@ -24,6 +24,17 @@ class Entry:
     reason: str
     column_name: str | None = None
     detail: str | None = None
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """An entry as it is listed; key as text."""
+
+    key: str
+    reason: str
+    column_name: str | None
+    detail: str | None
+    quarantined_at: datetime
 
 
 def put(connection: Connection, source: Source, entries: Sequence[Entry]) -> None:
@@ -127,14 +138,15 @@ def settle(connection: Connection, source: Source, queue_ids: Sequence[int]) -> 
     )
 
 
-def entries(connection: Connection, source_id: int, *, limit: int) -> list[dict[str, Any]]:
+def entries(connection: Connection, source_id: int, *, limit: int) -> list[Quarantined]:
     """The newest entries of a source first."""
-    return run_dicts(
+    rows = run_dicts(
         connection,
         "SELECT key, reason, column_name, detail, quarantined_at FROM outlier.quarantine"
         " WHERE source_id = %s ORDER BY id DESC LIMIT %s",
         (source_id, limit),
     )
+    return [Quarantined(**row) for row in rows]
 
 
 def retry(connection: Connection, source: Source, keys: Sequence[str] | None) -> int:

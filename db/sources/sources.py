@@ -77,12 +77,12 @@ def attach(
     columns: tuple[str, ...],
     recipe: dict[str, Any],
     *,
-    backfill: bool,
+    sweep_old_rows: bool,
 ) -> bool:
     """Make the source's objects and its row. Returns False if it was attached like this already.
 
-    backfill: rows that are there already shall be scored too. A source that is attached keeps its recipe, also where
-    this version of the program has another one of that name; its columns in the table come and go with the
+    sweep_old_rows: the sweep finds rows that are there already, too. A source that is attached keeps its recipe, also
+    where this version of the program has another one of that name; its columns in the table come and go with the
     definition's write_columns. Raises SourceError if another definition has the name, or the table has another source.
     """
     locks.hold(connection, "attach")
@@ -90,7 +90,7 @@ def attach(
     for source in every(connection):
         if source.name == definition.name:
             _check_same(source, definition, recipe)
-            if backfill:
+            if sweep_old_rows:
                 include_old_rows(connection, source.id)
             _switch_columns(connection, source, definition)
             installation.repair(connection, definition, columns)
@@ -105,7 +105,7 @@ def attach(
         connection,
         "INSERT INTO outlier.sources (name, definition, recipe, attached_xid) VALUES (%s, %s, %s,"
         " CASE WHEN %s THEN NULL ELSE pg_current_xact_id()::text::bigint END)",
-        (definition.name, Jsonb(definition.model_dump(mode="json")), Jsonb(recipe), backfill),
+        (definition.name, Jsonb(definition.model_dump(mode="json")), Jsonb(recipe), sweep_old_rows),
     )
     record(connection, definition.name, "attach", definition.describe())
     return True

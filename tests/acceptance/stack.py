@@ -28,13 +28,14 @@ from pgoutlier.db.embedded import ServerKit
 from pgoutlier.db.scoring import features
 from pgoutlier.db.settings import Settings
 from pgoutlier.db.source.definition import Source
-from pgoutlier.db.sources import attach, sources
+from pgoutlier.db.sources.attach import AttachRequest
 from pgoutlier.db.sql.statements import compose
 from pgoutlier.detector import Detector, Recipe
 from pgoutlier.detector.recipes import Layer, QuantileThreshold, Split
 from pgoutlier.models_store import registry
 from pgoutlier.models_store.registry import TrainingWindow
 from pgoutlier.worker.runtime import Runtime, make_runtime
+from pgoutlier.worker.sources import attaching, listing
 from pgoutlier.worker.versions import versions
 from tests.support import until
 
@@ -409,18 +410,12 @@ class Servers:
             connection.execute(
                 f"CREATE TABLE {name} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, {columns})".encode()
             )
-        with self.runtime.engine.begin() as connection:
-            request = attach.AttachRequest(relation=name, key="id", features=",".join(COLUMNS))
-            definition, columns_found = attach.resolve(connection, request)
-            recipe = quick_recipe().model_dump(mode="json")
-            sources.attach(connection, definition, columns_found, recipe, backfill=False)
-            source = sources.find(connection, name)
-        return Table(stack, name, source)
+        request = AttachRequest(relation=name, key="id", features=",".join(COLUMNS))
+        return Table(stack, name, attaching.attach(self.runtime, request, quick_recipe()).source)
 
     def detach_all(self) -> None:
-        with self.runtime.engine.begin() as connection:
-            for source in sources.every(connection):
-                sources.detach(connection, source)
+        for source in listing.every(self.runtime):
+            attaching.detach(self.runtime, source.name)
 
     def remove(self) -> None:
         self.runtime.engine.dispose()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -13,19 +13,21 @@ import pytest
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from pgoutlier.db.ddl import core_objects, installation
+from pgoutlier.db.ddl import installation
 from pgoutlier.db.engine import make_engine
 from pgoutlier.db.errors import MissingPrivilege, SourceError
 from pgoutlier.db.scoring import queue
 from pgoutlier.db.settings import Settings
-from pgoutlier.db.sources import attach, sources
+from pgoutlier.db.sources import attach
 from pgoutlier.db.sources.attach import AttachRequest
+from pgoutlier.db.sql import locks
 from pgoutlier.db.sql.identifiers import Relation
 from pgoutlier.detector import recipe_named
 from pgoutlier.worker.runtime import Runtime, make_runtime
+from pgoutlier.worker.sources import attaching
 from tests.conftest import Connect
 from tests.servers import Postgres
-from tests.support import Table, attach_table, detach_table, make_table, quote
+from tests.support import Table, attach_table, detach_table, make_table, quote, until, waits
 
 User = psycopg.Connection[Any]
 
@@ -298,14 +300,14 @@ def test_a_table_has_one_source(transactions: Table) -> None:
 
 
 @pytest.fixture
-def limited(database_url: str, role: str, runtime: Runtime) -> Any:
-    """A runtime-like pair of engine and role that has no privilege at all."""
+def limited(database_url: str, role: str, runtime: Runtime) -> Iterator[Runtime]:
+    """A runtime of a role that has no privilege at all."""
     engine = make_engine(database_url.replace("postgres@", f"{role}@"))
-    yield engine
+    yield replace(runtime, engine=engine)
     engine.dispose()
 
 
-def test_missing_privileges_are_named_as_grants_that_work(user: User, limited: Any, role: str) -> None:
+def test_missing_privileges_are_named_as_grants_that_work(user: User, limited: Runtime, role: str) -> None:
     user.execute('CREATE SCHEMA "the shop"')
     user.execute('CREATE TABLE "the shop".sales (id int PRIMARY KEY, x float8, v real[])')
     user.execute('CREATE VIEW "the shop".features AS SELECT id, x, v FROM "the shop".sales')
@@ -313,30 +315,26 @@ def test_missing_privileges_are_named_as_grants_that_work(user: User, limited: A
     request = AttachRequest(
         relation='"the shop".sales', key="id", features="x,v", feature_view='"the shop".features'
     )
-    recipe = recipe_named("default").model_dump(mode="json")
-    with limited.begin() as connection, pytest.raises(MissingPrivilege) as refused:
-        attach.resolve(connection, request)
+    with pytest.raises(MissingPrivilege) as refused:
+        attaching.attach(limited, request, recipe_named("default"))
     grants = refused.value.sentence.split("has to run: ")[1]
     assert 'GRANT USAGE ON SCHEMA "the shop" TO writer;' in grants
     assert 'GRANT SELECT ON "the shop".features TO writer;' in grants
     user.execute(grants)
-    with limited.begin() as connection:
-        definition, columns = attach.resolve(connection, request)
-        assert sources.attach(connection, definition, columns, recipe, backfill=False)
+    assert attaching.attach(limited, request, recipe_named("default")).made
     user.execute('INSERT INTO "the shop".sales VALUES (2, 2)')
     assert user.execute("SELECT keys FROM outlier.queue_sales").fetchall() == [([2],)]
-    with limited.begin() as connection:
-        sources.detach(connection, sources.find(connection, "sales"))
+    assert attaching.detach(limited, "sales") is None
     assert user.execute("SELECT tgname FROM pg_trigger WHERE tgname LIKE 'outlier_%'").fetchall() == []
 
 
-def test_rows_hidden_from_the_role_are_no_missing_rows(user: User, limited: Any, role: str) -> None:
+def test_rows_hidden_from_the_role_are_no_missing_rows(user: User, limited: Runtime, role: str) -> None:
     user.execute("CREATE TABLE t (id int PRIMARY KEY, x float8)")
     user.execute("ALTER TABLE t ENABLE ROW LEVEL SECURITY")
     user.execute(f"GRANT SELECT, TRIGGER ON t TO {role}; GRANT ALL ON SCHEMA outlier TO {role}")
     user.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA outlier TO {role}")
-    with limited.begin() as connection, pytest.raises(MissingPrivilege, match="ALTER ROLE writer BYPASSRLS;"):
-        attach.resolve(connection, AttachRequest(relation="t", key="id", features="x"))
+    with pytest.raises(MissingPrivilege, match="ALTER ROLE writer BYPASSRLS;"):
+        attach_table(user, limited, relation="t", key="id", features="x")
 
 
 def test_a_writer_needs_no_right_on_our_schema(transactions: Table, role: str, connect: Connect) -> None:
@@ -571,9 +569,7 @@ def test_the_dry_run_prints_what_attach_does(
     )
     features = '"a $outlier$ {b}",v[3],hour_sin(at)'
     request = AttachRequest(relation='"50% Sales"', key='"Key %s"', features=features, name="sales")
-    with runtime.engine.begin() as connection:
-        definition, columns = attach.resolve(connection, request)
-        script = core_objects.script(installation.plan(connection, definition, columns))
+    script = attaching.script(runtime, request, recipe_named("default"))
     before = objects(user)
     postgres.run("psql", database_url, "--no-psqlrc", "--set=ON_ERROR_STOP=1", "--quiet", stdin=script)
     by_hand = objects(user)
@@ -629,16 +625,13 @@ def test_a_view_of_the_user_s_on_ours_stands_in_the_way_of_detach(transactions: 
 def test_attaching_at_once_makes_one_source(user: User, runtime: Runtime) -> None:
     user.execute("CREATE TABLE t (id int PRIMARY KEY, x float8)")
     request = AttachRequest(relation="t", key="id", features="x")
-    start = threading.Barrier(3)
-
-    def attach_it() -> bool:
-        with runtime.engine.begin() as connection:
-            definition, columns = attach.resolve(connection, request)
-            start.wait()
-            return sources.attach(connection, definition, columns, {}, backfill=False)
-
-    with ThreadPoolExecutor(3) as pool:
-        made = [done.result() for done in [pool.submit(attach_it) for _ in range(3)]]
+    recipe = recipe_named("default")
+    with ThreadPoolExecutor(3) as pool, runtime.engine.begin() as first:
+        locks.hold(first, "attach")
+        asked = [pool.submit(attaching.attach, runtime, request, recipe) for _ in range(3)]
+        until(lambda: waits(user, n_sessions=3), "each has resolved what was asked for")
+        first.commit()
+        made = [done.result().made for done in asked]
     assert sorted(made) == [False, False, True]
 
 

@@ -192,7 +192,8 @@ def test_a_report_is_logged_kept_shown_in_the_status_and_pruned(payments: Table)
     with payments.runtime.engine.begin() as connection:
         (described,) = overview.sources(connection)
         (kept,) = drift_reports.reports(connection, payments.source.id, limit=5)
-    assert described["drift"]["reasons"] == report["reasons"] == kept["reasons"]
+    assert described.drift is not None
+    assert described.drift.reasons == report["reasons"] == kept["reasons"]
     for _ in range(3):
         measuring.measure(payments.runtime, "payments")
     maintenance.prune_all(payments.with_settings(keep_drift_reports=2).runtime)

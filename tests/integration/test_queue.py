@@ -25,7 +25,17 @@ from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.scoring.batches import score_claimed
 from pgoutlier.worker.upkeep import maintenance
 from tests.conftest import Connect
-from tests.support import HUNG_SECONDS, Table, attach_table, heard, make_detector, make_table, until, waits
+from tests.support import (
+    HUNG_SECONDS,
+    Table,
+    attach_table,
+    detach_table,
+    heard,
+    make_detector,
+    make_table,
+    until,
+    waits,
+)
 
 User = psycopg.Connection[Any]
 
@@ -476,8 +486,7 @@ def test_rows_from_before_attach_are_swept_up_only_when_a_backfill_has_been_thro
     user: User, runtime: Runtime, frozen: bool
 ) -> None:
     table = make_table(user, runtime)
-    with runtime.engine.begin() as connection:
-        sources.detach(connection, table.source)
+    detach_table(table)
     table.insert(1, 12_000)
     if frozen:
         user.execute("VACUUM (FREEZE) transactions")

@@ -20,11 +20,10 @@ from typer.testing import CliRunner
 
 from pgoutlier.db.errors import ScheduleError, SourceError
 from pgoutlier.db.schedules import schedules as store
-from pgoutlier.db.sql.statements import run
-from pgoutlier.db.status import overview
 from pgoutlier.worker.app import app
 from pgoutlier.worker.cli import app as command_line
 from pgoutlier.worker.cli import context
+from pgoutlier.worker.roles import granting
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.schedules import schedule_control, scheduling
 from pgoutlier.worker.schedules.schedule_control import Change
@@ -365,9 +364,7 @@ def test_a_change_is_in_effect_with_the_next_look(beats: Beats) -> None:
 def test_every_change_is_kept_with_who_and_what_and_cannot_be_forged(
     beats: Beats, role: str, connect: Connect
 ) -> None:
-    with beats.runtime.engine.begin() as connection:
-        for statement in overview.operator_grants(connection, role):
-            run(connection, statement)
+    granting.grant(beats.runtime, role, "operator")
     operator = connect(user=role)
     operator.execute(
         "INSERT INTO outlier.schedules (name, task, every_seconds, changed_by) VALUES ('mine', 'score.sweep_all', 60,"
@@ -408,9 +405,7 @@ def test_an_operator_and_a_worker_may_do_what_they_have_to(
     from pgoutlier.db.engine import make_engine
 
     url = runtime.engine.url.set(username=role).render_as_string(hide_password=False)
-    with runtime.engine.begin() as connection:
-        for statement in overview.operator_grants(connection, role):
-            run(connection, statement)
+    granting.grant(runtime, role, "operator")
     engine = make_engine(url)
     own = replace(runtime, engine=engine)
     try:
@@ -419,9 +414,7 @@ def test_an_operator_and_a_worker_may_do_what_they_have_to(
         schedule_control.run_now(own, "mine")
         assert {entry["name"] for entry in schedule_control.listing(own)} == {*built_in(), "mine"}
         schedule_control.delete(own, "mine")
-        with runtime.engine.begin() as connection:
-            for statement in overview.grants(connection, role, analyst=False):
-                run(connection, statement)
+        granting.grant(runtime, role, "worker")
         beats.make("mine")
         beats.make_due("mine")
         scheduling.tick(own, "a:1")

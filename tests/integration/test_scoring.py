@@ -13,7 +13,6 @@ import psycopg
 import pytest
 
 from pgoutlier.db.errors import ModelError, SourceError
-from pgoutlier.db.sources import sources
 from pgoutlier.detector import Detector, exceeds
 from pgoutlier.detector.recipes import DropColumns, Standardise
 from pgoutlier.worker.runtime import Runtime
@@ -25,6 +24,7 @@ from tests.support import (
     HUNG_SECONDS,
     Table,
     attach_table,
+    detach_table,
     make_detector,
     plain_recipe,
     register,
@@ -689,9 +689,7 @@ def test_a_drain_calls_for_help_once_when_there_is_more_than_one_batch(transacti
 
 def test_a_source_that_is_detached_while_it_is_drained_does_no_harm(transactions: Table) -> None:
     transactions.promote()
-    source = transactions.source
-    with transactions.runtime.engine.begin() as connection:
-        sources.detach(connection, source)
+    detach_table(transactions)
     with pytest.raises(SourceError, match="There is no source transactions"):
         transactions.drain()
 

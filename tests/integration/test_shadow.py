@@ -18,7 +18,8 @@ from pgoutlier.db.status import overview
 from pgoutlier.db.versions import aliases
 from pgoutlier.detector import Detector
 from pgoutlier.detector.recipes import Recurrent
-from pgoutlier.worker.cli.status import _note
+from pgoutlier.worker.cli.status import note
+from pgoutlier.worker.roles import granting
 from pgoutlier.worker.runtime import Runtime, make_runtime
 from pgoutlier.worker.scoring.batches import open_batch, score_batch
 from pgoutlier.worker.upkeep import maintenance
@@ -290,8 +291,8 @@ def test_a_challenger_that_is_refused_is_noted_and_left_alone(
     assert f"version {version} of transactions is refused" in (found.problem or "")
     with transactions.runtime.engine.begin() as connection:
         [row] = overview.sources(connection)
-    assert row["challenger"] == version
-    assert "challenger: ArtifactRefused: version 2" in _note(row)
+    assert row.challenger == version
+    assert "challenger: ArtifactRefused: version 2" in note(row)
     end_pause(transactions)
     scored_without_it(transactions, 11)
     logged = capsys.readouterr()
@@ -590,9 +591,7 @@ def test_a_source_attached_earlier_gets_its_shadow_with_the_first_challenger(ear
 
 
 def granted(table: Table, role: str, *, analyst: bool) -> None:
-    with table.runtime.engine.begin() as connection:
-        for statement in overview.grants(connection, role, analyst=analyst):
-            run(connection, statement)
+    granting.grant(table.runtime, role, "analyst" if analyst else "worker")
 
 
 def as_role(table: Table, role: str) -> Runtime:

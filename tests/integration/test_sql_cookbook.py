@@ -8,10 +8,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from pgoutlier.db.sql.statements import run
-from pgoutlier.db.status import overview
 from pgoutlier.worker.jobs import job_control
 from pgoutlier.worker.notices import webhook_control
+from pgoutlier.worker.roles import granting
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.versions import versions
 from tests import cookbook
@@ -81,9 +80,7 @@ def as_worker(payments: Table, role: str) -> psycopg.Connection[Any]:
 
 def granted(table: Table, role: str, *, analyst: bool) -> psycopg.Connection[Any]:
     table.user.execute(GRANTED_BY_THE_SHOP)
-    with table.runtime.engine.begin() as connection:
-        for statement in overview.grants(connection, role, analyst=analyst):
-            run(connection, statement)
+    granting.grant(table.runtime, role, "analyst" if analyst else "worker")
     table.user.execute("SET ROLE writer")
     return table.user
 

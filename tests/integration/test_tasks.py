@@ -14,8 +14,7 @@ import pytest
 from celery import Celery
 from sqlalchemy import make_url
 
-from pgoutlier.db.sql.statements import run
-from pgoutlier.db.status import overview
+from pgoutlier.worker.roles import granting
 from pgoutlier.worker.runtime import Runtime
 from tests.support import Table, make_detector, register, until
 
@@ -36,9 +35,7 @@ def worker_log(
     environment: dict[str, str], transactions: Table, role: str, runtime: Runtime, tmp_path: Path
 ) -> Iterator[Path]:
     """The log of a worker of one thread, whose role has what `pgoutlier db grant --as worker` gives."""
-    with runtime.engine.begin() as connection:
-        for statement in overview.grants(connection, role, analyst=False):
-            run(connection, statement)
+    granting.grant(runtime, role, "worker")
     url = make_url(environment["PGOUTLIER_DATABASE_URL"]).set(username=role)
     log = tmp_path / "worker.log"
     with log.open("wb") as output:

@@ -20,10 +20,9 @@ from pgoutlier.db.report import report_rows
 from pgoutlier.db.scoring import features
 from pgoutlier.db.source import labels
 from pgoutlier.db.sql.identifiers import identifier
-from pgoutlier.db.sql.statements import run as execute
-from pgoutlier.db.status import overview
 from pgoutlier.db.training import training_rows
 from pgoutlier.db.verdicts.verdicts import Verdict
+from pgoutlier.worker.roles import granting
 from pgoutlier.worker.runtime import Runtime, make_runtime
 from pgoutlier.worker.thresholds import thresholds
 from pgoutlier.worker.training import training
@@ -258,9 +257,7 @@ def test_a_verdict_on_a_row_that_comes_later_waits_for_it(scored: Table) -> None
 
 @pytest.fixture
 def analyst(scored: Table, role: str, connect: Connect) -> User:
-    with scored.runtime.engine.begin() as connection:
-        for statement in overview.grants(connection, role, analyst=True):
-            execute(connection, statement)
+    granting.grant(scored.runtime, role, "analyst")
     return connect(user=role)
 
 
@@ -595,9 +592,7 @@ def test_attaching_again_gives_the_views_what_they_lack(earlier: Table, role: st
             "flagged_transactions.verdict",
             "quality_transactions",
         ]
-        # Without the view that is not there yet.
-        for statement in overview.grants(connection, role, analyst=True):
-            execute(connection, statement)
+    granting.grant(earlier.runtime, role, "analyst")  # without the view that is not there yet
     asked = {"relation": "transactions", "key": "id", "features": ",".join(FEATURES)}
     attach_table(earlier.user, earlier.runtime, **asked)
     assert columns(earlier, "scored") == columns(earlier, "flagged") == [*before, "verdict"]

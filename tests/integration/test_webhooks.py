@@ -25,9 +25,9 @@ from pgoutlier.db.errors import DeliveryFailed, MissingPrivilege, SourceError, W
 from pgoutlier.db.notices import deliveries
 from pgoutlier.db.sources import sources
 from pgoutlier.db.sql.statements import run as execute
-from pgoutlier.db.status import overview
 from pgoutlier.worker.notices import delivering, webhook_control
 from pgoutlier.worker.notices.delivering import DeliveryResult
+from pgoutlier.worker.roles import granting
 from pgoutlier.worker.runtime import make_runtime
 from tests.integration.conftest import Run
 from tests.receiver import KEY, SECRET, Receiver, receiving, status
@@ -559,9 +559,7 @@ def test_status_and_doctor_say_what_waits(hooked: Table, receiver: Receiver, run
 
 @pytest.fixture
 def as_worker(hooked: Table, role: str) -> Iterator[Table]:
-    with hooked.runtime.engine.begin() as connection:
-        for statement in overview.grants(connection, role, analyst=False):
-            execute(connection, statement)
+    granting.grant(hooked.runtime, role, "worker")
     own = make_runtime(
         hooked.runtime.settings.model_copy(
             update={
@@ -594,9 +592,7 @@ def test_a_role_that_got_its_rights_before_there_were_notices_is_told_what_to_ru
 
 def test_an_analyst_reads_notices_and_no_url(hooked: Table, role: str) -> None:
     flag(hooked, 1)
-    with hooked.runtime.engine.begin() as connection:
-        for statement in overview.grants(connection, role, analyst=True):
-            execute(connection, statement)
+    granting.grant(hooked.runtime, role, "analyst")
     hooked.user.execute(f"SET ROLE {role}")
     assert hooked.keys("SELECT key FROM outlier.flagged_notices") == ["1"]
     for table in ("webhooks", "notices", "deliveries", "dead_letters", "source_events"):

@@ -6,6 +6,7 @@ import json
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -16,21 +17,21 @@ from psycopg import sql
 from sqlalchemy import Connection
 
 from pgoutlier.db import migrate
-from pgoutlier.db.ddl import core_objects, installation
+from pgoutlier.db.ddl import core_objects
 from pgoutlier.db.engine import make_engine
 from pgoutlier.db.errors import MissingPrivilege, SchemaNotReady, SourceError
 from pgoutlier.db.scoring import bell, queue, write_back
 from pgoutlier.db.scoring.features import read_claimed
 from pgoutlier.db.source.definition import Feature, SourceDefinition
-from pgoutlier.db.sources import attach, sources
+from pgoutlier.db.sources import attach
 from pgoutlier.db.sources.attach import AttachRequest
 from pgoutlier.db.sql.identifiers import CHANNEL
-from pgoutlier.db.sql.statements import run as execute
-from pgoutlier.db.status import overview
+from pgoutlier.detector import recipe_named
 from pgoutlier.models_store import registry
+from pgoutlier.worker.roles import granting
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.scoring.batches import score_claimed
-from pgoutlier.worker.sources import filling
+from pgoutlier.worker.sources import attaching, filling
 from tests.conftest import Connect
 from tests.integration.conftest import Run
 from tests.integration.test_attach import objects, refusal
@@ -428,15 +429,13 @@ def test_the_dry_run_with_columns_prints_what_attach_does(
         "features": "it's",
         "name": "odd",
     }
-    with runtime.engine.begin() as connection:
-        definition, shown = attach.resolve(connection, AttachRequest(**asked, write_columns=True))
-        script = core_objects.script(installation.plan(connection, definition, shown))
+    request = AttachRequest(**asked, write_columns=True)
+    script = attaching.script(runtime, request, recipe_named("default"))
     before = objects(user)
     attach_table(user, runtime, **asked, write_columns=True)
     made = objects(user)
     assert made != before
-    with runtime.engine.begin() as connection:
-        sources.detach(connection, sources.find(connection, "odd"))
+    attaching.detach(runtime, "odd")
     assert objects(user) == before
     postgres.run("psql", database_url, "--no-psqlrc", "--set=ON_ERROR_STOP=1", "--quiet", stdin=script)
     assert objects(user) == made
@@ -541,35 +540,30 @@ def test_who_does_not_own_the_table_is_told_what_its_owner_has_to_run(
         f" GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA outlier TO {role}"
     )
     request = AttachRequest(relation="t", key="id", features="x", write_columns=True)
-    limited = make_engine(database_url.replace("postgres@", f"{role}@"))
+    limited = replace(runtime, engine=make_engine(database_url.replace("postgres@", f"{role}@")))
     try:
-        with limited.begin() as connection, pytest.raises(MissingPrivilege, match="Only an owner") as refused:
-            attach.resolve(connection, request)
+        with pytest.raises(MissingPrivilege, match="Only an owner") as refused:
+            attaching.attach(limited, request, recipe_named("default"))
         user.execute(refused.value.sentence.split("has to run: ")[1])
-        with limited.begin() as connection:
-            definition, shown = attach.resolve(connection, request)
-            sources.attach(connection, definition, shown, {"name": "default"}, backfill=False)
+        attaching.attach(limited, request, recipe_named("default"))
         table = Table(user, runtime, "t")
         table.promote()
         user.execute("INSERT INTO t VALUES (1, 1)")
         table.drain()
         assert wrong(table) == []
-        with limited.begin() as connection:
-            left = sources.detach(connection, sources.find(connection, "t"))
+        left = attaching.detach(limited, "t")
         assert left is not None
         user.execute(left)
         assert [c.name for c in user.execute("SELECT * FROM t").description or ()] == ["id", "x"]
     finally:
-        limited.dispose()
+        limited.engine.dispose()
 
 
 @pytest.mark.postgres18
 def test_a_worker_s_role_needs_to_write_the_two_columns_only(
     written: Table, role: str, database_url: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with written.runtime.engine.begin() as connection:
-        for statement in overview.grants(connection, role, analyst=False):
-            execute(connection, statement)
+    granting.grant(written.runtime, role, "worker")
     written.insert(1, 3)
     limited = make_engine(database_url.replace("postgres@", f"{role}@"))
     try:

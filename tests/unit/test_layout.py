@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import tokenize
@@ -19,6 +20,14 @@ def words(path: Path) -> Iterator[str]:
         for token in tokenize.generate_tokens(file.readline):
             if token.type == tokenize.COMMENT or token.string.startswith('"""'):
                 yield token.string
+
+
+def opens_a_transaction(path: Path) -> bool:
+    """Whether something in it is asked for a connection, as engines are."""
+    return any(
+        isinstance(node, ast.Attribute) and node.attr in {"begin", "connect"}
+        for node in ast.walk(ast.parse(path.read_text()))
+    )
 
 
 def exists(name: str) -> bool:
@@ -45,3 +54,8 @@ def test_modules_that_comments_and_docstrings_name_are_there() -> None:
     }
     assert len(named) > 50
     assert sorted((path, name) for path, name in named if not exists(name)) == []
+
+
+def test_commands_open_no_transaction() -> None:
+    opening = {path.name for path in (ROOT / "worker/cli").glob("*.py") if opens_a_transaction(path)}
+    assert opening <= {"drift.py", "verdicts.py"}, "they call use cases, which do"

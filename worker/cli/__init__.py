@@ -39,31 +39,13 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        sentence, exit_code = _explained(error)
+        # Here, for `pgoutlier --help` needs neither the drivers nor the job queue.
+        from pgoutlier.worker.explaining import explained
+
+        sentence, exit_code = explained(error)
         if sentence is None:
             raise
         _fail(sentence, exit_code)
-
-
-def _explained(error: Exception) -> tuple[str | None, int]:
-    """What to say of an error, and the exit code; None if that is a fault of the program."""
-    # Here, for `pgoutlier --help` needs neither the drivers nor the job queue.
-    import psycopg
-    from kombu.exceptions import OperationalError as BrokerUnavailable
-    from sqlalchemy.exc import DBAPIError
-
-    from pgoutlier.db.embedded import EmbeddedServerError
-    from pgoutlier.db.errors import PgoutlierError, first_line
-
-    if isinstance(error, PgoutlierError | EmbeddedServerError):
-        return str(error), getattr(error, "exit_code", 1)
-    if isinstance(error, BrokerUnavailable):
-        return f"The broker cannot be reached ({error}); check PGOUTLIER_BROKER_URL.", 1
-    if not isinstance(error, DBAPIError | psycopg.Error):
-        return None, 1
-    if getattr(getattr(error, "orig", None) or error, "sqlstate", None) is None:
-        return f"PostgreSQL cannot be reached: {first_line(error)}. Check PGOUTLIER_DATABASE_URL.", 1
-    return f"PostgreSQL refused: {first_line(error)}", 1
 
 
 def _fail(sentence: str, exit_code: int) -> NoReturn:

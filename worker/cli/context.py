@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pgoutlier.db import embedded, migrate
+from pgoutlier.db import embedded
 from pgoutlier.db.errors import SchemaNotReady
 from pgoutlier.db.settings import Settings, load_settings
+from pgoutlier.worker import schema
 from pgoutlier.worker.console import errors
 from pgoutlier.worker.logs import configure_logs
 from pgoutlier.worker.runtime import Runtime, make_runtime
@@ -36,12 +37,11 @@ def open_runtime(*, migrated: bool = True) -> Runtime:
     runtime = make_runtime(settings, application_name="pgoutlier")
     if migrated:
         try:
-            with runtime.engine.begin() as connection:
-                migrate.require_current(connection)
+            schema.require_current(runtime)
         except SchemaNotReady:
             if settings.database_url is not None:
                 raise
-            migrate.upgrade(runtime.engine)
+            schema.upgrade(runtime)
     return runtime
 
 

@@ -59,13 +59,13 @@ def demo(
     finished = False
     try:
         with run.servers_of_its_own(settings, data_dir, keep=lambda: keep and finished) as demo_settings:
-            outcome, worst = run.run(out, demo_settings, chosen, plan)
+            outcome = run.run(out, demo_settings, chosen, plan)
             finished = True
     except KeyboardInterrupt:
         with suppress(OSError):  # the terminal may be gone
             errors.print("Stopped; nothing is left running.")
         sys.exit(130)
-    show.show_outcome(out, outcome, worst)
+    show.show_outcome(out, outcome)
     show.show_commands(out, data_dir, run.SOURCE, kept=keep, has_truth=chosen.fraud_kinds is not None)
     out.print(f"Took {time.monotonic() - started:.0f} s.", style="dim", highlight=False)
     if as_json:

@@ -5,17 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from pgoutlier import detector
-from pgoutlier.db.sources import sources
-from pgoutlier.db.versions import version_rows
 from pgoutlier.worker.cli.arguments import AsJson, Reason, SourceName, Version
 from pgoutlier.worker.cli.context import open_runtime
 from pgoutlier.worker.console import console, epoch_bar, print_json, print_table
-from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.sources import listing
 from pgoutlier.worker.training import gate, training
-from pgoutlier.worker.training.training import TrainedVersion
 from pgoutlier.worker.versions import versions
 
 models = typer.Typer(no_args_is_help=True, help="Versions of a source's model, and which one scores.")
@@ -56,27 +52,8 @@ def train(
             f"Queued. Watch it: pgoutlier status; then: pgoutlier models list {source}", highlight=False
         )
         return
-    made = train_with_progress(
-        runtime, source, promote=promote, recipe=recipe, seed=seed, threshold=threshold
-    )
-    if as_json:
-        print_json(vars(made))
-    else:
-        print_trained(made)
-
-
-def train_with_progress(
-    runtime: Runtime,
-    source: str,
-    *,
-    promote: bool | None,
-    recipe: str | None = None,
-    seed: int | None = None,
-    threshold: str | None = None,
-) -> TrainedVersion:
-    """training.train with a bar of epochs, loss and time to go on standard error."""
     with epoch_bar("training", source) as show:
-        return training.train(
+        made = training.train(
             runtime,
             source,
             promote=promote,
@@ -85,26 +62,11 @@ def train_with_progress(
             seed=seed,
             on_progress=show,
         )
-
-
-def print_trained(made: TrainedVersion, console: Console = console) -> None:
-    """What came of a training."""
-    left_out = ", ".join(f"{n:,} {reason}" for reason, n in made.left_out.items()) or "none"
-    held_out = f"; held out: {made.n_held_out:,}" if made.n_held_out else ""
-    console.print(
-        f"Version {made.version} of {made.source}: {made.n_rows:,} rows (left out: {left_out}{held_out}),"
-        f" threshold {made.threshold:.4g}, {made.metrics.get('seconds', 0):.1f} s.",
-        highlight=False,
-    )
-    if made.promoted:
-        console.print("It is the champion: the next batch is scored with it.")
-        if made.n_held_out:
-            console.print(f"Why: {made.reason}.", highlight=False)
-    else:
-        console.print(f"It does not score: {made.reason}.", highlight=False)
-        console.print(
-            f"To let it score: pgoutlier models promote {made.source} {made.version}", highlight=False
-        )
+    if as_json:
+        print_json(vars(made))
+        return
+    for sentence in made.sentences():
+        console.print(sentence, highlight=False)
 
 
 @models.command("policy")
@@ -125,8 +87,7 @@ def models_policy(
     """
     runtime = open_runtime()
     changed = promotion is not None and gate.set_promotion(runtime, source, promotion)
-    with runtime.engine.begin() as connection:
-        present = sources.find(connection, source).promotion
+    present = listing.find(runtime, source).promotion
     if as_json:
         print_json({"source": source, "promotion": present, "changed": changed})
     else:
@@ -136,9 +97,7 @@ def models_policy(
 @models.command("list")
 def models_list(source: SourceName, as_json: AsJson = False) -> None:
     """All versions, the newest first."""
-    runtime = open_runtime()
-    with runtime.engine.begin() as connection:
-        rows = version_rows.versions(connection, sources.find(connection, source).id)
+    rows = versions.listed(open_runtime(), source)
     if as_json:
         print_json([{k: v for k, v in row.items() if k not in {"metrics", "recipe"}} for row in rows])
         return

@@ -7,19 +7,19 @@ import shutil
 import signal
 import threading
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, cast, get_args
 
 import typer
 from rich.markup import escape
 from rich.text import Text
-from sqlalchemy import make_url
 
-from pgoutlier.db import embedded, migrate
+from pgoutlier.db import embedded
 from pgoutlier.db.errors import SettingsError
+from pgoutlier.db.roles.grants import Kind
 from pgoutlier.db.settings import Settings, load_settings
-from pgoutlier.db.sql.statements import as_text, run
-from pgoutlier.db.status import overview
+from pgoutlier.worker import schema
 from pgoutlier.worker.alone import Place, only_up
 from pgoutlier.worker.cli.arguments import AsJson
 from pgoutlier.worker.cli.context import data_dir_text, open_runtime, settings_with_servers
@@ -27,7 +27,8 @@ from pgoutlier.worker.console import console, print_json
 from pgoutlier.worker.listener import listen
 from pgoutlier.worker.logs import configure_logs
 from pgoutlier.worker.processes import Supervisor, plans
-from pgoutlier.worker.runtime import server_urls
+from pgoutlier.worker.roles import granting
+from pgoutlier.worker.runtime import libpq_url, server_urls
 
 _COLOURS = {"score": "cyan", "train": "magenta", "beat": "yellow", "listener": "green"}
 
@@ -89,8 +90,7 @@ def listener() -> None:
     """Hear NOTIFY from Postgres and wake the score workers. Several may run at once."""
     settings = settings_with_servers()
     configure_logs(settings.log_format)
-    database_url, _ = server_urls(settings)
-    conninfo = make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    conninfo = libpq_url(settings).render_as_string(hide_password=False)
     from pgoutlier.worker.app import ring
     from pgoutlier.worker.tasks import ask_for_delivery, ask_for_drain, deliver_all, drain_all
 
@@ -164,20 +164,19 @@ database = typer.Typer(no_args_is_help=True, help="The schema `outlier` in your 
 def db_upgrade() -> None:
     """Bring the schema to this program's revision. Safe to run again, and twice at once."""
     runtime = open_runtime(migrated=False)
-    migrate.upgrade(runtime.engine)
-    console.print(f"Schema outlier is at revision {migrate.head()}.", highlight=False)
+    console.print(f"Schema outlier is at revision {schema.upgrade(runtime)}.", highlight=False)
 
 
 @database.command("current")
 def db_current(as_json: AsJson = False) -> None:
     """The schema's revision, and the one this program needs."""
-    runtime = open_runtime(migrated=False)
-    with runtime.engine.begin() as connection:
-        found = migrate.current(connection)
+    found = schema.revision(open_runtime(migrated=False))
     if as_json:
-        print_json({"revision": found, "head": migrate.head()})
+        print_json(asdict(found))
     else:
-        console.print(f"revision {found or 'none'}, this program needs {migrate.head()}", highlight=False)
+        console.print(
+            f"revision {found.revision or 'none'}, this program needs {found.head}", highlight=False
+        )
 
 
 @database.command("grant")
@@ -193,22 +192,15 @@ def db_grant(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the SQL and change nothing.")] = False,
 ) -> None:
     """Give a role just what an analyst, a worker process or who looks after the schedules needs."""
-    if to not in {"analyst", "worker", "operator"}:
+    if to not in get_args(Kind):
         raise SettingsError(f"--as {to!r} is not a kind of role; write --as analyst, worker or operator.")
+    kind = cast(Kind, to)
     runtime = open_runtime()
-    with runtime.engine.begin() as connection:
-        statements = (
-            overview.operator_grants(connection, role)
-            if to == "operator"
-            else overview.grants(connection, role, analyst=to == "analyst")
-        )
-        for statement in statements:
-            if dry_run:
-                console.file.write(as_text(statement) + ";\n")
-            else:
-                run(connection, statement)
-    if not dry_run:
-        console.print(f"{role} may now do what a pgoutlier {to} does.", highlight=False)
+    if dry_run:
+        console.file.write(granting.script(runtime, role, kind))
+        return
+    granting.grant(runtime, role, kind)
+    console.print(f"{role} may now do what a pgoutlier {to} does.", highlight=False)
 
 
 def psql(
@@ -217,8 +209,7 @@ def psql(
     ] = None,
 ) -> None:
     """Open psql on the database, with the embedded server's own psql."""
-    database_url, _ = server_urls(settings_with_servers())
-    url: Any = make_url(database_url).set(drivername="postgresql")
+    url = libpq_url(settings_with_servers())
     # An image for external servers leaves the embedded ones out; any psql will do there.
     found = shutil.which("psql") if load_settings().database_url is not None else None
     binary = Path(found) if found else embedded.postgres_binary("psql")

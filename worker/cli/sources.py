@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from pgoutlier import detector
-from pgoutlier.db.ddl import core_objects, installation
-from pgoutlier.db.scoring import quarantine as quarantine_store
 from pgoutlier.db.source.definition import WRITTEN_COLUMNS
-from pgoutlier.db.sources import attach as attaching
-from pgoutlier.db.sources import sources as source_store
 from pgoutlier.db.sources.attach import AttachRequest
 from pgoutlier.worker import tasks
 from pgoutlier.worker.cli.arguments import AsJson, SourceName
 from pgoutlier.worker.cli.context import open_runtime
 from pgoutlier.worker.console import console, print_json, print_table
 from pgoutlier.worker.jobs import job_control
-from pgoutlier.worker.scoring.sequences import index_advice, require_order
-from pgoutlier.worker.sources import filling
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.sources import attaching, filling, listing
+from pgoutlier.worker.sources.attaching import Attached
 from pgoutlier.worker.training import recipes
 from pgoutlier.worker.upkeep import maintenance
 
@@ -97,44 +95,46 @@ def attach(
         name=name,
         write_columns=write_columns,
     )
-    with runtime.engine.begin() as connection:
-        definition, columns = attaching.resolve(connection, request)
-        require_order(chosen, definition)
-        recipes.check_columns(connection, chosen, definition)
-        had_columns = source_store.writes_columns(connection, definition.name)
-        if dry_run:
-            console.file.write(core_objects.script(installation.plan(connection, definition, columns)))
-            return
-        made = source_store.attach(
-            connection, definition, columns, chosen.model_dump(mode="json"), backfill=False
-        )
-        advice = index_advice(connection, definition, [chosen])
-    job = job_control.backfill(runtime, definition.name) if backfill else None
-    if job is not None:
-        tasks.ask_for_work(job.id)
-    n_copied = filling.fill(runtime, definition.name)
-    if as_json:
-        print_json(
-            {
-                "source": definition.name,
-                "attached": made,
-                "features": definition.feature_names,
-                "backfill_job": job.id if job else None,
-                "write_columns": definition.write_columns,
-                "n_scores_copied": n_copied,
-                "index_advice": advice,
-            }
-        )
+    if dry_run:
+        console.file.write(attaching.script(runtime, request, chosen))
         return
-    word = "Attached" if made else "Already attached:"
+    done = attaching.attach(runtime, request, chosen, old_rows="backfilled" if backfill else "left")
+    if done.job is not None:
+        tasks.ask_for_work(done.job.id)
+    n_copied = filling.fill(runtime, done.source.name)
+    if as_json:
+        print_json(_attached_json(done, n_copied=n_copied))
+    else:
+        _print_attached(done, n_copied=n_copied, n_old=_n_old(runtime, done))
+
+
+def _attached_json(done: Attached, *, n_copied: int) -> dict[str, object]:
+    return {
+        "source": done.source.name,
+        "attached": done.made,
+        "features": done.source.definition.feature_names,
+        "backfill_job": done.job.id if done.job else None,
+        "write_columns": done.source.definition.write_columns,
+        "n_scores_copied": n_copied,
+        "index_advice": done.index_advice,
+    }
+
+
+def _n_old(runtime: Runtime, done: Attached) -> int | None:
+    """Rows that the backfill has before it."""
+    return job_control.described(runtime, done.job.id)["n_rows"] if done.job else None
+
+
+def _print_attached(done: Attached, *, n_copied: int, n_old: int | None) -> None:
+    definition = done.source.definition
+    word = "Attached" if done.made else "Already attached:"
     console.print(
         f"{word} {definition.describe()}, as source [bold]{definition.name}[/bold].", highlight=False
     )
-    if job is not None:
-        n_old = job_control.described(runtime, job.id)["n_rows"]
+    if done.job is not None:
         console.print(
-            f"Job {job.id} scores the {n_old:,} rows that were there already, once there is a champion: pgoutlier jobs"
-            f" watch {job.id}",
+            f"Job {done.job.id} scores the {n_old:,} rows that were there already, once there is a champion: pgoutlier"
+            f" jobs watch {done.job.id}",
             highlight=False,
             soft_wrap=True,
         )
@@ -145,14 +145,16 @@ def attach(
             " away again, attach with --no-write-columns.",
             highlight=False,
         )
-    elif had_columns:
+    elif done.columns_taken_out:
         console.print(
             f"The columns {' and '.join(WRITTEN_COLUMNS)} were taken out of {definition.relation}.",
             highlight=False,
         )
-    if advice:
-        console.print(f"To find the rows before each quickly, first run: {advice}", highlight=False)
-    if made:
+    if done.index_advice:
+        console.print(
+            f"To find the rows before each quickly, first run: {done.index_advice}", highlight=False
+        )
+    if done.made:
         console.print(f"Next: pgoutlier train {definition.name}", highlight=False)
 
 
@@ -163,29 +165,25 @@ def detach(
     """Stop watching a table: drops its triggers, written columns, queue, scores, views, verdicts, notices, jobs and
     model versions."""
     runtime = open_runtime()
-    with runtime.engine.begin() as connection:
-        found = source_store.find(connection, source)
+    relation = listing.find(runtime, source).definition.relation
     if not yes:
         typer.confirm(
-            f"Drop the scores, verdicts and all model versions of {source} ({found.definition.relation})?",
+            f"Drop the scores, verdicts and all model versions of {source} ({relation})?",
             abort=True,
         )
-    with runtime.engine.begin() as connection:
-        left = source_store.detach(connection, found)
+    left = attaching.detach(runtime, source)
     if left:
         console.print(
             f"Detached {source}; its two columns are left, which an owner has to drop: {left}",
             highlight=False,
         )
         return
-    console.print(f"Detached {source}; {found.definition.relation} is as it was before.", highlight=False)
+    console.print(f"Detached {source}; {relation} is as it was before.", highlight=False)
 
 
 def sources(as_json: AsJson = False) -> None:
     """List the watched tables."""
-    runtime = open_runtime()
-    with runtime.engine.begin() as connection:
-        found = source_store.every(connection)
+    found = listing.every(open_runtime())
     if as_json:
         print_json([{**s.definition.model_dump(mode="json"), "recipe": s.recipe["name"]} for s in found])
         return
@@ -236,16 +234,14 @@ def quarantine_list(
     as_json: AsJson = False,
 ) -> None:
     """Show quarantined rows. A row leaves by itself when an UPDATE mends its features."""
-    runtime = open_runtime()
-    with runtime.engine.begin() as connection:
-        entries = quarantine_store.entries(connection, source_store.find(connection, source).id, limit=limit)
+    entries = maintenance.quarantined(open_runtime(), source, limit=limit)
     if as_json:
-        print_json(entries)
+        print_json([asdict(entry) for entry in entries])
     elif not entries:
         console.print("Nothing is in quarantine.")
     else:
         columns = ["key", "reason", "column_name", "detail", "quarantined_at"]
-        print_table("", columns, [[entry[c] for c in columns] for entry in entries])
+        print_table("", columns, [[getattr(entry, c) for c in columns] for entry in entries])
 
 
 @quarantine.command("retry")

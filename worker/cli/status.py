@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from pgoutlier.db.errors import SourceError
-from pgoutlier.db.sources import sources
-from pgoutlier.db.status import overview
 from pgoutlier.worker.cli.arguments import AsJson, SourceName
 from pgoutlier.worker.cli.context import open_runtime, settings_with_servers
 from pgoutlier.worker.console import (
@@ -24,6 +23,11 @@ from pgoutlier.worker.console import (
     share,
     top_features_text,
 )
+from pgoutlier.worker.status import flagged_rows
+
+if TYPE_CHECKING:
+    from pgoutlier.db.status.overview import DriftFigures, SourceFigures, TrainingFigures
+    from pgoutlier.worker.status.status import Status
 
 _WATCH_SECONDS = 1.5
 _AGO = re.compile(r"^(\d+(?:\.\d+)?)\s*(s|m|h|d)$")
@@ -43,7 +47,7 @@ def status(
 
     settings_with_servers()
     if as_json:
-        print_json(status_figures.status(open_runtime))
+        print_json(asdict(status_figures.status(open_runtime)))
         return
     if not watch:
         console.print(_status_table(status_figures.status(open_runtime)))
@@ -57,36 +61,36 @@ def status(
             time.sleep(_WATCH_SECONDS)
 
 
-def _status_table(figures: dict[str, Any]) -> Table:
-    shadow = any(row["challenger"] for row in figures["sources"])
+def _status_table(figures: Status) -> Table:
+    shadow = any(source.challenger for source in figures.sources)
     columns = [
         *("source", "queued", "oldest", "rows/s", "champion", *(["challenger"] if shadow else [])),
         *("scored", "quarantine", "training", "note"),
     ]
     table = new_table(f"pgoutlier at {datetime.now(UTC):%H:%M:%S} UTC", columns)
-    for row in figures["sources"]:
+    for source in figures.sources:
         table.add_row(
-            row["name"],
-            f"{row['n_queued']:,}",
-            seconds_text(row["oldest_queued_seconds"]),
-            f"{row['rows_per_second']:,.0f}",
-            str(row["champion"] or "none"),
-            *([str(row["challenger"] or "none")] if shadow else []),
-            f"~{row['n_scored_estimate']:,}",
-            f"{row['n_quarantined']:,}",
-            _training_text(row["training"]),
-            _note(row),
+            source.name,
+            f"{source.n_queued:,}",
+            seconds_text(source.oldest_queued_seconds),
+            f"{source.rows_per_second:,.0f}",
+            str(source.champion or "none"),
+            *([str(source.challenger or "none")] if shadow else []),
+            f"~{source.n_scored_estimate:,}",
+            f"{source.n_quarantined:,}",
+            _training_text(source.training),
+            note(source),
         )
-    lines = (_workers_text(figures), _schedules_text(figures), *map(_job_text, figures["jobs"]))
+    lines = (_workers_text(figures), _schedules_text(figures), *map(_job_text, figures.jobs))
     table.caption = "\n".join(filter(None, lines))
     return table
 
 
-def _drift_text(found: dict[str, Any] | None) -> str:
-    if found is None or not found["drifted"]:
+def _drift_text(found: DriftFigures | None) -> str:
+    if found is None or not found.drifted:
         return ""
-    more = len(found["reasons"]) - 1
-    return f"drift: {found['reasons'][0]}" + (f" and {more} more; see pgoutlier drift" if more else "")
+    more = len(found.reasons) - 1
+    return f"drift: {found.reasons[0]}" + (f" and {more} more; see pgoutlier drift" if more else "")
 
 
 def _notices_text(found: dict[str, Any] | None) -> str:
@@ -100,21 +104,20 @@ def _notices_text(found: dict[str, Any] | None) -> str:
     return f"webhook: {', '.join(words)}" if words else ""
 
 
-def _note(row: dict[str, Any]) -> str:
+def note(source: SourceFigures) -> str:
     """Why scoring stands still, why the challenger does not score, what has drifted, and what is not delivered."""
-    shadow = f"challenger: {row['challenger_problem']}" if row["challenger_problem"] else None
-    return "; ".join(
-        filter(None, (row["problem"], shadow, _drift_text(row["drift"]), _notices_text(row["notices"])))
-    )
+    shadow = f"challenger: {source.challenger_problem}" if source.challenger_problem else None
+    drift, notices = _drift_text(source.drift), _notices_text(source.notices)
+    return "; ".join(filter(None, (source.problem, shadow, drift, notices)))
 
 
-def _training_text(training: dict[str, Any] | None) -> str:
+def _training_text(training: TrainingFigures | None) -> str:
     if training is None:
         return "none yet"
-    if training["status"] == "running":
-        eta = seconds_text(training["eta_seconds"])
-        return f"epoch {training['epoch'] or 0}/{training['n_epochs'] or '?'}, ETA {eta}"
-    return f"{training['status']} {training['started_at']:%H:%M}"
+    if training.status == "running":
+        eta = seconds_text(training.eta_seconds)
+        return f"epoch {training.epoch or 0}/{training.n_epochs or '?'}, ETA {eta}"
+    return f"{training.status} {training.started_at:%H:%M}"
 
 
 def _job_text(job: dict[str, Any]) -> str:
@@ -122,31 +125,31 @@ def _job_text(job: dict[str, Any]) -> str:
     return f"job {job['id']}: {job['kind']} of {job['source']}, {share(job):.0%} of {job['n_rows']:,} rows; {rate}"
 
 
-def _workers_text(figures: dict[str, Any]) -> str:
-    workers = figures["workers"]
+def _workers_text(figures: Status) -> str:
+    workers = figures.workers
     if workers is None:
         return "The broker does not answer; rows stay queued in Postgres. Check it: pgoutlier doctor"
-    listener = f"{figures['listeners']} listener{'s' if figures['listeners'] != 1 else ''}"
+    listener = f"{figures.listeners} listener{'s' if figures.listeners != 1 else ''}"
     if not workers:
         return f"No worker answers ({listener}). Start all processes: pgoutlier up"
-    names = ", ".join(f"{w['name']} ({', '.join(w['queues'])})" for w in workers)
+    names = ", ".join(f"{w.name} ({', '.join(w.queues)})" for w in workers)
     return f"{len(workers)} workers: {names}; {listener}"
 
 
-def _schedules_text(figures: dict[str, Any]) -> str:
+def _schedules_text(figures: Status) -> str:
     """What comes next; what is sent every few seconds is left out."""
-    if not figures["beats"]:
+    if not figures.beats:
         return "No beat runs: no sweep, no retraining. Start one: pgoutlier up, or celery -A pgoutlier.worker beat"
     coming = [
         s
-        for s in figures["schedules"]
+        for s in figures.schedules
         if s["next_run_in_seconds"] is not None and s["name"] not in {"drain", "deliver", "jobs"}
     ]
     coming.sort(key=lambda s: s["next_run_in_seconds"])
     words = [f"{s['name']} in {seconds_text(max(0.0, s['next_run_in_seconds']))}" for s in coming[:4]]
-    wrong = [s["name"] for s in figures["schedules"] if s["problem"]]
+    wrong = [s["name"] for s in figures.schedules if s["problem"]]
     words += [f"{name} cannot run: see pgoutlier schedule list" for name in wrong]
-    n_beats = len(figures["beats"])
+    n_beats = len(figures.beats)
     return f"{n_beats} beat{'s' if n_beats > 1 else ''}; next: {', '.join(words) or 'nothing'}"
 
 
@@ -160,17 +163,14 @@ def flagged(
 ) -> None:
     """The last flagged rows, with what made them stand out."""
     moment = parse_since(since)
-    runtime = open_runtime()
-    with runtime.engine.begin() as connection:
-        found = sources.find(connection, source)
-        rows = overview.flagged(connection, found.definition, since=moment, limit=limit)
+    found = flagged_rows.newest(open_runtime(), source, since=moment, limit=limit)
+    rows, definition = found.rows, found.definition
     if as_json:
         print_json(rows)
         return
     if not rows:
         console.print("No row was flagged." if since is None else f"No row was flagged since {since}.")
         return
-    definition = found.definition
     shown = [c for c in (definition.key_column, definition.time_column, definition.entity_column) if c]
     print_table(
         f"last {len(rows)} flagged of {source}; all columns: --json, or the view outlier.flagged_{source}",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pgoutlier.db.demo.demo_tables import Totals
+from pgoutlier.db.demo.demo_tables import FlaggedRow, Totals
 from pgoutlier.detector import metrics
 
 
@@ -27,7 +27,7 @@ class Detection:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Everything the demo measured."""
+    """Everything the demo measured. worst: the flagged live rows with the largest errors."""
 
     totals: Totals
     latency_ms: dict[str, float | None]
@@ -35,6 +35,7 @@ class Outcome:
     detection: Detection
     model_version: int
     dead_processes: dict[str, int]
+    worst: list[FlaggedRow]
 
     @property
     def complaints(self) -> list[str]:

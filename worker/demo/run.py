@@ -22,18 +22,18 @@ from pgoutlier.db import embedded, migrate
 from pgoutlier.db.demo import demo_tables
 from pgoutlier.db.settings import PREFIX, Settings
 from pgoutlier.db.source.definition import Source
-from pgoutlier.db.sources import attach, sources
+from pgoutlier.db.sources.attach import AttachRequest
 from pgoutlier.db.sql.identifiers import display
 from pgoutlier.db.versions import aliases
-from pgoutlier.worker.cli.models import print_trained, train_with_progress
-from pgoutlier.worker.console import errors, seconds_text
+from pgoutlier.worker.console import epoch_bar, errors, seconds_text
 from pgoutlier.worker.demo.dataset import Dataset, DatasetError, as_csv
 from pgoutlier.worker.demo.figures import Outcome, measure_detection
 from pgoutlier.worker.demo.stream import Stopwatch, insert_live
 from pgoutlier.worker.processes import Supervisor, plans
 from pgoutlier.worker.runtime import Runtime, make_runtime
+from pgoutlier.worker.sources import attaching
 from pgoutlier.worker.status.status import alive_workers
-from pgoutlier.worker.training import recipes
+from pgoutlier.worker.training import recipes, training
 from pgoutlier.worker.upkeep import maintenance
 
 SOURCE = "transactions"
@@ -122,18 +122,18 @@ def _purge_if_killed(data_dir: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def run(
-    console: Console, settings: Settings, dataset: Dataset, plan: Plan
-) -> tuple[Outcome, list[tuple[Any, ...]]]:
-    """The whole demo. Returns what it measured and the worst flagged rows. Every process it starts ends with it."""
+def run(console: Console, settings: Settings, dataset: Dataset, plan: Plan) -> Outcome:
+    """The whole demo. Returns what it measured. Every process it starts ends with it."""
     runtime = make_runtime(settings, application_name="pgoutlier demo")
     migrate.upgrade(runtime.engine)
     lines = as_csv(dataset.rows)
     n_history = len(lines) - int(len(lines) * plan.live_share)
     _say(console, f"Table public.transactions: {dataset.title}; {n_history:,} of them are history.")
     source = _prepare(console, runtime, dataset, lines[:n_history])
-    trained = train_with_progress(runtime, SOURCE, promote=True)
-    print_trained(trained, console)
+    with epoch_bar("training", SOURCE) as on_progress:
+        trained = training.train(runtime, SOURCE, promote=True, on_progress=on_progress)
+    for sentence in trained.sentences():
+        console.print(sentence, highlight=False)
     supervisor = _supervisor(settings)
     with _progress(console) as show, _running(supervisor):
         _wait_for_workers(show, supervisor)
@@ -155,9 +155,10 @@ def run(
         detection=measure_detection(keys, row_errors, flagged, dataset.fraud_kinds, after_key=n_history),
         model_version=champion.version if champion else trained.version,
         dead_processes=dead,
+        worst=worst,
     )
     runtime.engine.dispose()
-    return outcome, worst
+    return outcome
 
 
 def _say(console: Console, text: str) -> None:
@@ -172,7 +173,7 @@ def _prepare(console: Console, runtime: Runtime, dataset: Dataset, history: list
         demo_tables.insert_csv(connection, columns, history)
         demo_tables.insert_truth(connection, dataset.fraud_kinds or [])
     _say(console, f"History written in {seconds_text(time.perf_counter() - started)}.")
-    request = attach.AttachRequest(
+    request = AttachRequest(
         relation="public.transactions",
         key=display(dataset.key),
         features=",".join('"' + name.replace('"', '""') + '"' for name in dataset.features),
@@ -181,12 +182,9 @@ def _prepare(console: Console, runtime: Runtime, dataset: Dataset, history: list
         label=dataset.label,
         name=SOURCE,
     )
-    with runtime.engine.begin() as connection:
-        definition, table_columns = attach.resolve(connection, request)
-        recipe = recipes.chosen_recipe("default", threshold=dataset.threshold).model_dump(mode="json")
-        sources.attach(connection, definition, table_columns, recipe, backfill=True)
-        source = sources.find(connection, SOURCE)
-    _say(console, f"Attached {definition.describe()}.")
+    recipe = recipes.chosen_recipe("default", threshold=dataset.threshold)
+    source = attaching.attach(runtime, request, recipe, old_rows="swept").source
+    _say(console, f"Attached {source.definition.describe()}.")
     return source
 
 

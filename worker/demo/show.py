@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -12,14 +11,19 @@ from pgoutlier.worker.console import new_table, top_features_text
 from pgoutlier.worker.demo.figures import Outcome
 
 
-def show_outcome(console: Console, outcome: Outcome, worst: list[tuple[Any, ...]]) -> None:
+def show_outcome(console: Console, outcome: Outcome) -> None:
     """Tables for people, on the given console."""
     flagged = new_table(
         "Flagged live rows with the largest reconstruction errors", ["key", "error", "truth", "top features"]
     )
-    for key, error, top, kind in worst:
-        flagged.add_row(f"{key}", f"{error:,.1f}", kind or "-", top_features_text(top))
-    if worst:
+    for row in outcome.worst:
+        flagged.add_row(
+            f"{row.key}",
+            f"{row.reconstruction_error:,.1f}",
+            row.fraud_kind or "-",
+            top_features_text(row.top_features),
+        )
+    if outcome.worst:
         console.print(flagged)
     _print_figures(
         console, "Detection, on the live rows (the model was not trained on them)", _detection(outcome)

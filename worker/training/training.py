@@ -45,6 +45,20 @@ class TrainedVersion:
     threshold: float
     metrics: dict[str, Any]
 
+    def sentences(self) -> list[str]:
+        """What came of it: the version, whether it scores and why, and what else can be done."""
+        left_out = ", ".join(f"{n:,} {reason}" for reason, n in self.left_out.items()) or "none"
+        held_out = f"; held out: {self.n_held_out:,}" if self.n_held_out else ""
+        version = (
+            f"Version {self.version} of {self.source}: {self.n_rows:,} rows (left out: {left_out}{held_out}),"
+            f" threshold {self.threshold:.4g}, {self.metrics.get('seconds', 0):.1f} s."
+        )
+        if self.promoted:
+            why = [f"Why: {self.reason}."] if self.n_held_out else []
+            return [version, "It is the champion: the next batch is scored with it.", *why]
+        by_hand = f"To let it score: pgoutlier models promote {self.source} {self.version}"
+        return [version, f"It does not score: {self.reason}.", by_hand]
+
 
 def train(
     runtime: Runtime,

@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from pgoutlier.db.errors import PgoutlierError, first_line
 from pgoutlier.db.notices import notices
 from pgoutlier.db.scoring import quarantine, queue
+from pgoutlier.db.scoring.quarantine import Quarantined
 from pgoutlier.db.sources import sources
 from pgoutlier.db.upkeep import pruning
 from pgoutlier.worker.runtime import Runtime
@@ -47,6 +48,12 @@ def retry_quarantine(runtime: Runtime, source_name: str, keys: list[str] | None)
     if n_queued:
         log.info("quarantine_retried", source=source_name, n_rows=n_queued)
     return n_queued
+
+
+def quarantined(runtime: Runtime, source_name: str, *, limit: int) -> list[Quarantined]:
+    """Rows that could not be scored, the newest entries first. Raises SourceError if there is no such source."""
+    with runtime.engine.begin() as connection:
+        return quarantine.entries(connection, sources.find(connection, source_name).id, limit=limit)
 
 
 def prune_all(runtime: Runtime) -> dict[str, int]:

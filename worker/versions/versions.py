@@ -23,6 +23,12 @@ log = structlog.get_logger()
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
+def listed(runtime: Runtime, source_name: str) -> list[dict[str, Any]]:
+    """All versions, the newest first. Raises SourceError if there is no such source."""
+    with runtime.engine.begin() as connection:
+        return version_rows.versions(connection, sources.find(connection, source_name).id)
+
+
 def promote(runtime: Runtime, source_name: str, version: int, *, reason: str) -> bool:
     """Make a version the champion. Returns False if it is already.
 

@@ -1,9 +1,8 @@
-"""What doctor looks at of one source."""
+"""The checks of one source."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from pydantic import ValidationError
 from sqlalchemy import Connection
@@ -19,19 +18,9 @@ from pgoutlier.db.versions import aliases
 from pgoutlier.detector import Recipe
 from pgoutlier.models_store import registry
 from pgoutlier.models_store.artifact import ArtifactRefused
+from pgoutlier.worker.doctor.finding import Finding
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.scoring.sequences import index_advice, require_order
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked at. mend is empty if all is well."""
-
-    what: str
-    ok: bool
-    detail: str
-    mend: str = ""
-
 
 Check = Callable[[Connection, Runtime, Source], Finding]
 
@@ -195,10 +184,8 @@ def _order(connection: Connection, runtime: Runtime, source: Source) -> Finding:
 
 
 def _problem(connection: Connection, _: Runtime, source: Source) -> Finding:
-    row = overview.describe(connection, source)
-    detail = f"{row['n_queued']:,} queued, {row['n_quarantined']:,} in quarantine"
-    if row["problem"]:
-        return Finding(
-            f"{source.name} queue", False, f"{detail}; {row['problem']}", "see the sentence before"
-        )
+    found = overview.describe(connection, source)
+    detail = f"{found.n_queued:,} queued, {found.n_quarantined:,} in quarantine"
+    if found.problem:
+        return Finding(f"{source.name} queue", False, f"{detail}; {found.problem}", "see the sentence before")
     return Finding(f"{source.name} queue", True, detail)

@@ -1,0 +1,1 @@
+"""Whether everything is right, and how to mend what is not."""

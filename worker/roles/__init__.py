@@ -1,0 +1,1 @@
+"""What administrators let other roles do."""

@@ -1,0 +1,86 @@
+"""Attach and detach: from what was asked for to a source, each in one transaction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sqlalchemy import Connection
+
+from pgoutlier.db.ddl import core_objects, installation
+from pgoutlier.db.source.definition import Source, SourceDefinition
+from pgoutlier.db.sources import sources
+from pgoutlier.db.sources.attach import AttachRequest, resolve
+from pgoutlier.detector import Recipe
+from pgoutlier.worker.jobs import job_control
+from pgoutlier.worker.jobs.job_control import Started
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.scoring.sequences import index_advice, require_order
+from pgoutlier.worker.training import recipes
+
+# What becomes of the rows that are there already: nothing, the next sweep queues them, a job scores them.
+OldRows = Literal["left", "swept", "backfilled"]
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A source, and what attach did: made is False if it was attached like this already.
+
+    columns_taken_out: that its table had the scores in columns until now. job: the backfill, if one was asked for.
+    index_advice: the CREATE INDEX that finding the rows before each needs, or None.
+    """
+
+    source: Source
+    made: bool
+    columns_taken_out: bool
+    job: Started | None
+    index_advice: str | None
+
+
+def attach(
+    runtime: Runtime, request: AttachRequest, recipe: Recipe, *, old_rows: OldRows = "left"
+) -> Attached:
+    """Watch a table. Scores that lie there already are copied into its columns by `filling.fill`.
+
+    Raises SourceError or ModelError, with one sentence, if the table or the recipe does not fit what was asked for.
+    """
+    with runtime.engine.begin() as connection:
+        definition, columns = _resolved(connection, request, recipe)
+        had_columns = sources.writes_columns(connection, definition.name)
+        made = sources.attach(
+            connection,
+            definition,
+            columns,
+            recipe.model_dump(mode="json"),
+            sweep_old_rows=old_rows == "swept",
+        )
+        source = sources.find(connection, definition.name)
+        advice = index_advice(connection, definition, [recipe])
+    job = job_control.backfill(runtime, source.name) if old_rows == "backfilled" else None
+    return Attached(source, made, had_columns and not definition.write_columns, job, advice)
+
+
+def script(runtime: Runtime, request: AttachRequest, recipe: Recipe) -> str:
+    """The SQL that `attach` would run on the source's objects; nothing is changed. Raises what `attach` raises."""
+    with runtime.engine.begin() as connection:
+        definition, columns = _resolved(connection, request, recipe)
+        return core_objects.script(installation.plan(connection, definition, columns))
+
+
+def _resolved(
+    connection: Connection, request: AttachRequest, recipe: Recipe
+) -> tuple[SourceDefinition, tuple[str, ...]]:
+    definition, columns = resolve(connection, request)
+    require_order(recipe, definition)
+    recipes.check_columns(connection, recipe, definition)
+    return definition, columns
+
+
+def detach(runtime: Runtime, source_name: str) -> str | None:
+    """Drop all our objects of a source and its rows in our tables; the user's table is left as it was.
+
+    Returns the statement that drops the columns in it, where only its owner may do that. Raises SourceError if there
+    is no such source, its table is in use, or other objects need ours.
+    """
+    with runtime.engine.begin() as connection:
+        return sources.detach(connection, sources.find(connection, source_name))
