@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 from rich.console import Console
 
-from benchmarks import latency, overhead, processes, rivals, throughput
+from benchmarks import insert_rate, latency, overhead, processes, rivals, throughput
 from benchmarks.ground import Ground, ground, median
 from pgoutlier.worker.console import new_table
 from pgoutlier.worker.logs import configure_logs
@@ -45,6 +45,8 @@ def _measure(base: Ground, arguments: argparse.Namespace) -> dict[str, object]:
     with processes.running(base):
         processes.until_answered(base)
         result["cli_status_seconds"] = round(processes.pgoutlier_seconds(base, "status"), 2)
+    _say("what 1, 4, 8 and 16 writers keep of their rate while all they write is scored")
+    result["insert_rate_by_clients"] = insert_rate.measure(base, n_rounds=3, seconds=arguments.seconds / 4)
     throughput.remove_rows(base)
     _say("floor and drain, one and two threads")
     speed = throughput.measure(base, n_rounds=arguments.rounds)
@@ -92,6 +94,7 @@ TARGETS = {
     "drain_over_per_row": ">= 3000",
     "insert_overhead_bulk": "<= 1.7, aim 1.3",
     "insert_overhead_single": "<= 1.5, aim 1.2",
+    "insert_rate_by_clients": "each over_plain >= 0.75, p50_ms <= 15",
     "latency_ms": "p50 <= 4, p99 <= 12",
     "latency_1000_ms": "p50 <= 10",
     "start_to_first_score_seconds": "<= 2.5",

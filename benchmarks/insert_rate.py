@@ -14,10 +14,10 @@ import numpy as np
 import psycopg
 
 from benchmarks.ground import COLUMNS, FEATURES, Ground, ground, median
-from benchmarks.latency import started
+from benchmarks.processes import running
 from pgoutlier.db.embedded.postgres import postgres_binary
 
-CLIENTS = (16,)
+CLIENTS = (1, 4, 8, 16)
 
 
 def measure(base: Ground, *, n_rounds: int, seconds: float) -> dict[str, dict[str, float]]:
@@ -25,7 +25,7 @@ def measure(base: Ground, *, n_rounds: int, seconds: float) -> dict[str, dict[st
     `plain` and `scored` a second; `p50_ms` from commit to score meanwhile.
     """
     result = {}
-    with started(base), tempfile.TemporaryDirectory() as folder:
+    with running(base), tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "insert.sql"
         script.write_text(
             f"INSERT INTO transactions ({COLUMNS}) VALUES ({', '.join(['random()'] * len(FEATURES))});\n"
@@ -55,9 +55,16 @@ def _pair(
             with _Watch(base) as watch:
                 rates[on] = _pgbench(base, script, n_clients, seconds)
             p50 = watch.p50_ms()
+            _until_drained(base)
         else:
             rates[on] = _pgbench(base, script, n_clients, seconds)
     return rates[False], rates[True], p50
+
+
+def _until_drained(base: Ground) -> None:
+    """What is left over is no burden on what is measured next."""
+    while base.connection.execute("SELECT FROM outlier.queue_transactions LIMIT 1").fetchone() is not None:
+        time.sleep(0.1)
 
 
 class _Watch:
