@@ -144,10 +144,20 @@ class Settings(BaseSettings):
     )
     artifact_max_bytes: int = Field(64 * 2**20, ge=2**10, description="a larger model artifact is refused")
 
-    @field_validator("database_url", "broker_url", "signing_key", "webhook_secret", mode="before")
+    @field_validator("database_url", "broker_url", "webhook_secret", mode="before")
     @classmethod
     def _empty_means_unset(cls, value: object) -> object:
         return None if value == "" else value
+
+    @field_validator("signing_key", mode="before")
+    @classmethod
+    def _no_signing_key_by_accident(cls, value: object) -> object:
+        if isinstance(value, str) and not value.strip():
+            raise ValueError(
+                "is empty, so that artifacts would be neither signed nor checked; give it a key, or take it away if"
+                " that is meant"
+            )
+        return value
 
     @field_validator("database_url")
     @classmethod

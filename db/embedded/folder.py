@@ -33,6 +33,7 @@ PLAIN_PATH = re.compile(r"[A-Za-z0-9_./+-]+")
 # Generous, because crash recovery may take minutes; a server that died is noticed at once.
 START_SECONDS, STOP_SECONDS = 300.0, 60.0
 LARGE_LOG_BYTES = 10 * 2**20
+PASSED_ON = frozenset({"PATH", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"})
 
 
 class EmbeddedServerError(PgoutlierError):
@@ -176,8 +177,9 @@ class DataFolder:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command as the servers' account, away from the caller's terminal and its Ctrl-C."""
         account = self.account
-        # PGPORT, PGDATA and their like would reach into servers and tools that are not meant by them.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+        # Whoever has the servers' account reads their environment: no secret of the caller's goes into it. And PGPORT,
+        # PGDATA and their like would reach into servers and tools that are not meant by them.
+        environment = {name: value for name, value in os.environ.items() if name in PASSED_ON}
         return subprocess.run(  # noqa: S603 (the commands are ours)
             command,
             input=stdin,

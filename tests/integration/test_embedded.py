@@ -132,6 +132,16 @@ def test_root_s_servers_run_unprivileged(shared: ServerKit) -> None:
     assert all(psutil.Process(pid).uids().effective != 0 for pid in pids(shared))
 
 
+def test_the_servers_see_nothing_of_the_environment_but_what_they_need(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "PGOUTLIER_SIGNING_KEY", "GITHUB_TOKEN", "HOME"):
+        monkeypatch.setenv(name, "a secret of the caller")
+    embedded.ensure_running(data_dir)
+    for pid in pids(ServerKit.of(data_dir)):
+        assert "a secret of the caller" not in psutil.Process(pid).environ().values()
+
+
 def test_postgres_binary_is_found() -> None:
     done = subprocess.run(
         [embedded.postgres_binary("psql"), "--version"], capture_output=True, text=True, check=True

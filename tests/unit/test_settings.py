@@ -64,10 +64,19 @@ def test_every_complaint_is_made_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_an_empty_url_is_none_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("DATABASE_URL", "BROKER_URL", "SIGNING_KEY"):
+    for name in ("DATABASE_URL", "BROKER_URL"):
         monkeypatch.setenv(f"PGOUTLIER_{name}", "")
     settings = load_settings()
-    assert (settings.database_url, settings.broker_url, settings.signing_key) == (None, None, None)
+    assert (settings.database_url, settings.broker_url) == (None, None)
+
+
+@pytest.mark.parametrize("value", ["", "  ", "\t"])
+def test_an_empty_signing_key_is_refused_and_turns_nothing_off(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("PGOUTLIER_SIGNING_KEY", value)
+    with pytest.raises(SettingsError, match=r"PGOUTLIER_SIGNING_KEY: .*neither signed nor checked"):
+        load_settings()
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
