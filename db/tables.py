@@ -38,6 +38,9 @@ metadata = MetaData(
     },
 )
 
+# None is NULL, and not the null of JSON.
+_JSON = JSONB(none_as_null=True)
+
 
 def _created(name: str) -> Column[object]:
     return Column(name, DateTime(timezone=True), nullable=False, server_default=func.now())
@@ -52,8 +55,8 @@ sources = Table(
     metadata,
     Column("id", Integer, Identity(always=True), primary_key=True),
     Column("name", Text, nullable=False, unique=True),
-    Column("definition", JSONB, nullable=False, comment="db.sources.SourceDefinition"),
-    Column("recipe", JSONB, nullable=False, comment="detector.Recipe that new versions are trained with"),
+    Column("definition", _JSON, nullable=False, comment="db.sources.SourceDefinition"),
+    Column("recipe", _JSON, nullable=False, comment="detector.Recipe that new versions are trained with"),
     Column(
         "attached_xid",
         BigInteger,
@@ -101,13 +104,13 @@ model_versions = Table(
     Column("source_id", Integer, ForeignKey("outlier.sources.id", ondelete="CASCADE"), nullable=False),
     Column("version", Integer, nullable=False),
     Column("recipe_name", Text, nullable=False),
-    Column("recipe", JSONB, nullable=False),
-    Column("feature_names", JSONB, nullable=False),
+    Column("recipe", _JSON, nullable=False),
+    Column("feature_names", _JSON, nullable=False),
     Column("artifact", LargeBinary, nullable=False),
     Column("sha256", Text, nullable=False),
     Column("signature", Text, comment="HMAC-SHA-256 of the artifact, when a signing key was set"),
     Column("threshold", Double, nullable=False),
-    Column("metrics", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
+    Column("metrics", _JSON, nullable=False, server_default=text("'{}'::jsonb")),
     Column("n_training_rows", BigInteger, nullable=False),
     Column("training_from", Text, comment="first key or event time of the training rows"),
     Column("training_to", Text),
@@ -117,10 +120,10 @@ model_versions = Table(
         Integer,
         comment="the version whose detector it is, and so whose errors: they differ in the threshold only",
     ),
-    Column("drift_reference", JSONB, comment="detector.drift.Reference: how its training rows are spread"),
+    Column("drift_reference", _JSON, comment="detector.drift.Reference: how its training rows are spread"),
     Column(
         "imported_from",
-        JSONB,
+        _JSON,
         comment="models_store.version_file.Origin: which version of which source it was",
     ),
     _created("created_at"),
@@ -220,16 +223,16 @@ training_runs = Table(
     Column("id", BigInteger, Identity(always=True), primary_key=True),
     Column("source_id", Integer, ForeignKey("outlier.sources.id", ondelete="CASCADE"), nullable=False),
     Column("status", Text, nullable=False, server_default=text("'running'")),
-    Column("recipe", JSONB, nullable=False),
+    Column("recipe", _JSON, nullable=False),
     Column("seed", BigInteger, nullable=False),
     Column("n_rows", BigInteger),
-    Column("left_out", JSONB, comment="rows left out of training, by reason"),
+    Column("left_out", _JSON, comment="rows left out of training, by reason"),
     Column("epoch", Integer),
     Column("n_epochs", Integer),
     Column("loss", Double),
     Column("eta_seconds", Double),
-    Column("metrics", JSONB),
-    Column("versions", JSONB, comment="of Python, TensorFlow and pgoutlier"),
+    Column("metrics", _JSON),
+    Column("versions", _JSON, comment="of Python, TensorFlow and pgoutlier"),
     Column("recipe_hash", Text, comment="SHA-256 of the recipe"),
     Column(
         "data_fingerprint", Text, comment="SHA-256 of the rows that were read, and which of them are normal"
@@ -315,7 +318,7 @@ drift_reports = Table(
     _created("measured_at"),
     Column("n_rows", BigInteger, nullable=False, comment="rows it was measured on, the newest"),
     Column(
-        "features", JSONB, nullable=False, comment="feature, psi and limit of each, the largest psi first"
+        "features", _JSON, nullable=False, comment="feature, psi and limit of each, the largest psi first"
     ),
     Column("error_psi", Double, comment="PSI of the reconstruction error"),
     Column("error_limit", Double),
@@ -325,7 +328,7 @@ drift_reports = Table(
         "quarantine_rate", Double, nullable=False, comment="share of the newest rows that are in quarantine"
     ),
     Column("drifted", Boolean, nullable=False, comment="whether anything is beyond its limit"),
-    Column("reasons", JSONB, nullable=False, comment="a sentence for each that is"),
+    Column("reasons", _JSON, nullable=False, comment="a sentence for each that is"),
     Index(None, "source_id", "id"),
 )
 
@@ -391,8 +394,8 @@ schedules = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("task", Text, nullable=False),
-    Column("args", JSONB, nullable=False, server_default=text("'[]'::jsonb")),
-    Column("kwargs", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
+    Column("args", _JSON, nullable=False, server_default=text("'[]'::jsonb")),
+    Column("kwargs", _JSON, nullable=False, server_default=text("'{}'::jsonb")),
     Column("every_seconds", Double, comment="the interval; null: see crontab"),
     Column("crontab", Text, comment="minute, hour, day of month, month, day of week; in time_zone"),
     Column("time_zone", Text, nullable=False, server_default=text("'UTC'")),
@@ -448,8 +451,8 @@ schedule_events = Table(
     Column("id", BigInteger, Identity(always=True), primary_key=True),
     Column("schedule", Text, nullable=False),
     Column("action", Text, nullable=False),
-    Column("before", JSONB),
-    Column("after", JSONB),
+    Column("before", _JSON),
+    Column("after", _JSON),
     _created("created_at"),
     _by(),
     Index(None, "schedule", "id"),
@@ -489,7 +492,7 @@ notices = Table(
     Column("threshold", Double, comment="that of the model version"),
     Column("model_version", Integer, nullable=False),
     Column("scored_at", DateTime(timezone=True), nullable=False),
-    Column("top_features", JSONB),
+    Column("top_features", _JSON),
     Column(
         "xact_id",
         BigInteger,

@@ -8,7 +8,7 @@ from typing import Any, LiteralString, cast
 import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Executable
 
 from pgoutlier.db.engine import driver_connection
 
@@ -57,6 +57,11 @@ def run_dicts(
     query = sql.SQL(statement) if isinstance(statement, str) else statement
     with driver_connection(connection).cursor(row_factory=dict_row) as cursor:
         return cursor.execute(query, params).fetchall()
+
+
+def dicts(connection: Connection, statement: Executable) -> list[dict[str, Any]]:
+    """Execute a statement that SQLAlchemy builds from db.tables and return every row as a dict."""
+    return [dict(row) for row in connection.execute(statement).mappings()]
 
 
 def one(connection: Connection, statement: sql.Composed | LiteralString, params: Params = ()) -> Any:

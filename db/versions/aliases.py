@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, func, select
+from sqlalchemy.dialects import postgresql
 
 from pgoutlier.db.errors import NoChampion
 from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sql import locks
-from pgoutlier.db.sql.statements import run, run_dicts
+from pgoutlier.db.sql.statements import dicts, run
+from pgoutlier.db.tables import alias_events, model_aliases, model_versions
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
@@ -45,13 +48,12 @@ class Aliases:
 
 def alias(connection: Connection, source_id: int, name: str = CHAMPION) -> Pointed | None:
     """What an alias points at, or None."""
-    row = run(
-        connection,
-        "SELECT v.id, v.version FROM outlier.model_aliases a JOIN outlier.model_versions v"
-        " USING (source_id, version) WHERE a.source_id = %s AND a.alias = %s",
-        (source_id, name),
-    ).fetchone()
-    return Pointed(*row) if row else None
+    row = connection.execute(
+        select(model_versions.c.id, model_versions.c.version)
+        .join(model_aliases)
+        .where(model_aliases.c.source_id == source_id, model_aliases.c.alias == name)
+    ).one_or_none()
+    return None if row is None else Pointed(*row)
 
 
 def champion_of(connection: Connection, source: Source) -> int:
@@ -95,25 +97,28 @@ def move_alias(
     reason: str,
 ) -> None:
     """Point an alias at a version, or at none, and record who moved it and why. The caller holds `lock_alias`."""
+    columns = model_aliases.c
     if to_version is None:
-        run(
-            connection,
-            "DELETE FROM outlier.model_aliases WHERE source_id = %s AND alias = %s",
-            (source_id, name),
+        connection.execute(
+            model_aliases.delete().where(columns.source_id == source_id, columns.alias == name)
         )
     else:
-        run(
-            connection,
-            "INSERT INTO outlier.model_aliases (source_id, alias, version) VALUES (%s, %s, %s)"
-            " ON CONFLICT (source_id, alias) DO UPDATE SET version = excluded.version, moved_at = now(),"
-            " problem = NULL, paused_until = NULL",
-            (source_id, name, to_version),
+        # Whatever was wrong with the version before says nothing of this one.
+        moved = {"version": to_version, "moved_at": func.now(), "problem": None, "paused_until": None}
+        connection.execute(
+            postgresql.insert(model_aliases)
+            .values(source_id=source_id, alias=name, **moved)
+            .on_conflict_do_update(index_elements=[columns.source_id, columns.alias], set_=moved)
         )
-    run(
-        connection,
-        "INSERT INTO outlier.alias_events (source_id, alias, from_version, to_version, action, reason)"
-        " VALUES (%s, %s, %s, %s, %s, %s)",
-        (source_id, name, from_version, to_version, action, reason),
+    connection.execute(
+        alias_events.insert().values(
+            source_id=source_id,
+            alias=name,
+            from_version=from_version,
+            to_version=to_version,
+            action=action,
+            reason=reason,
+        )
     )
 
 
@@ -121,19 +126,29 @@ def note_challenger(
     connection: Connection, source_id: int, version: int, problem: str | None, *, pause_seconds: float
 ) -> None:
     """Record why a challenger does not score, or that it does; nothing if it is the challenger no more."""
-    run(
-        connection,
-        "UPDATE outlier.model_aliases SET problem = %s, paused_until = now() + nullif(%s, 0) * interval '1 s'"
-        " WHERE source_id = %s AND alias = %s AND version = %s",
-        (problem, pause_seconds, source_id, CHALLENGER, version),
+    columns = model_aliases.c
+    pause = func.now() + timedelta(seconds=pause_seconds) if pause_seconds else None
+    connection.execute(
+        model_aliases.update()
+        .where(columns.source_id == source_id, columns.alias == CHALLENGER, columns.version == version)
+        .values(problem=problem, paused_until=pause)
     )
 
 
 def alias_history(connection: Connection, source_id: int, name: str = CHAMPION) -> list[dict[str, Any]]:
     """Every move of an alias, the newest first."""
-    return run_dicts(
+    columns = alias_events.c
+    return dicts(
         connection,
-        "SELECT id, action, from_version, to_version, reason, created_at, created_by"
-        " FROM outlier.alias_events WHERE source_id = %s AND alias = %s ORDER BY id DESC",
-        (source_id, name),
+        select(
+            columns.id,
+            columns.action,
+            columns.from_version,
+            columns.to_version,
+            columns.reason,
+            columns.created_at,
+            columns.created_by,
+        )
+        .where(columns.source_id == source_id, columns.alias == name)
+        .order_by(columns.id.desc()),
     )

@@ -4,42 +4,40 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, func, select
+from sqlalchemy.dialects import postgresql
 
-from pgoutlier.db.sql.statements import one, run, run_dicts
+from pgoutlier.db.sql.statements import run, run_dicts
+from pgoutlier.db.tables import model_tags, model_versions, version_events
 from pgoutlier.db.versions.aliases import CHAMPION
 
 
 def tag(connection: Connection, source_id: int, version: int, name: str) -> bool:
     """Give a version that there is a tag. Returns False if it has it already."""
-    return bool(
-        run(
-            connection,
-            "INSERT INTO outlier.model_tags (source_id, version, tag) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
-            (source_id, version, name),
-        ).rowcount
+    given = (
+        postgresql.insert(model_tags)
+        .values(source_id=source_id, version=version, tag=name)
+        .on_conflict_do_nothing()
+        .returning(model_tags.c.tag)
     )
+    return connection.scalar(given) is not None
 
 
 def untag(connection: Connection, source_id: int, version: int, name: str) -> bool:
     """Take a tag away. Returns False if the version does not have it."""
-    return bool(
-        run(
-            connection,
-            "DELETE FROM outlier.model_tags WHERE source_id = %s AND version = %s AND tag = %s",
-            (source_id, version, name),
-        ).rowcount
+    columns = model_tags.c
+    taken = model_tags.delete().where(
+        columns.source_id == source_id, columns.version == version, columns.tag == name
     )
+    return bool(connection.execute(taken).rowcount)
 
 
 def record(
     connection: Connection, source_id: int, version: int, action: str, detail: str | None = None
 ) -> None:
     """Note who did what with a version, and when."""
-    run(
-        connection,
-        "INSERT INTO outlier.version_events (source_id, version, action, detail) VALUES (%s, %s, %s, %s)",
-        (source_id, version, action, detail),
+    connection.execute(
+        version_events.insert().values(source_id=source_id, version=version, action=action, detail=detail)
     )
 
 
@@ -67,10 +65,9 @@ def history(
 
 def same_artifact(connection: Connection, source_id: int, sha256: str) -> int | None:
     """The version of the source with this artifact, the newest of several, or None."""
-    found: int | None = one(
-        connection,
-        "SELECT max(version) FROM outlier.model_versions WHERE source_id = %s AND sha256 = %s",
-        (source_id, sha256),
+    columns = model_versions.c
+    found: int | None = connection.scalar(
+        select(func.max(columns.version)).where(columns.source_id == source_id, columns.sha256 == sha256)
     )
     return found
 
@@ -106,8 +103,7 @@ def dispensable(connection: Connection, source_id: int, *, keep: int) -> list[in
 
 def delete(connection: Connection, source_id: int, versions: list[int]) -> None:
     """Remove versions with their artifacts and reports. The caller holds `db.versions.aliases.lock_alias`."""
-    run(
-        connection,
-        "DELETE FROM outlier.model_versions WHERE source_id = %s AND version = ANY (%s)",
-        (source_id, versions),
+    columns = model_versions.c
+    connection.execute(
+        model_versions.delete().where(columns.source_id == source_id, columns.version.in_(versions))
     )

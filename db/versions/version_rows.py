@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
 from psycopg import sql
-from psycopg.types.json import Jsonb
-from sqlalchemy import Connection
+from sqlalchemy import Connection, func, select
 
 from pgoutlier.db.sql import locks
 from pgoutlier.db.sql.statements import compose, one, run, run_dicts
+from pgoutlier.db.tables import model_versions
 
 # Of the versions v and k of a source.
 SAME_ERRORS = sql.SQL("coalesce(v.errors_of, v.version) = coalesce(k.errors_of, k.version)")
@@ -61,13 +61,13 @@ class VersionRow:
 
 def find(connection: Connection, source_id: int, version: int) -> VersionRow | None:
     """A version, or None if there is no such version."""
-    rows = run_dicts(
-        connection,
-        "SELECT id, version, recipe, threshold, metrics, n_training_rows, training_from, training_to, drift_reference,"
-        " errors_of, created_at, created_by FROM outlier.model_versions WHERE source_id = %s AND version = %s",
-        (source_id, version),
-    )
-    return VersionRow(**rows[0]) if rows else None
+    columns = model_versions.c
+    row = connection.execute(
+        select(*(columns[field.name] for field in fields(VersionRow))).where(
+            columns.source_id == source_id, columns.version == version
+        )
+    ).one_or_none()
+    return None if row is None else VersionRow(*row)
 
 
 def with_threshold(connection: Connection, source_id: int, version: int, threshold: float) -> int | None:
@@ -89,55 +89,40 @@ def with_threshold(connection: Connection, source_id: int, version: int, thresho
 def copy_version(connection: Connection, source_id: int, version: int, values: dict[str, Any]) -> int:
     """Add a version like this one, with the same errors, but for `values` (recipe, artifact, sha256, signature,
     threshold). Metrics that say something of the threshold are left out. Returns its number."""
-    (row,) = run_dicts(
-        connection,
-        "SELECT recipe_name, feature_names, metrics - %s::text[] AS metrics, n_training_rows, training_from,"
-        " training_to, version AS parent_version, drift_reference, imported_from,"
-        " coalesce(errors_of, version) AS errors_of FROM outlier.model_versions WHERE source_id = %s AND version = %s",
-        (_METRICS_OF_THRESHOLD, source_id, version),
-    )
-    return insert_version(connection, source_id, {**row, **values})
+    columns = model_versions.c
+    row = connection.execute(
+        select(
+            columns.recipe_name,
+            columns.feature_names,
+            columns.metrics,
+            columns.n_training_rows,
+            columns.training_from,
+            columns.training_to,
+            columns.version.label("parent_version"),
+            columns.drift_reference,
+            columns.imported_from,
+            func.coalesce(columns.errors_of, columns.version).label("errors_of"),
+        ).where(columns.source_id == source_id, columns.version == version)
+    ).one()
+    metrics = {name: value for name, value in row.metrics.items() if name not in _METRICS_OF_THRESHOLD}
+    return insert_version(connection, source_id, {**row._mapping, "metrics": metrics, **values})
 
 
 def insert_version(connection: Connection, source_id: int, row: dict[str, Any]) -> int:
     """Add an immutable version, numbered one past the source's highest. Returns its number."""
     locks.hold(connection, "versions", source_id)
-    return int(
-        one(
-            connection,
-            """
-            INSERT INTO outlier.model_versions
-                (source_id, version, recipe_name, recipe, feature_names, artifact, sha256, signature, threshold,
-                 metrics, n_training_rows, training_from, training_to, parent_version, drift_reference,
-                 imported_from, errors_of)
-            SELECT %(source_id)s, coalesce(max(version), 0) + 1, %(recipe_name)s, %(recipe)s, %(feature_names)s,
-                   %(artifact)s, %(sha256)s, %(signature)s, %(threshold)s, %(metrics)s, %(n_training_rows)s,
-                   %(training_from)s, %(training_to)s, %(parent_version)s, %(drift_reference)s,
-                   %(imported_from)s, %(errors_of)s
-            FROM outlier.model_versions WHERE source_id = %(source_id)s
-            RETURNING version
-            """,
-            {
-                **row,
-                "source_id": source_id,
-                "recipe": Jsonb(row["recipe"]),
-                "feature_names": Jsonb(row["feature_names"]),
-                "metrics": Jsonb(row["metrics"]),
-                "drift_reference": Jsonb(row["drift_reference"]) if row["drift_reference"] else None,
-                "imported_from": Jsonb(row["imported_from"]) if row["imported_from"] else None,
-            },
-        )
-    )
+    columns = model_versions.c
+    number = select(func.coalesce(func.max(columns.version), 0) + 1).where(columns.source_id == source_id)
+    statement = model_versions.insert().values(**row, source_id=source_id, version=number.scalar_subquery())
+    return int(connection.execute(statement.returning(columns.version)).scalar_one())
 
 
 def version_id(connection: Connection, source_id: int, version: int) -> int | None:
     """The id of a version, or None if there is no such version."""
-    found: int | None = one(
-        connection,
-        "SELECT id FROM outlier.model_versions WHERE source_id = %s AND version = %s",
-        (source_id, version),
+    columns = model_versions.c
+    return connection.scalar(
+        select(columns.id).where(columns.source_id == source_id, columns.version == version)
     )
-    return found
 
 
 def artifact(
