@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import Any
 
-from psycopg import sql
 from psycopg.types.json import Jsonb
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, func, select
 
 from pgoutlier.db.sql import locks
-from pgoutlier.db.sql.identifiers import identifier
-from pgoutlier.db.sql.statements import one, run, run_dicts
+from pgoutlier.db.sql.statements import dicts, one, run
+from pgoutlier.db.tables import training_runs
 
 
 def trainer(engine: Engine, source_id: int) -> AbstractContextManager[Connection | None]:
@@ -24,12 +24,11 @@ def start_run(connection: Connection, source_id: int, *, recipe: dict[str, Any],
 
     The caller is the `trainer`, so an open run of the same source has nobody left to finish it.
     """
-    run(
-        connection,
-        "UPDATE outlier.training_runs SET status = 'abandoned', finished_at = now(),"
-        " error = 'the training process ended without a word'"
-        " WHERE source_id = %s AND status = 'running'",
-        (source_id,),
+    columns = training_runs.c
+    connection.execute(
+        training_runs.update()
+        .where(columns.source_id == source_id, columns.status == "running")
+        .values(status="abandoned", finished_at=func.now(), error="the training process ended without a word")
     )
     return int(
         one(
@@ -44,51 +43,36 @@ def start_run(connection: Connection, source_id: int, *, recipe: dict[str, Any],
 
 
 def update_run(connection: Connection, run_id: int, **values: Any) -> None:
-    """Set columns of a training run, dicts as JSON, and its heartbeat."""
-    assignments = sql.SQL(", ").join(
-        sql.SQL("{} = {}").format(identifier(column), sql.Placeholder(column)) for column in values
+    """Set columns of a training run and its heartbeat."""
+    connection.execute(
+        training_runs.update().where(training_runs.c.id == run_id).values(**values, heartbeat_at=func.now())
     )
-    statement = sql.SQL("UPDATE outlier.training_runs SET {}, heartbeat_at = now() WHERE id = %(run_id)s")
-    parameters = {k: Jsonb(v) if isinstance(v, dict) else v for k, v in values.items()}
-    run(connection, statement.format(assignments), {**parameters, "run_id": run_id})
 
 
 def finish_run(connection: Connection, run_id: int, *, status: str, **values: Any) -> None:
     """Close a training run as succeeded or failed."""
-    update_run(connection, run_id, status=status, **values)
-    run(connection, "UPDATE outlier.training_runs SET finished_at = now() WHERE id = %s", (run_id,))
+    update_run(connection, run_id, status=status, finished_at=func.now(), **values)
 
 
 def runs(connection: Connection, source_id: int, *, limit: int) -> list[dict[str, Any]]:
     """The newest training runs of a source first."""
-    return run_dicts(
-        connection,
-        "SELECT * FROM outlier.training_runs WHERE source_id = %s ORDER BY id DESC LIMIT %s",
-        (source_id, limit),
-    )
+    columns = training_runs.c
+    newest = select(training_runs).where(columns.source_id == source_id).order_by(columns.id.desc())
+    return dicts(connection, newest.limit(limit))
 
 
 def trained_lately(connection: Connection, source_id: int, *, seconds: float) -> bool:
     """Whether a training of the source was started within that time."""
-    return bool(
-        one(
-            connection,
-            "SELECT EXISTS (SELECT FROM outlier.training_runs WHERE source_id = %s"
-            " AND started_at > now() - make_interval(secs => %s))",
-            (source_id, seconds),
-        )
-    )
+    columns = training_runs.c
+    since = func.now() - timedelta(seconds=seconds)
+    lately = select(columns.id).where(columns.source_id == source_id, columns.started_at > since)
+    return connection.scalar(lately.limit(1)) is not None
 
 
 def last_run(connection: Connection, source_id: int) -> int:
     """Id of the training run that was started last, 0 if there was none."""
-    return int(
-        one(
-            connection,
-            "SELECT coalesce(max(id), 0) FROM outlier.training_runs WHERE source_id = %s",
-            (source_id,),
-        )
-    )
+    columns = training_runs.c
+    return connection.scalar(select(func.max(columns.id)).where(columns.source_id == source_id)) or 0
 
 
 def sources_to_retrain(
