@@ -7,23 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from datetime import datetime
-from typing import Any, LiteralString
+from datetime import datetime, timedelta
+from typing import Any
 
-from psycopg.types.json import Jsonb
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Double, Select, Text, case, cast, extract, func, or_, select
+from sqlalchemy.dialects import postgresql
 
+from pgoutlier.db import tables
 from pgoutlier.db.errors import ScheduleError
-from pgoutlier.db.sql.statements import one, run, run_dicts
+from pgoutlier.db.sql.statements import dicts, run
 
 # A beat that hangs between claim and commit holds up one schedule, and no longer than this.
 _CLAIM_SECONDS = 60
-# Arguments come as text: one that cannot be read stands in the way of its own schedule only.
-_SELECT: LiteralString = (
-    "SELECT name, task, args::text AS args, kwargs::text AS kwargs, every_seconds, crontab, time_zone, enabled,"
-    " settings_seconds, next_run_at, last_run_at, last_due_at, last_run_by, n_runs, problem, created_at, created_by,"
-    " changed_at, changed_by, clock_timestamp() AS read_at FROM outlier.schedules"
-)
 
 
 @dataclass(frozen=True)
@@ -56,14 +51,24 @@ class Schedule:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "read_at"}
 
 
+_COLUMNS = tables.schedules.c
+# Arguments come as text: one that cannot be read stands in the way of its own schedule only.
+_AS_READ = {
+    "args": cast(_COLUMNS.args, Text).label("args"),
+    "kwargs": cast(_COLUMNS.kwargs, Text).label("kwargs"),
+    "read_at": func.clock_timestamp().label("read_at"),
+}
+_SCHEDULES = select(*(_AS_READ[f.name] if f.name in _AS_READ else _COLUMNS[f.name] for f in fields(Schedule)))
+
+
 def every(connection: Connection) -> list[Schedule]:
     """All schedules by name."""
-    return _read(connection, _SELECT + " ORDER BY name")
+    return _read(connection, _SCHEDULES.order_by(_COLUMNS.name))
 
 
 def find(connection: Connection, name: str) -> Schedule:
     """The schedule, locked until the transaction ends. Raises ScheduleError, naming those there are."""
-    found = _read(connection, _SELECT + " WHERE name = %s FOR UPDATE", (name,))
+    found = _read(connection, _SCHEDULES.where(_COLUMNS.name == name).with_for_update())
     if not found:
         known = ", ".join(schedule.name for schedule in every(connection)) or "none"
         raise ScheduleError(f"There is no schedule {name!r}. Schedules: {known}.")
@@ -71,13 +76,11 @@ def find(connection: Connection, name: str) -> Schedule:
 
 
 def exists(connection: Connection, name: str) -> bool:
-    return bool(one(connection, "SELECT EXISTS (SELECT FROM outlier.schedules WHERE name = %s)", (name,)))
+    return connection.scalar(select(_COLUMNS.name).where(_COLUMNS.name == name)) is not None
 
 
-def _read(
-    connection: Connection, statement: LiteralString, params: tuple[object, ...] = ()
-) -> list[Schedule]:
-    return [Schedule(**row) for row in run_dicts(connection, statement, params)]
+def _read(connection: Connection, statement: Select[Any]) -> list[Schedule]:
+    return [Schedule(*row) for row in connection.execute(statement)]
 
 
 def seed(
@@ -87,20 +90,19 @@ def seed(
 
     follow: one that runs at the settings' interval takes over this one.
     """
-    values = {"name": name, "task": task, "seconds": seconds, "args": Jsonb(args)}
-    run(
-        connection,
-        "INSERT INTO outlier.schedules (name, task, args, every_seconds, settings_seconds)"
-        " VALUES (%(name)s, %(task)s, %(args)s, %(seconds)s, %(seconds)s) ON CONFLICT (name) DO NOTHING",
-        values,
+    connection.execute(
+        postgresql.insert(tables.schedules)
+        .values(name=name, task=task, args=args, every_seconds=seconds, settings_seconds=seconds)
+        .on_conflict_do_nothing(index_elements=[_COLUMNS.name])
     )
     if follow:
-        run(
-            connection,
-            "UPDATE outlier.schedules SET settings_seconds = %(seconds)s,"
-            " every_seconds = CASE WHEN every_seconds = settings_seconds THEN %(seconds)s ELSE every_seconds END"
-            " WHERE name = %(name)s AND settings_seconds <> %(seconds)s",
-            values,
+        follows = _COLUMNS.every_seconds == _COLUMNS.settings_seconds
+        connection.execute(
+            tables.schedules.update()
+            .where(_COLUMNS.name == name, _COLUMNS.settings_seconds != seconds)
+            .values(
+                settings_seconds=seconds, every_seconds=case((follows, seconds), else_=_COLUMNS.every_seconds)
+            )
         )
 
 
@@ -111,38 +113,31 @@ def put(
 
     values: task, every_seconds, crontab, time_zone, enabled.
     """
-    return (
-        one(
-            connection,
-            "INSERT INTO outlier.schedules AS s (name, task, args, kwargs, every_seconds, crontab, time_zone, enabled)"
-            " VALUES (%(name)s, %(task)s, %(args)s, %(kwargs)s, %(every_seconds)s, %(crontab)s, %(time_zone)s,"
-            " %(enabled)s)"
-            " ON CONFLICT (name) DO UPDATE SET (task, args, kwargs, every_seconds, crontab, time_zone, enabled) ="
-            " (excluded.task, excluded.args, excluded.kwargs, excluded.every_seconds, excluded.crontab,"
-            " excluded.time_zone, excluded.enabled)"
-            " WHERE (s.task, s.args, s.kwargs, s.every_seconds, s.crontab, s.time_zone, s.enabled) IS DISTINCT FROM"
-            " (excluded.task, excluded.args, excluded.kwargs, excluded.every_seconds, excluded.crontab,"
-            " excluded.time_zone, excluded.enabled)"
-            " RETURNING true",
-            {**values, "name": name, "args": Jsonb(args), "kwargs": Jsonb(kwargs)},
-        )
-        is not None
+    written = {**values, "args": args, "kwargs": kwargs}
+    new = postgresql.insert(tables.schedules).values(name=name, **written)
+    statement = new.on_conflict_do_update(
+        index_elements=[_COLUMNS.name],
+        set_={column: new.excluded[column] for column in written},
+        where=or_(*(_COLUMNS[column].is_distinct_from(new.excluded[column]) for column in written)),
     )
+    return connection.scalar(statement.returning(_COLUMNS.name)) is not None
 
 
 def set_enabled(connection: Connection, name: str, enabled: bool) -> None:
-    run(connection, "UPDATE outlier.schedules SET enabled = %s WHERE name = %s", (enabled, name))
+    connection.execute(tables.schedules.update().where(_COLUMNS.name == name).values(enabled=enabled))
 
 
 def delete(connection: Connection, name: str) -> None:
-    run(connection, "DELETE FROM outlier.schedules WHERE name = %s", (name,))
+    connection.execute(tables.schedules.delete().where(_COLUMNS.name == name))
 
 
 def unplanned(connection: Connection) -> list[Schedule]:
     """Enabled schedules without a next run, locked; those that another session works on are left out."""
     return _read(
         connection,
-        _SELECT + " WHERE enabled AND next_run_at IS NULL ORDER BY name FOR UPDATE SKIP LOCKED",
+        _SCHEDULES.where(_COLUMNS.enabled, _COLUMNS.next_run_at.is_(None))
+        .order_by(_COLUMNS.name)
+        .with_for_update(skip_locked=True),
     )
 
 
@@ -155,94 +150,117 @@ def claim_due(connection: Connection) -> Schedule | None:
     run(connection, f"SET LOCAL idle_in_transaction_session_timeout = '{_CLAIM_SECONDS}s'")
     found = _read(
         connection,
-        _SELECT + " WHERE enabled AND next_run_at <= clock_timestamp()"
-        " ORDER BY next_run_at, name LIMIT 1 FOR UPDATE SKIP LOCKED",
+        _SCHEDULES.where(_COLUMNS.enabled, _COLUMNS.next_run_at <= func.clock_timestamp())
+        .order_by(_COLUMNS.next_run_at, _COLUMNS.name)
+        .limit(1)
+        .with_for_update(skip_locked=True),
     )
     return found[0] if found else None
 
 
 def plan(connection: Connection, name: str, *, next_run_at: datetime | None, problem: str | None) -> None:
     """Note when it runs next, or why it does not. Writes only on a change."""
-    run(
-        connection,
-        "UPDATE outlier.schedules SET next_run_at = %(next)s, problem = %(problem)s WHERE name = %(name)s"
-        " AND (next_run_at, problem) IS DISTINCT FROM (%(next)s::timestamptz, %(problem)s::text)",
-        {"name": name, "next": next_run_at, "problem": problem},
+    connection.execute(
+        tables.schedules.update()
+        .where(
+            _COLUMNS.name == name,
+            or_(
+                _COLUMNS.next_run_at.is_distinct_from(next_run_at), _COLUMNS.problem.is_distinct_from(problem)
+            ),
+        )
+        .values(next_run_at=next_run_at, problem=problem)
     )
 
 
 def note_run(connection: Connection, name: str, *, due_at: datetime, next_run_at: datetime, by: str) -> None:
     """Note that the tick of due_at was sent."""
-    run(
-        connection,
-        "UPDATE outlier.schedules SET last_run_at = clock_timestamp(), last_due_at = %s, last_run_by = %s,"
-        " n_runs = n_runs + 1, next_run_at = %s, problem = NULL WHERE name = %s",
-        (due_at, by, next_run_at, name),
+    connection.execute(
+        tables.schedules.update()
+        .where(_COLUMNS.name == name)
+        .values(
+            last_run_at=func.clock_timestamp(),
+            last_due_at=due_at,
+            last_run_by=by,
+            n_runs=_COLUMNS.n_runs + 1,
+            next_run_at=next_run_at,
+            problem=None,
+        )
     )
 
 
 def note_run_now(connection: Connection, name: str) -> None:
     """Note that somebody had it run; when it is due next is left as it was."""
-    run(
-        connection,
-        "UPDATE outlier.schedules SET last_run_at = clock_timestamp(), last_due_at = NULL,"
-        " last_run_by = session_user, n_runs = n_runs + 1 WHERE name = %s",
-        (name,),
+    connection.execute(
+        tables.schedules.update()
+        .where(_COLUMNS.name == name)
+        .values(
+            last_run_at=func.clock_timestamp(),
+            last_due_at=None,
+            last_run_by=func.session_user(),
+            n_runs=_COLUMNS.n_runs + 1,
+        )
     )
 
 
 def seconds_to_next(connection: Connection) -> float | None:
     """Until the next run of any schedule, negative if it is due; None if none will be."""
-    seconds = one(
-        connection,
-        "SELECT extract(epoch FROM min(next_run_at) - clock_timestamp()) FROM outlier.schedules WHERE enabled",
-    )
+    wait = extract("epoch", func.min(_COLUMNS.next_run_at) - func.clock_timestamp())
+    seconds = connection.scalar(select(wait).where(_COLUMNS.enabled))
     return None if seconds is None else float(seconds)
 
 
 def sources_with_own_training(connection: Connection, task: str) -> set[str]:
     """Names of the sources that a schedule of their own trains."""
-    rows = run(
-        connection,
-        "SELECT coalesce(args ->> 0, kwargs ->> 'source') FROM outlier.schedules"
-        " WHERE task = %s AND enabled AND problem IS NULL",
-        (task,),
-    ).fetchall()
-    return {name for (name,) in rows if name is not None}
+    source = func.coalesce(_COLUMNS.args[0].astext, _COLUMNS.kwargs["source"].astext)
+    names = connection.scalars(
+        select(source).where(_COLUMNS.task == task, _COLUMNS.enabled, _COLUMNS.problem.is_(None))
+    )
+    return {name for name in names if name is not None}
 
 
 def history(connection: Connection, name: str | None, *, limit: int) -> list[dict[str, Any]]:
     """Who changed which schedule when, from what, to what (JSON as text); the newest first."""
-    return run_dicts(
-        connection,
-        "SELECT created_at, created_by, schedule, action, before::text AS before, after::text AS after"
-        " FROM outlier.schedule_events WHERE schedule = coalesce(%s::text, schedule) ORDER BY id DESC LIMIT %s",
-        (name, limit),
+    events = tables.schedule_events.c
+    statement = select(
+        events.created_at,
+        events.created_by,
+        events.schedule,
+        events.action,
+        cast(events.before, Text).label("before"),
+        cast(events.after, Text).label("after"),
     )
+    if name is not None:
+        statement = statement.where(events.schedule == name)
+    return dicts(connection, statement.order_by(events.id.desc()).limit(limit))
 
 
 def tick(connection: Connection, beat: str) -> None:
     """Note that a beat has looked at the schedules and could send what was due."""
-    run(
-        connection,
-        "INSERT INTO outlier.beats (name) VALUES (%s) ON CONFLICT (name) DO UPDATE SET ticked_at = now()",
-        (beat,),
+    connection.execute(
+        postgresql.insert(tables.beats)
+        .values(name=beat)
+        .on_conflict_do_update(index_elements=[tables.beats.c.name], set_={"ticked_at": func.now()})
     )
 
 
 def forget_old_beats(connection: Connection) -> None:
     """Drop those that ended more than a day ago, but the last."""
-    run(
-        connection,
-        "DELETE FROM outlier.beats WHERE ticked_at < now() - interval '1 day'"
-        " AND ticked_at < (SELECT max(ticked_at) FROM outlier.beats)",
+    ticked_at, other = tables.beats.c.ticked_at, tables.beats.alias()
+    connection.execute(
+        tables.beats.delete().where(
+            ticked_at < func.now() - timedelta(days=1),
+            ticked_at < select(func.max(other.c.ticked_at)).scalar_subquery(),
+        )
     )
 
 
 def beats(connection: Connection) -> list[dict[str, Any]]:
     """Each beat, since when, and the seconds since it last ticked; the last one first."""
-    return run_dicts(
+    columns = tables.beats.c
+    seconds_ago = cast(extract("epoch", func.now() - columns.ticked_at), Double)
+    return dicts(
         connection,
-        "SELECT name, started_at, ticked_at, extract(epoch FROM now() - ticked_at)::float8 AS seconds_ago"
-        " FROM outlier.beats ORDER BY ticked_at DESC",
+        select(
+            columns.name, columns.started_at, columns.ticked_at, seconds_ago.label("seconds_ago")
+        ).order_by(columns.ticked_at.desc()),
     )
