@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from psycopg.types.json import Jsonb
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from pgoutlier.db.report import report_rows
 from pgoutlier.db.source.definition import Source, SourceDefinition
-from pgoutlier.db.sql.statements import compose, one, run, run_dicts
+from pgoutlier.db.sql.statements import compose, dicts, run
+from pgoutlier.db.tables import drift_reports
 from pgoutlier.db.training.training_rows import newest_rows
 
 _ROWS_PER_BLOCK = 5_000
@@ -64,44 +64,24 @@ def quarantined_among(connection: Connection, source: Source, *, newest: int) ->
 
 def keep(connection: Connection, source_id: int, row: dict[str, Any]) -> int:
     """Store a report. Returns its id."""
-    return int(
-        one(
-            connection,
-            """
-            INSERT INTO outlier.drift_reports
-                (source_id, version, n_rows, features, error_psi, error_limit, flag_rate, expected_flag_rate,
-                 quarantine_rate, drifted, reasons)
-            VALUES (%(source_id)s, %(version)s, %(n_rows)s, %(features)s, %(error_psi)s, %(error_limit)s,
-                    %(flag_rate)s, %(expected_flag_rate)s, %(quarantine_rate)s, %(drifted)s, %(reasons)s)
-            RETURNING id
-            """,
-            {
-                **row,
-                "source_id": source_id,
-                "features": Jsonb(row["features"]),
-                "reasons": Jsonb(row["reasons"]),
-            },
-        )
-    )
+    statement = drift_reports.insert().values(**row, source_id=source_id)
+    return int(connection.execute(statement.returning(drift_reports.c.id)).scalar_one())
 
 
 def reports(connection: Connection, source_id: int, *, limit: int) -> list[dict[str, Any]]:
     """The newest reports of a source first."""
-    return run_dicts(
-        connection,
-        "SELECT version, measured_at, n_rows, features, error_psi, error_limit, flag_rate, expected_flag_rate,"
-        " quarantine_rate, drifted, reasons FROM outlier.drift_reports WHERE source_id = %s"
-        " ORDER BY id DESC LIMIT %s",
-        (source_id, limit),
-    )
+    kept = [column for column in drift_reports.c if column.name not in {"id", "source_id"}]
+    newest = select(*kept).where(drift_reports.c.source_id == source_id).order_by(drift_reports.c.id.desc())
+    return dicts(connection, newest.limit(limit))
 
 
 def first_flag_rate(connection: Connection, source_id: int, version: int) -> tuple[int, int] | None:
     """(flagged rows, rows) of the first report of a version, or None."""
-    row = run(
-        connection,
-        "SELECT round(flag_rate * n_rows)::bigint, n_rows FROM outlier.drift_reports"
-        " WHERE source_id = %s AND version = %s AND flag_rate IS NOT NULL ORDER BY id LIMIT 1",
-        (source_id, version),
-    ).fetchone()
-    return None if row is None else (int(row[0]), int(row[1]))
+    columns = drift_reports.c
+    row = connection.execute(
+        select(columns.flag_rate, columns.n_rows)
+        .where(columns.source_id == source_id, columns.version == version, columns.flag_rate.is_not(None))
+        .order_by(columns.id)
+        .limit(1)
+    ).one_or_none()
+    return None if row is None else (round(row.flag_rate * row.n_rows), row.n_rows)
