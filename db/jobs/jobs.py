@@ -5,21 +5,22 @@ What they do, range by range, is in db.jobs.job_ranges.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final, Literal, LiteralString
+from dataclasses import dataclass, fields
+from typing import Any, Final, Literal
 
-from psycopg import sql
-from sqlalchemy import Connection
+from sqlalchemy import ColumnElement, Connection, exists, func, or_, select
 
 from pgoutlier.db.errors import JobError
 from pgoutlier.db.sql import locks
-from pgoutlier.db.sql.statements import compose, one, run, run_dicts
+from pgoutlier.db.sql.statements import run_dicts
+from pgoutlier.db.tables import job_events, job_ranges, jobs, sources
 from pgoutlier.db.versions import aliases
 
 BACKFILL: Final = "backfill"
 RESCORE: Final = "rescore"
 REFLAG: Final = "reflag"
 Kind = Literal["backfill", "rescore", "reflag"]
+_RUNNING = jobs.c.status == "running"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Job:
 
 def find(connection: Connection, job_id: int) -> Job:
     """Raises JobError if there is no such job."""
-    found = _jobs(connection, "j.id = %(job)s", {"job": job_id})
+    found = _jobs(connection, jobs.c.id == job_id)
     if not found:
         raise JobError(f"There is no job {job_id}; see: pgoutlier jobs list")
     return found[0]
@@ -49,26 +50,14 @@ def find(connection: Connection, job_id: int) -> Job:
 
 def running(connection: Connection, source_id: int, kind: str) -> Job | None:
     """The job of this kind that is at work on the source, or None."""
-    found = _jobs(
-        connection,
-        "j.source_id = %(source)s AND j.kind = %(kind)s AND j.status = 'running'",
-        {"source": source_id, "kind": kind},
-    )
+    found = _jobs(connection, jobs.c.source_id == source_id, jobs.c.kind == kind, _RUNNING)
     return found[0] if found else None
 
 
-def _jobs(connection: Connection, condition: LiteralString, params: dict[str, Any]) -> list[Job]:
-    rows = run_dicts(
-        connection,
-        compose(
-            "SELECT j.id, s.name AS source, j.source_id, j.kind, j.version, j.as_champion, j.status,"
-            " j.problem FROM outlier.jobs j JOIN outlier.sources s ON s.id = j.source_id"
-            " WHERE {condition} ORDER BY j.id",
-            condition=sql.SQL(condition),
-        ),
-        params,
-    )
-    return [Job(**row) for row in rows]
+def _jobs(connection: Connection, *conditions: ColumnElement[bool]) -> list[Job]:
+    columns = (sources.c.name if f.name == "source" else jobs.c[f.name] for f in fields(Job))
+    statement = select(*columns).join_from(jobs, sources).where(*conditions).order_by(jobs.c.id)
+    return [Job(*row) for row in connection.execute(statement)]
 
 
 def is_overtaken(connection: Connection, job: Job) -> bool:
@@ -86,35 +75,25 @@ def start(
     connection: Connection, source_id: int, kind: Kind, version: int | None, *, as_champion: bool
 ) -> Job:
     """Make a job, which has no ranges yet. The caller holds `lock`."""
-    job_id = int(
-        one(
-            connection,
-            "INSERT INTO outlier.jobs (source_id, kind, version, as_champion) VALUES (%s, %s, %s, %s) RETURNING id",
-            (source_id, kind, version, as_champion),
-        )
-    )
+    new = jobs.insert().values(source_id=source_id, kind=kind, version=version, as_champion=as_champion)
+    job_id = int(connection.execute(new.returning(jobs.c.id)).scalar_one())
     _record(connection, job_id, "start")
     return find(connection, job_id)
 
 
 def note_problem(connection: Connection, job_id: int, problem: str | None) -> None:
     """Record why a job stands still, or None that it goes on. Writes only on a change."""
-    run(
-        connection,
-        "UPDATE outlier.jobs SET problem = %s WHERE id = %s AND status = 'running' AND problem IS DISTINCT FROM %s",
-        (problem, job_id, problem),
+    connection.execute(
+        jobs.update()
+        .where(jobs.c.id == job_id, _RUNNING, jobs.c.problem.is_distinct_from(problem))
+        .values(problem=problem)
     )
 
 
 def close_if_done(connection: Connection, job_id: int) -> bool:
     """Let a job whose ranges are all finished have succeeded. Returns whether it has by this."""
-    return _close(
-        connection,
-        job_id,
-        "succeeded",
-        None,
-        condition="NOT EXISTS (SELECT FROM outlier.job_ranges r WHERE r.job_id = j.id AND r.finished_at IS NULL)",
-    )
+    unfinished = exists().where(job_ranges.c.job_id == job_id, job_ranges.c.finished_at.is_(None))
+    return _close(connection, job_id, "succeeded", None, ~unfinished)
 
 
 def fail(connection: Connection, job_id: int, problem: str) -> bool:
@@ -131,24 +110,14 @@ def cancel(connection: Connection, job_id: int) -> bool:
 
 
 def _close(
-    connection: Connection,
-    job_id: int,
-    status: str,
-    problem: str | None,
-    *,
-    condition: LiteralString = "true",
+    connection: Connection, job_id: int, status: str, problem: str | None, *conditions: ColumnElement[bool]
 ) -> bool:
-    return bool(
-        run(
-            connection,
-            compose(
-                "UPDATE outlier.jobs j SET status = %s, problem = %s, finished_at = clock_timestamp()"
-                " WHERE j.id = %s AND j.status = 'running' AND {condition}",
-                condition=sql.SQL(condition),
-            ),
-            (status, problem, job_id),
-        ).rowcount
+    closed = (
+        jobs.update()
+        .where(jobs.c.id == job_id, _RUNNING, *conditions)
+        .values(status=status, problem=problem, finished_at=func.clock_timestamp())
     )
+    return bool(connection.execute(closed).rowcount)
 
 
 def resume(connection: Connection, job_id: int) -> bool:
@@ -156,44 +125,44 @@ def resume(connection: Connection, job_id: int) -> bool:
 
     Its failed ranges are tried anew. The caller holds `lock` and has seen that no other job of the kind is running.
     """
-    again = run(
-        connection,
-        "UPDATE outlier.jobs SET status = 'running', problem = NULL, finished_at = NULL"
-        " WHERE id = %s AND status IN ('cancelled', 'failed')",
-        (job_id,),
+    again = connection.execute(
+        jobs.update()
+        .where(jobs.c.id == job_id, jobs.c.status.in_(["cancelled", "failed"]))
+        .values(status="running", problem=None, finished_at=None)
     ).rowcount
     if again:
-        run(
-            connection,
-            "UPDATE outlier.job_ranges SET attempts = 0, not_before = NULL WHERE job_id = %s AND finished_at IS NULL",
-            (job_id,),
+        connection.execute(
+            job_ranges.update()
+            .where(job_ranges.c.job_id == job_id, job_ranges.c.finished_at.is_(None))
+            .values(attempts=0, not_before=None)
         )
         _record(connection, job_id, "resume")
     return bool(again)
 
 
 def _record(connection: Connection, job_id: int, action: str) -> None:
-    run(connection, "INSERT INTO outlier.job_events (job_id, action) VALUES (%s, %s)", (job_id, action))
+    connection.execute(job_events.insert().values(job_id=job_id, action=action))
 
 
 def unfinished(connection: Connection) -> list[int]:
     """Ids of the running jobs, the oldest first."""
-    return [
-        row[0] for row in run(connection, "SELECT id FROM outlier.jobs WHERE status = 'running' ORDER BY id")
-    ]
+    return list(connection.scalars(select(jobs.c.id).where(_RUNNING).order_by(jobs.c.id)))
 
 
 def has_due(connection: Connection, job_id: int) -> bool:
     """Whether a range of the job could be worked now, unless somebody else is at it."""
-    return bool(
-        one(
-            connection,
-            "SELECT EXISTS (SELECT FROM outlier.job_ranges r JOIN outlier.jobs j ON j.id = r.job_id"
-            " WHERE j.id = %s AND j.status = 'running' AND r.finished_at IS NULL"
-            " AND (r.not_before IS NULL OR r.not_before <= now()))",
-            (job_id,),
+    not_before = job_ranges.c.not_before
+    due = (
+        select(job_ranges.c.number)
+        .join(jobs)
+        .where(
+            jobs.c.id == job_id,
+            _RUNNING,
+            job_ranges.c.finished_at.is_(None),
+            or_(not_before.is_(None), not_before <= func.now()),
         )
     )
+    return connection.scalar(due.limit(1)) is not None
 
 
 def listed(
