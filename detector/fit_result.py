@@ -34,3 +34,10 @@ def error_metrics(prefix: str, errors: Float64Vector, threshold: float) -> dict[
     for quantile in QUANTILES:
         metrics[f"{prefix}_error_q{quantile * 100:g}"] = float(np.quantile(errors, quantile))
     return metrics
+
+
+def not_normal_metrics(errors: Float64Vector, threshold: float) -> dict[str, float]:
+    """How the rows (n,) that were not fitted on as normal are scored; n may be 0."""
+    if not len(errors):
+        return {"n_not_normal": 0}
+    return {"n_not_normal": len(errors), **error_metrics("not_normal", errors, threshold)}

@@ -50,6 +50,20 @@ class FittedNetwork:
     val_loss: list[float]
     kept_epoch: int
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        kept = self.kept_epoch - 1
+        return {
+            "epochs": len(self.loss),
+            "kept_epoch": self.kept_epoch,
+            "loss": self.loss[kept],
+            "val_loss": self.val_loss[kept],
+        }
+
+    @property
+    def history(self) -> dict[str, list[float]]:
+        return {"loss": self.loss, "val_loss": self.val_loss}
+
 
 def fit_network(
     recipe: Recipe,

@@ -11,7 +11,7 @@ from pgoutlier.detector.arrays import BoolVector, Float64Matrix, Float64Vector, 
 from pgoutlier.detector.cleaning import isolation_forest_outliers
 from pgoutlier.detector.detector import Detector
 from pgoutlier.detector.errors import TrainingDataError
-from pgoutlier.detector.fit_result import FitResult, error_metrics
+from pgoutlier.detector.fit_result import FitResult, error_metrics, not_normal_metrics
 from pgoutlier.detector.network import ProgressCallback
 from pgoutlier.detector.preprocessing import apply_preprocessing, fit_preprocessing, impute
 from pgoutlier.detector.recipes import Recipe
@@ -47,13 +47,8 @@ def fit_sequences(
     outlier = _pseudo_outliers(recipe, matrix, names, is_normal, seed)
     positions = window_positions(len(matrix), groups, recipe.window)
     learned: BoolVector = np.logical_and.reduce((is_normal & ~outlier)[positions], axis=1)
-    fit_windows, calibration_windows = (index[learned[index]] for index in (fit_index, calibration_index))
-    for windows, what in ((fit_windows, "fit"), (calibration_windows, "calibrate with")):
-        if len(windows) < MIN_WINDOWS:
-            raise TrainingDataError(
-                f"There are {len(windows)} windows of {recipe.window} normal rows in a row to {what}, and"
-                f" {MIN_WINDOWS} are needed; widen the training window, or leave out fewer rows."
-            )
+    fit_windows = _enough(recipe, fit_index[learned[fit_index]], "fit")
+    calibration_windows = _enough(recipe, calibration_index[learned[calibration_index]], "calibrate with")
     arrays = fit_preprocessing(recipe, matrix[fit_index], names)
     values = apply_preprocessing(recipe, arrays, matrix, names).astype(np.float32)
     network = fit_recurrent(
@@ -79,23 +74,29 @@ def fit_sequences(
         "n_calibration": len(calibration_windows),
         "n_pseudo_outliers": int(outlier.sum()),
         "seed": seed,
-        "epochs": len(network.loss),
-        "kept_epoch": network.kept_epoch,
-        "loss": network.loss[network.kept_epoch - 1],
-        "val_loss": network.val_loss[network.kept_epoch - 1],
+        **network.metrics,
         "threshold": threshold,
         **error_metrics("calibration", errors[calibration_windows], threshold),
         **_agreement(exceeds(errors, threshold), outlier, measured & is_normal),
-        **_others(errors[measured & ~is_normal], threshold),
+        **not_normal_metrics(errors[measured & ~is_normal], threshold),
         "seconds": time.perf_counter() - started,
     }
     return FitResult(
         detector=Detector(recipe, names, arrays, threshold),
         metrics=metrics,
-        history={"loss": network.loss, "val_loss": network.val_loss},
+        history=network.history,
         calibration_rows=calibration_windows,
         calibration_errors=errors[calibration_windows],
     )
+
+
+def _enough(recipe: Recipe, windows: IntVector, what: str) -> IntVector:
+    if len(windows) < MIN_WINDOWS:
+        raise TrainingDataError(
+            f"There are {len(windows)} windows of {recipe.window} normal rows in a row to {what}, and"
+            f" {MIN_WINDOWS} are needed; widen the training window, or leave out fewer rows."
+        )
+    return windows
 
 
 def _pseudo_outliers(
@@ -162,9 +163,3 @@ def _agreement(flagged: BoolVector, outlier: BoolVector, labelled: BoolVector) -
     if not n_outliers or not n_flagged:
         return {}
     return {"pseudo_precision": n_both / n_flagged, "pseudo_recall": n_both / n_outliers}
-
-
-def _others(errors: Float64Vector, threshold: float) -> dict[str, float]:
-    if not len(errors):
-        return {"n_not_normal": 0}
-    return {"n_not_normal": len(errors), **error_metrics("not_normal", errors, threshold)}

@@ -14,8 +14,8 @@ from pgoutlier.detector.arrays import BoolVector, Float64Matrix, Float64Vector, 
 from pgoutlier.detector.cleaning import isolation_forest_outliers
 from pgoutlier.detector.detector import Detector
 from pgoutlier.detector.errors import TrainingDataError
-from pgoutlier.detector.fit_result import FitResult, error_metrics
-from pgoutlier.detector.network import ProgressCallback, fit_network
+from pgoutlier.detector.fit_result import FitResult, error_metrics, not_normal_metrics
+from pgoutlier.detector.network import FittedNetwork, ProgressCallback, fit_network
 from pgoutlier.detector.preprocessing import apply_preprocessing, fit_preprocessing
 from pgoutlier.detector.prototypes import fit_prototypes, fit_quantiser, fit_scale
 from pgoutlier.detector.recipes import MAX_FEATURES, AlertBudgetThreshold, Recipe
@@ -59,7 +59,6 @@ def fit(
     features, features that are all constant, non-finite ones when recipe.missing is "quarantine", and where
     the threshold policy needs labelled anomalies or rows_per_day that are not given.
     """
-    started = time.perf_counter()
     seed = recipe.seed if seed is None else seed
     matrix, is_normal, names = _checked(recipe, features, feature_names, normal)
     is_anomaly = _checked_anomalies(recipe, anomalous, is_normal, rows_per_day)
@@ -76,22 +75,37 @@ def fit(
             seed=seed,
             on_progress=on_progress,
         )
-    arrays = fit_preprocessing(recipe, matrix[fit_index], names)
-    fit_values = apply_preprocessing(recipe, arrays, matrix[fit_index], names)
-    fit_values = _without_outliers(recipe, fit_values, seed=seed)
-    calibration_values = apply_preprocessing(recipe, arrays, matrix[calibration_index], names)
-
-    fit_reconstruction = fit_quantiser if recipe.quantises else fit_network
-    network = fit_reconstruction(
+    return _fit_rows(
         recipe,
-        _trimmed(fit_values, recipe.trim_fit_fraction).astype(np.float32),
-        calibration_values.astype(np.float32),
+        matrix,
+        names,
+        is_normal=is_normal,
+        is_anomaly=is_anomaly,
+        rows_per_day=rows_per_day,
+        fit_index=fit_index,
+        calibration_index=calibration_index,
         seed=seed,
         on_progress=on_progress,
     )
-    arrays.update(network.arrays)
-    if recipe.error_metric == "mahalanobis":
-        arrays = _fit_statistics(recipe, arrays, fit_values, calibration_values, seed=seed)
+
+
+def _fit_rows(
+    recipe: Recipe,
+    matrix: Float64Matrix,
+    names: tuple[str, ...],
+    *,
+    is_normal: BoolVector,
+    is_anomaly: BoolVector,
+    rows_per_day: float | None,
+    fit_index: IntVector,
+    calibration_index: IntVector,
+    seed: int,
+    on_progress: ProgressCallback | None,
+) -> FitResult:
+    started = time.perf_counter()
+    arrays, network = _fit_arrays(
+        recipe, matrix, names, fit_index, calibration_index, seed=seed, on_progress=on_progress
+    )
     calibration_errors = _errors(recipe, names, arrays, matrix[calibration_index])
     fit_errors = _errors(recipe, names, arrays, matrix[fit_index])
     is_other = ~is_normal & (np.isfinite(matrix).all(axis=1) | (recipe.missing == "median"))
@@ -106,29 +120,53 @@ def fit(
     threshold = choose_threshold(
         recipe.threshold, calibration_errors=calibration_errors, fit_errors=fit_errors, all_rows=all_rows
     )
-    detector = Detector(recipe, names, arrays, threshold)
     metrics: dict[str, float] = {
         "n_fit": len(fit_index),
         "n_calibration": len(calibration_index),
         "seed": seed,
-        "epochs": len(network.loss),
-        "kept_epoch": network.kept_epoch,
-        "loss": network.loss[network.kept_epoch - 1],
-        "val_loss": network.val_loss[network.kept_epoch - 1],
+        **network.metrics,
         "threshold": threshold,
         **error_metrics("calibration", calibration_errors, threshold),
-        **_measure_others(other_errors, threshold),
+        **not_normal_metrics(other_errors, threshold),
         **_measure_labels(all_rows, threshold),
+        "seconds": time.perf_counter() - started,
     }
-    metrics["seconds"] = time.perf_counter() - started
-    history = {"loss": network.loss, "val_loss": network.val_loss}
     return FitResult(
-        detector=detector,
+        detector=Detector(recipe, names, arrays, threshold),
         metrics=metrics,
-        history=history,
+        history=network.history,
         calibration_rows=calibration_index,
         calibration_errors=calibration_errors,
     )
+
+
+def _fit_arrays(
+    recipe: Recipe,
+    matrix: Float64Matrix,
+    names: tuple[str, ...],
+    fit_index: IntVector,
+    calibration_index: IntVector,
+    *,
+    seed: int,
+    on_progress: ProgressCallback | None,
+) -> tuple[dict[str, np.ndarray], FittedNetwork]:
+    """All that a detector computes with but its threshold, and how the fit of the network went."""
+    arrays = fit_preprocessing(recipe, matrix[fit_index], names)
+    fit_values = apply_preprocessing(recipe, arrays, matrix[fit_index], names)
+    fit_values = _without_outliers(recipe, fit_values, seed=seed)
+    calibration_values = apply_preprocessing(recipe, arrays, matrix[calibration_index], names)
+    fit_reconstruction = fit_quantiser if recipe.quantises else fit_network
+    network = fit_reconstruction(
+        recipe,
+        _trimmed(fit_values, recipe.trim_fit_fraction).astype(np.float32),
+        calibration_values.astype(np.float32),
+        seed=seed,
+        on_progress=on_progress,
+    )
+    arrays.update(network.arrays)
+    if recipe.error_metric == "mahalanobis":
+        arrays = _fit_statistics(recipe, arrays, fit_values, calibration_values, seed=seed)
+    return arrays, network
 
 
 def _checked(
@@ -288,13 +326,6 @@ def _all_rows(
         weights=np.concatenate([np.ones(n_calibration), np.full(n_others, calibration_share)]),
         rows_per_day=rows_per_day,
     )
-
-
-def _measure_others(errors: Float64Vector, threshold: float) -> dict[str, float]:
-    """How the rows that were not fitted on as normal are scored."""
-    if not len(errors):
-        return {"n_not_normal": 0}
-    return {"n_not_normal": len(errors), **error_metrics("not_normal", errors, threshold)}
 
 
 def _measure_labels(rows: AllRows, threshold: float) -> dict[str, float]:

@@ -87,60 +87,28 @@ def read(
     """
     definition = source.definition
     window = newest_rows(definition, min(newest, most) if in_runs and most else newest)
-    reason = _reason(definition)
-    params: dict[str, Any] = {"source_id": source.id}
-    counted = run_dicts(
-        connection,
-        compose(
-            "SELECT {reason} AS reason, count(*) AS n, min({moment})::text AS first, max({moment})::text AS last"
-            " FROM ({window}) w GROUP BY 1",
-            reason=reason,
-            window=window,
-            moment=_comparable_moment(definition),
-        ),
-        params,
-    )
-    kept = next((row for row in counted if row["reason"] is None), None)
-    along = [row for row in counted if row["reason"] not in (None, "quarantined") and with_frauds_and_flagged]
-    n_wanted = sum(int(row["n"]) for row in (*along, *([kept] if kept else [])))
-    one_in = 1 if most is None else max(1, -(-n_wanted // most))
-    origin = compose(
-        "FROM {window} w JOIN {relation} t ON t.{key} = w.key WHERE (w.reason IS NULL{or_along}){sampled}",
-        window=_in_runs(window, reason)
-        if in_runs
-        else compose("(SELECT w.*, {reason} AS reason FROM ({window}) w)", reason=reason, window=window),
-        relation=definition.feature_relation.sql(),
-        key=identifier(definition.key_column),
-        or_along=sql.SQL(" OR w.reason <> 'quarantined'" if with_frauds_and_flagged else ""),
-        sampled=compose(" AND hashtextextended(w.key::text, 0) %% {one_in} = 0", one_in=sql.Literal(one_in))
-        if one_in > 1
-        else sql.SQL(""),
-    )
-    place = sql.SQL("row_number() OVER (ORDER BY w.moment, w.key)")
-    longest = _longest_key(connection, definition) if definition.key_type == "text" else 0
+    counts = _counts(connection, source, window)
+    kept = counts.get(None)
+    wanted = [
+        row
+        for reason, row in counts.items()
+        if reason is None or (with_frauds_and_flagged and reason != "quarantined")
+    ]
+    one_in = 1 if most is None else max(1, -(-sum(int(row["n"]) for row in wanted) // most))
     numbers, rows = features.read(
         connection,
         definition,
-        origin=origin,
-        params=params,
-        number=compose(
-            "{kinds} * {number} + CASE w.reason"
-            " WHEN 'fraud_verdict' THEN {fraud} WHEN 'labelled_fraud' THEN {fraud} WHEN 'flagged' THEN {flagged}"
-            " ELSE {normal} END",
-            number=windows.numbered(place, sql.SQL("w.run")) if in_runs else place,
-            kinds=sql.Literal(_KINDS),
-            fraud=sql.Literal(_LABELLED_FRAUD),
-            flagged=sql.Literal(_FLAGGED),
-            normal=sql.Literal(_NORMAL),
-        ),
-        longest_key_bytes=longest,
+        origin=_origin(definition, window, one_in, along=with_frauds_and_flagged, in_runs=in_runs),
+        params={"source_id": source.id},
+        number=_number(in_runs=in_runs),
+        longest_key_bytes=_longest_key(connection, definition) if definition.key_type == "text" else 0,
         rows_per_block=_KINDS * _ROWS_PER_BLOCK * (windows.PLACE if in_runs else 1),
     )
     order = np.argsort(numbers)
     numbers, rows = numbers[order], rows.take(order)
     kind = numbers % _KINDS
     complete = rows.sound(imputes=imputes)
-    left_out = {row["reason"]: int(row["n"]) for row in counted if row["reason"] is not None}
+    left_out = {reason: int(row["n"]) for reason, row in counts.items() if reason is not None}
     if n_incomplete := int((~complete & (kind == _NORMAL)).sum()):
         left_out["incomplete"] = n_incomplete
     if one_in > 1 and kept:
@@ -153,6 +121,59 @@ def read(
         first=kept["first"] if kept else None,
         last=kept["last"] if kept else None,
         runs=windows.unbroken(windows.run_numbers(numbers // _KINDS), complete) if in_runs else None,
+    )
+
+
+def _counts(
+    connection: Connection, source: Source, window: sql.Composable
+) -> dict[str | None, dict[str, Any]]:
+    """How many rows of the window (n), from when to when (first, last), by why they are left out."""
+    rows = run_dicts(
+        connection,
+        compose(
+            "SELECT {reason} AS reason, count(*) AS n, min({moment})::text AS first, max({moment})::text AS last"
+            " FROM ({window}) w GROUP BY 1",
+            reason=_reason(source.definition),
+            window=window,
+            moment=_comparable_moment(source.definition),
+        ),
+        {"source_id": source.id},
+    )
+    return {row["reason"]: row for row in rows}
+
+
+def _origin(
+    source: SourceDefinition, window: sql.Composable, one_in: int, *, along: bool, in_runs: bool
+) -> sql.Composed:
+    """FROM and WHERE of the rows w of the window that are read, and of their features t: one in so many.
+
+    along: with those that are known to be fraud or flagged.
+    """
+    reason = _reason(source)
+    with_reason = compose("(SELECT w.*, {reason} AS reason FROM ({window}) w)", reason=reason, window=window)
+    sampled = compose(" AND hashtextextended(w.key::text, 0) %% {one_in} = 0", one_in=sql.Literal(one_in))
+    return compose(
+        "FROM {window} w JOIN {relation} t ON t.{key} = w.key WHERE (w.reason IS NULL{or_along}){sampled}",
+        window=_in_runs(window, reason) if in_runs else with_reason,
+        relation=source.feature_relation.sql(),
+        key=identifier(source.key_column),
+        or_along=sql.SQL(" OR w.reason <> 'quarantined'" if along else ""),
+        sampled=sampled if one_in > 1 else sql.SQL(""),
+    )
+
+
+def _number(*, in_runs: bool) -> sql.Composed:
+    """SQL for what is read with each row: its place, in runs also its run, and which of the kinds it is."""
+    place = sql.SQL("row_number() OVER (ORDER BY w.moment, w.key)")
+    return compose(
+        "{kinds} * {number} + CASE w.reason"
+        " WHEN 'fraud_verdict' THEN {fraud} WHEN 'labelled_fraud' THEN {fraud} WHEN 'flagged' THEN {flagged}"
+        " ELSE {normal} END",
+        number=windows.numbered(place, sql.SQL("w.run")) if in_runs else place,
+        kinds=sql.Literal(_KINDS),
+        fraud=sql.Literal(_LABELLED_FRAUD),
+        flagged=sql.Literal(_FLAGGED),
+        normal=sql.Literal(_NORMAL),
     )
 
 
