@@ -24,8 +24,7 @@ from pgoutlier.detector.layout import expected_arrays
 from pgoutlier.detector.network import Progress
 from pgoutlier.detector.recipes import Recipe
 from pgoutlier.detector.scorer import load_onnx_runtime
-from pgoutlier.detector.threshold_text import FORMS as THRESHOLD_FORMS
-from pgoutlier.detector.threshold_text import parse_threshold, threshold_text
+from pgoutlier.detector.threshold_text import THRESHOLD_FORMS, parse_threshold, threshold_text
 from pgoutlier.detector.thresholds import exceeds
 from pgoutlier.detector.training import fit
 from pgoutlier.detector.windows import window_positions

@@ -18,7 +18,9 @@ _FIELDS: dict[str, tuple[str, str] | None] = {
     "target_precision": ("precision", "PRECISION"),
     "target_recall": ("recall", "RECALL"),
 }
-FORMS = ", ".join(name if field is None else f"{name}:{field[1]}" for name, field in _FIELDS.items())
+THRESHOLD_FORMS = ", ".join(
+    name if field is None else f"{name}:{field[1]}" for name, field in _FIELDS.items()
+)
 _POLICY: TypeAdapter[ThresholdPolicy] = TypeAdapter(ThresholdPolicy)
 
 
@@ -30,7 +32,7 @@ def parse_threshold(text: str) -> ThresholdPolicy:
     """
     name, colon, number = text.strip().partition(":")
     if name not in _FIELDS:
-        raise InvalidRecipe(f"There is no threshold policy {name!r}; write one of: {FORMS}.")
+        raise InvalidRecipe(f"There is no threshold policy {name!r}; write one of: {THRESHOLD_FORMS}.")
     field = _FIELDS[name]
     if field is None:
         if colon:

@@ -66,7 +66,7 @@ def status(code: int, *, text: str = "", **headers: str) -> Answerer:
     return answer
 
 
-def kill(pid: Callable[[], int]) -> Answerer:
+def kill_sender(pid: Callable[[], int]) -> Answerer:
     """kill -9 of the process that sends, before it hears that all is well."""
 
     def answer(handler: BaseHTTPRequestHandler) -> None:

@@ -17,7 +17,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from pgoutlier.detector import Progress as Epoch
+    from pgoutlier import detector
 
 console = Console()
 errors = Console(stderr=True)
@@ -84,12 +84,12 @@ def new_bar(figures: str) -> Progress:
 
 
 @contextmanager
-def epoch_bar(verb: str, what: str) -> Iterator[Callable[[Epoch], None]]:
+def epoch_bar(verb: str, what: str) -> Iterator[Callable[[detector.Progress], None]]:
     """A bar of epochs, loss and time to go on standard error, moved by what this gives."""
     with new_bar("epoch {task.completed}/{task.total}  {task.fields[note]}") as bar:
         task = bar.add_task(f"{verb} {what}", total=None, note="reading rows")
 
-        def show(epoch: Epoch) -> None:
+        def show(epoch: detector.Progress) -> None:
             note = f"loss {epoch.loss:.4f}  ETA {seconds_text(epoch.eta_seconds)}"
             bar.update(task, total=epoch.n_epochs, completed=epoch.epoch, note=note)
 

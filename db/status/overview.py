@@ -12,7 +12,7 @@ from pgoutlier.db.drift import drift_reports
 from pgoutlier.db.notices import notices
 from pgoutlier.db.scoring import queue
 from pgoutlier.db.source.definition import Source, SourceDefinition
-from pgoutlier.db.sources import sources as source_store
+from pgoutlier.db.sources import sources
 from pgoutlier.db.sql.identifiers import identifier, ours
 from pgoutlier.db.sql.statements import compose, one, run_dicts
 from pgoutlier.db.training import training_runs
@@ -64,9 +64,9 @@ class SourceFigures:
     problem: str | None
 
 
-def sources(connection: Connection) -> list[SourceFigures]:
+def every(connection: Connection) -> list[SourceFigures]:
     """What `describe` says of every source."""
-    return [describe(connection, source) for source in source_store.every(connection)]
+    return [describe(connection, source) for source in sources.every(connection)]
 
 
 def describe(connection: Connection, source: Source) -> SourceFigures:

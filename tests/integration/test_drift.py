@@ -190,7 +190,7 @@ def test_a_report_is_logged_kept_shown_in_the_status_and_pruned(payments: Table)
         report = later(payments, x="random_normal() + 2")
     assert [entry["reasons"] for entry in logs if entry["event"] == "drift_found"] == [report["reasons"]]
     with payments.runtime.engine.begin() as connection:
-        (described,) = overview.sources(connection)
+        (described,) = overview.every(connection)
         (kept,) = drift_reports.reports(connection, payments.source.id, limit=5)
     assert described.drift is not None
     assert described.drift.reasons == report["reasons"] == kept["reasons"]

@@ -17,7 +17,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from pgoutlier.db.errors import JobError, ModelError, SourceError
-from pgoutlier.db.jobs import jobs as job_sql
+from pgoutlier.db.jobs import jobs
 from pgoutlier.db.sql import key_ranges
 from pgoutlier.detector import exceeds
 from pgoutlier.worker.jobs import job_control, job_work
@@ -28,8 +28,14 @@ from pgoutlier.worker.upkeep import maintenance
 from pgoutlier.worker.versions import comparing, versions
 from tests.conftest import Connect
 from tests.integration.conftest import Run
-from tests.integration.test_sequences import READINGS, attach_readings, insert, insert_readings, offline
-from tests.integration.test_sequences import RECIPE as SEQUENCE
+from tests.integration.test_sequences import (
+    READINGS,
+    SEQUENCE_RECIPE,
+    attach_readings,
+    insert,
+    insert_readings,
+    offline,
+)
 from tests.servers import Postgres
 from tests.support import (
     FEATURES,
@@ -342,7 +348,7 @@ def test_rows_of_a_sequence_source_are_scored_with_the_rows_before_them(user: Us
     assert work(table, job_control.backfill(table.runtime, table.source_name)) == "succeeded"
     assert table.queued() == []
     assert table.errors() == pytest.approx(offline(table), rel=1e-6)
-    other = make_detector(("a", "b"), recipe=SEQUENCE, seed=3)
+    other = make_detector(("a", "b"), recipe=SEQUENCE_RECIPE, seed=3)
     second = register(table.runtime, table.source, other)
     assert work(table, job_control.rescore(table.runtime, table.source_name, second)) == "succeeded"
     assert table.queued() == []
@@ -473,7 +479,7 @@ def test_of_a_row_that_changes_meanwhile_somebody_is_told_though_a_job_comes_upo
     scored.user.execute("INSERT INTO transactions VALUES (3, 1000, 3, 3)")
     scored.user.execute("UPDATE transactions SET amount = 1000 WHERE id = 4")
     with scored.runtime.engine.begin() as connection:
-        found = job_sql.find(connection, job.id)
+        found = jobs.find(connection, job.id)
     assert job_work.work_one(scored.runtime, found)
     scored.drain_all()
     assert flags(scored) == {3, 4}
@@ -656,7 +662,7 @@ def test_bad_input_is_one_sentence(old_rows: Table, run: Run, words: tuple[str, 
     assert isinstance(result.exception, Exception)
     assert sentence in str(result.exception)
     assert getattr(result.exception, "exit_code", None) == 2
-    assert job_sql.BACKFILL not in [row[0] for row in old_rows.rows("SELECT kind FROM outlier.jobs")]
+    assert jobs.BACKFILL not in [row[0] for row in old_rows.rows("SELECT kind FROM outlier.jobs")]
 
 
 def test_attach_with_backfill_starts_the_job_and_says_so(user: User, runtime: Runtime, run: Run) -> None:

@@ -19,9 +19,9 @@ from psycopg.rows import dict_row
 from typer.testing import CliRunner
 
 from pgoutlier.db.errors import ScheduleError, SourceError
-from pgoutlier.db.schedules import schedules as store
+from pgoutlier.db.schedules import schedules
+from pgoutlier.worker import cli
 from pgoutlier.worker.app import app
-from pgoutlier.worker.cli import app as command_line
 from pgoutlier.worker.cli import context
 from pgoutlier.worker.roles import granting
 from pgoutlier.worker.runtime import Runtime
@@ -420,8 +420,8 @@ def test_an_operator_and_a_worker_may_do_what_they_have_to(
         scheduling.tick(own, "a:1")
         assert len(beats.sent("mine")) == 2
         with engine.begin() as connection:
-            store.tick(connection, "a:1")
-            store.forget_old_beats(connection)
+            schedules.tick(connection, "a:1")
+            schedules.forget_old_beats(connection)
     finally:
         engine.dispose()
 
@@ -496,7 +496,7 @@ def pgoutlier(
     for name, value in {**environment, "COLUMNS": "200"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(context, "make_runtime", lambda *_, **__: runtime)
-    return lambda *words: CliRunner().invoke(command_line, ["schedule", *words])
+    return lambda *words: CliRunner().invoke(cli.app, ["schedule", *words])
 
 
 def test_the_commands_say_what_they_did_in_words_and_in_json(
@@ -538,16 +538,16 @@ def test_the_commands_say_what_they_did_in_words_and_in_json(
 
 def test_the_last_tick_is_stored_and_old_beats_are_forgotten(beats: Beats) -> None:
     with beats.runtime.engine.begin() as connection:
-        store.tick(connection, "a:1")
-        store.tick(connection, "a:2")
+        schedules.tick(connection, "a:1")
+        schedules.tick(connection, "a:2")
         assert set(schedule_control.beats_alive(connection)) == {"a:1", "a:2"}
     beats.sql("UPDATE outlier.beats SET ticked_at = now() - interval '2 days' WHERE name = 'a:1'")
     with beats.runtime.engine.begin() as connection:
         assert schedule_control.beats_alive(connection) == ["a:2"]
-        store.forget_old_beats(connection)
+        schedules.forget_old_beats(connection)
     beats.sql("UPDATE outlier.beats SET ticked_at = now() - interval '2 days'")
     with beats.runtime.engine.begin() as connection:
-        store.forget_old_beats(connection)
-        (last,) = store.beats(connection)
+        schedules.forget_old_beats(connection)
+        (last,) = schedules.beats(connection)
     assert last["name"] == "a:2"
     assert last["seconds_ago"] > 86_400

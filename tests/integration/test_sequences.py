@@ -28,7 +28,7 @@ User = psycopg.Connection[Any]
 
 WINDOW = 3
 # Random weights squeeze what they see; these keep every row of a window telling in the score.
-RECIPE = plain_recipe(
+SEQUENCE_RECIPE = plain_recipe(
     name="sequence",
     layers=(),
     recurrent=Recurrent(window=WINDOW, encoder=(4,), decoder=(4,), activation="linear"),
@@ -55,9 +55,9 @@ def attach_readings(user: User, runtime: Runtime) -> Table:
         features="a,b",
         time="taken_at",
         entity="machine",
-        recipe=RECIPE,
+        recipe=SEQUENCE_RECIPE,
     )
-    table.promote(make_detector(("a", "b"), recipe=RECIPE))
+    table.promote(make_detector(("a", "b"), recipe=SEQUENCE_RECIPE))
     return table
 
 
@@ -77,7 +77,7 @@ def insert_readings(user: User, *rows: tuple[int, str | None, float | None]) -> 
 def offline(table: Table, *, detector: Detector | None = None) -> dict[int, float]:
     """What the detector gives for the whole table, read in order and scored at once."""
     found = table.rows("SELECT id, machine, a, b FROM readings ORDER BY taken_at, id")
-    scores = (detector or make_detector(("a", "b"), recipe=RECIPE)).numpy_score(
+    scores = (detector or make_detector(("a", "b"), recipe=SEQUENCE_RECIPE)).numpy_score(
         np.array([row[2:] for row in found]), groups=np.array([row[1] for row in found])
     )
     return dict(zip([row[0] for row in found], scores.reconstruction_error.tolist(), strict=True))
@@ -122,7 +122,7 @@ def test_with_too_few_rows_before_it_the_earliest_stands_in_their_place(readings
     readings.drain()
     first, second = ([float(np.sin(i)), float(np.cos(i * 0.7))] for i in (1, 2))
     windows = np.array([[first, first, first], [first, first, second]])
-    expected = make_detector(("a", "b"), recipe=RECIPE).numpy_score(windows).reconstruction_error
+    expected = make_detector(("a", "b"), recipe=SEQUENCE_RECIPE).numpy_score(windows).reconstruction_error
     assert readings.errors() == pytest.approx({1: expected[0], 2: expected[1]}, rel=1e-6)
 
 
@@ -131,10 +131,10 @@ def test_a_row_without_time_or_entity_stands_alone(readings: Table) -> None:
     readings.drain()
     errors = readings.errors()
     windows = np.array([[[np.sin(i), np.cos(i * 0.7)]] * WINDOW for i in (1, 2, 4, 5, 6)])
-    expected = make_detector(("a", "b"), recipe=RECIPE).numpy_score(windows).reconstruction_error
+    expected = make_detector(("a", "b"), recipe=SEQUENCE_RECIPE).numpy_score(windows).reconstruction_error
     assert [errors[i] for i in (1, 2, 4, 5, 6)] == pytest.approx(expected.tolist(), rel=1e-6)
     assert errors[3] == pytest.approx(
-        make_detector(("a", "b"), recipe=RECIPE)
+        make_detector(("a", "b"), recipe=SEQUENCE_RECIPE)
         .numpy_score(np.array([[[np.sin(i), np.cos(i * 0.7)] for i in (1, 1, 3)]]))
         .reconstruction_error[0],
         rel=1e-6,
@@ -228,7 +228,9 @@ def test_a_row_in_quarantine_ends_the_history_until_it_is_mended(readings: Table
     readings.drain_all()
     assert readings.quarantined() == {"4": ("null", "b")}
     sound = [[[np.sin(i), np.cos(i * 0.7)] for i in rows] for rows in [(5, 5, 5), (5, 5, 6), (5, 6, 7)]]
-    expected = make_detector(("a", "b"), recipe=RECIPE).numpy_score(np.array(sound)).reconstruction_error
+    expected = (
+        make_detector(("a", "b"), recipe=SEQUENCE_RECIPE).numpy_score(np.array(sound)).reconstruction_error
+    )
     assert [readings.errors()[i] for i in (5, 6, 7)] == pytest.approx(expected.tolist(), rel=1e-6)
     readings.user.execute("UPDATE readings SET b = 1 WHERE id = 4")
     readings.drain_all()
@@ -239,7 +241,7 @@ def test_a_row_in_quarantine_ends_the_history_until_it_is_mended(readings: Table
 def test_a_row_that_fails_takes_no_neighbour_into_quarantine(user: User, runtime: Runtime) -> None:
     user.execute("CREATE TABLE t (id int PRIMARY KEY, at int, a numeric)")
     table = attach_table(user, runtime, relation="t", key="id", features="a", time="at")
-    recipe = RECIPE.model_copy(update={"recurrent": Recurrent(window=2, encoder=(2,), decoder=(2,))})
+    recipe = SEQUENCE_RECIPE.model_copy(update={"recurrent": Recurrent(window=2, encoder=(2,), decoder=(2,))})
     table.promote(make_detector(("a",), recipe=recipe))
     user.execute("INSERT INTO t SELECT i, i, i FROM generate_series(1, 3) i")
     user.execute("INSERT INTO t VALUES (4, 4, 1e400)")
@@ -261,7 +263,7 @@ def test_promotions_between_a_plain_and_a_sequence_champion_count_from_the_next_
         opened.append(batch)
         assert batch is not None
         # The batch was read for the champion before.
-        readings.promote(plain if first != 11 else make_detector(("a", "b"), recipe=RECIPE))
+        readings.promote(plain if first != 11 else make_detector(("a", "b"), recipe=SEQUENCE_RECIPE))
         score_batch(readings.runtime, readings.source, batch)
         readings.drain_all()
     by_row, by_window = offline(readings, detector=plain), offline(readings)
@@ -285,7 +287,7 @@ def test_rows_that_the_triggers_missed_are_swept_up_with_their_histories(reading
 def test_text_keys_and_no_entity(user: User, runtime: Runtime) -> None:
     user.execute("CREATE TABLE t (k text PRIMARY KEY, at timestamp, a float8, b float8)")
     table = attach_table(user, runtime, relation="t", key="k", features="a,b", time="at")
-    detector = make_detector(("a", "b"), recipe=RECIPE)
+    detector = make_detector(("a", "b"), recipe=SEQUENCE_RECIPE)
     table.promote(detector)
     matrix = np.random.default_rng(3).normal(size=(40, 2))
     keys = [("key" * (i % 5) + f" {i}") for i in range(40)]
@@ -300,10 +302,10 @@ def test_text_keys_and_no_entity(user: User, runtime: Runtime) -> None:
 
 
 def test_training_rows_come_in_runs_that_a_flagged_or_incomplete_row_ends(readings: Table) -> None:
-    readings.promote(make_detector(("a", "b"), recipe=RECIPE, threshold=-1.0))
+    readings.promote(make_detector(("a", "b"), recipe=SEQUENCE_RECIPE, threshold=-1.0))
     insert(readings, (4, "m", 4))
     readings.drain_all()
-    readings.promote(make_detector(("a", "b"), recipe=RECIPE))
+    readings.promote(make_detector(("a", "b"), recipe=SEQUENCE_RECIPE))
     insert(
         readings,
         *((i, "mn"[i > 8], i) for i in (*range(1, 4), *range(5, 12))),
@@ -328,8 +330,8 @@ def test_a_sequence_recipe_without_a_time_column_is_refused(user: User, runtime:
     with pytest.raises(ModelError, match=r"no time column.*--time COLUMN"):
         training.train(runtime, table.source_name, recipe_name="iforest-lstm-32-16")
     with pytest.raises(ModelError, match="the 2 rows before it"):
-        require_order(RECIPE, table.source.definition)
-    table.promote(make_detector(("a",), recipe=RECIPE))
+        require_order(SEQUENCE_RECIPE, table.source.definition)
+    table.promote(make_detector(("a",), recipe=SEQUENCE_RECIPE))
     user.execute("INSERT INTO t VALUES (1, 1)")
     table.drain()
     assert table.queued() == [1]
@@ -341,7 +343,7 @@ def test_the_advice_names_the_index_that_is_missing(readings: Table) -> None:
 
     def advice() -> str | None:
         with readings.runtime.engine.begin() as connection:
-            return index_advice(connection, definition, [RECIPE])
+            return index_advice(connection, definition, [SEQUENCE_RECIPE])
 
     assert advice() is None
     readings.user.execute("DROP INDEX readings_order")

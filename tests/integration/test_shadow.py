@@ -290,7 +290,7 @@ def test_a_challenger_that_is_refused_is_noted_and_left_alone(
     assert found.paused
     assert f"version {version} of transactions is refused" in (found.problem or "")
     with transactions.runtime.engine.begin() as connection:
-        [row] = overview.sources(connection)
+        [row] = overview.every(connection)
     assert row.challenger == version
     assert "challenger: ArtifactRefused: version 2" in note(row)
     end_pause(transactions)

@@ -24,14 +24,13 @@ from sqlalchemy.exc import OperationalError
 from pgoutlier.db.errors import DeliveryFailed, MissingPrivilege, SourceError, WebhookError
 from pgoutlier.db.notices import deliveries
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sql.statements import run as execute
+from pgoutlier.db.sql import statements
 from pgoutlier.worker.notices import delivering, webhook_control
 from pgoutlier.worker.notices.delivering import DeliveryResult
 from pgoutlier.worker.roles import granting
 from pgoutlier.worker.runtime import make_runtime
 from tests.integration.conftest import Run
-from tests.receiver import KEY, SECRET, Receiver, receiving, status
-from tests.receiver import kill as kill_sender
+from tests.receiver import KEY, SECRET, Receiver, kill_sender, receiving, status
 from tests.support import HUNG_SECONDS, Table, attach_table, until
 
 # Nothing here differs between the versions of PostgreSQL.
@@ -606,7 +605,7 @@ def test_what_is_due_is_found_by_index(hooked: Table) -> None:
     hooked.user.execute("UPDATE outlier.notices SET waits = false WHERE id % 100 <> 0")
     hooked.user.execute("VACUUM ANALYZE outlier.notices")
     with hooked.runtime.engine.begin() as connection:
-        execute(connection, "SET LOCAL enable_seqscan = off")
+        statements.run(connection, "SET LOCAL enable_seqscan = off")
         assert deliveries.due(connection) == ["transactions"]
     plan = hooked.keys(
         "EXPLAIN SELECT id FROM outlier.notices WHERE source = 'transactions' AND waits ORDER BY id LIMIT 2"

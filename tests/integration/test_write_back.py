@@ -11,8 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, given
-from hypothesis import settings as examples
+from hypothesis import HealthCheck, given, settings
 from psycopg import sql
 from sqlalchemy import Connection
 
@@ -35,7 +34,7 @@ from pgoutlier.worker.sources import attaching, filling
 from tests.conftest import Connect
 from tests.integration.conftest import Run
 from tests.integration.test_attach import objects, refusal
-from tests.integration.test_sequences import RECIPE
+from tests.integration.test_sequences import SEQUENCE_RECIPE
 from tests.servers import Postgres
 from tests.support import (
     HUNG_SECONDS,
@@ -285,8 +284,8 @@ def test_a_locked_row_of_a_sequence_is_written_later(user: User, runtime: Runtim
         "CREATE TABLE readings (id bigint PRIMARY KEY, machine text, at timestamptz, a float8, b float8)"
     )
     asked: dict[str, Any] = {"relation": "readings", "key": "id", "features": "a,b", "time": "at"}
-    table = attach_table(user, runtime, **asked, entity="machine", recipe=RECIPE, write_columns=True)
-    table.promote(make_detector(("a", "b"), recipe=RECIPE))
+    table = attach_table(user, runtime, **asked, entity="machine", recipe=SEQUENCE_RECIPE, write_columns=True)
+    table.promote(make_detector(("a", "b"), recipe=SEQUENCE_RECIPE))
     user.execute(
         "INSERT INTO readings SELECT i, 'm', timestamptz '2026-01-01' + make_interval(secs => i), sin(i), cos(i)"
         " FROM generate_series(1, 9) i"
@@ -596,7 +595,7 @@ def test_the_program_of_before_gets_no_source_that_writes_columns(written: Table
 
 
 @pytest.mark.postgres18
-@examples(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schema=NAMES, table=NAMES, key=NAMES, feature=NAMES)
 def test_any_names_can_be_written_to(user: User, schema: str, table: str, key: str, feature: str) -> None:
     names = [name.encode()[:63].decode(errors="ignore") for name in (schema, table, key, feature)]

@@ -40,8 +40,8 @@ def demo(
     left unscored or scored twice, or a process died.
     """
     # What the demo is made of takes a second to import, which other commands need not wait for.
-    from pgoutlier.worker.demo import dataset as datasets
     from pgoutlier.worker.demo import run, show
+    from pgoutlier.worker.demo.dataset import from_file, simulated
     from pgoutlier.worker.training.recipes import chosen_recipe, require_tensorflow
 
     require_tensorflow(chosen_recipe("default"))
@@ -51,9 +51,7 @@ def demo(
     settings = load_settings()
     configure_logs(settings.log_format, level=40)
     started = time.monotonic()
-    chosen = (
-        datasets.simulated(n_rows=rows, seed=seed) if data is None else datasets.from_file(data, label=label)
-    )
+    chosen = simulated(n_rows=rows, seed=seed) if data is None else from_file(data, label=label)
     plan = run.Plan(live_seconds=seconds) if data is None else run.Plan(live_seconds=seconds, live_share=0.3)
     data_dir = settings.data_dir.parent / f"{settings.data_dir.name}-demo"
     finished = False

@@ -84,19 +84,18 @@ def evaluate(
     Example: pgoutlier evaluate --data creditcard.csv.gz --recipe default --label Class --time Time --split time
     """
     # These take a second to import, which other commands need not wait for.
-    from pgoutlier.worker.evaluation import figures, splits
-    from pgoutlier.worker.evaluation import table as tables
-    from pgoutlier.worker.evaluation.run import evaluate as evaluate_recipe
+    from pgoutlier.worker.evaluation import figures, run, splits
+    from pgoutlier.worker.evaluation.table import Columns, EvaluationError, load
 
     recipes = [chosen_recipe(name) for name in recipe]
     chosen = splits.chosen(recipes[0], order=split, test_size=test_size, seed=seed)
     if normal_value not in (0, 1):
-        raise tables.EvaluationError(f"--normal-value {normal_value} must be 0 or 1.")
+        raise EvaluationError(f"--normal-value {normal_value} must be 0 or 1.")
     if not all(map(math.isfinite, at or ())):
-        raise tables.EvaluationError("--at must be a finite number.")
-    table = tables.load(
+        raise EvaluationError("--at must be a finite number.")
+    table = load(
         data,
-        tables.Columns(
+        Columns(
             label=label, normal_value=normal_value, time=time, drop=tuple(drop.split(",")) if drop else ()
         ),
         header=not no_header,
@@ -107,7 +106,7 @@ def evaluate(
     found = []
     for i, one in enumerate(recipes):
         with epoch_bar("fitting", one.name) as show:
-            evaluation = evaluate_recipe(table, one, chosen, seed=seed, on_progress=show)
+            evaluation = run.evaluate(table, one, chosen, seed=seed, on_progress=show)
         found.append(figures.as_json(evaluation, at=at or ()))
         if report is not None:
             write_evaluation(report if len(recipes) == 1 else _with_recipe(report, one.name), evaluation)

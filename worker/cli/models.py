@@ -42,10 +42,10 @@ def train(
     """Fit a new version on the newest normal rows, with progress."""
     runtime = open_runtime()
     if queue:
-        from pgoutlier.worker.tasks import train as task
+        from pgoutlier.worker import tasks
 
         training.plan(runtime, source, recipe_name=recipe, threshold=threshold)
-        task.apply_async(
+        tasks.train.apply_async(
             (source,), {"promote": promote, "seed": seed, "recipe": recipe, "threshold": threshold}
         )
         console.print(

@@ -14,8 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from pgoutlier.db.errors import VerdictError
 from pgoutlier.db.sources import sources
-from pgoutlier.db.verdicts import verdicts as verdict_log
-from pgoutlier.db.verdicts.verdicts import Verdict
+from pgoutlier.db.verdicts.verdicts import Verdict, listed, named
 from pgoutlier.worker.cli.arguments import AsJson, SourceName
 from pgoutlier.worker.cli.context import open_runtime
 from pgoutlier.worker.console import console, errors, print_json, print_table
@@ -64,7 +63,7 @@ def label(
     else:
         if not words or len(words) < 2:
             raise VerdictError(f"A key or a verdict is missing; {_FORM}.")
-        verdict_log.named(words[-1])
+        named(words[-1])
         done = judging.label(open_runtime(), source, words[:-1], words[-1], note=note)
     if as_json:
         print_json(vars(done))
@@ -127,7 +126,7 @@ def verdicts(
     with runtime.engine.begin() as connection:
         found = sources.find(connection, source)
         key = None if key is None else judging.key_of(found.definition, Verdict(key, "normal"))
-        rows = verdict_log.listed(connection, source, history=history, key=key, limit=limit)
+        rows = listed(connection, source, history=history, key=key, limit=limit)
     if as_json:
         print_json(rows)
         return

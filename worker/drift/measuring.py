@@ -21,8 +21,7 @@ from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
 from pgoutlier.db.training import training_runs
 from pgoutlier.db.versions import aliases, version_rows
-from pgoutlier.detector import drift as indices
-from pgoutlier.detector.drift import Binned, Reference
+from pgoutlier.detector.drift import Binned, Reference, counts, psi_limit, psi_of_counts, rates_differ
 from pgoutlier.worker.runtime import Runtime
 
 log = structlog.get_logger()
@@ -50,10 +49,10 @@ class _Counted:
     def add(self, block: ScoredBlock, names: Iterable[str]) -> None:
         self.n_rows += len(block.errors)
         self.n_flagged += int(block.flagged.sum())
-        self.error = self.error + indices.counts(self.reference.error, block.errors)
+        self.error = self.error + counts(self.reference.error, block.errors)
         for column, name in enumerate(names):
             if name not in self.left_out and (binned := self.reference.features.get(name)):
-                found = indices.counts(binned, block.matrix[:, column])
+                found = counts(binned, block.matrix[:, column])
                 self.features[name] = self.features.get(name, 0.0) + found
 
 
@@ -203,8 +202,8 @@ class _Moved:
         settings: Settings,
         probability: float,
     ) -> _Moved:
-        by_chance = indices.psi_limit(binned, n_rows, probability)
-        return cls(name, indices.psi_of_counts(binned, in_bins), max(settings.drift_psi, by_chance))
+        by_chance = psi_limit(binned, n_rows, probability)
+        return cls(name, psi_of_counts(binned, in_bins), max(settings.drift_psi, by_chance))
 
 
 def _rate_moved(hits: int, n_rows: int, first_hits: int, first_rows: int, probability: float) -> bool:
@@ -213,4 +212,4 @@ def _rate_moved(hits: int, n_rows: int, first_hits: int, first_rows: int, probab
     ratio = ((hits + 0.5) / n_rows) / ((first_hits + 0.5) / first_rows)
     if 1 / RATE_RATIO < ratio < RATE_RATIO:
         return False
-    return indices.rates_differ(hits, n_rows, first_hits, first_rows) < probability / 2
+    return rates_differ(hits, n_rows, first_hits, first_rows) < probability / 2

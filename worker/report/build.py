@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pgoutlier.detector import Detector, FitResult, exceeds
-from pgoutlier.detector import top_features as top_of
+from pgoutlier.detector import Detector, FitResult, exceeds, top_features
 from pgoutlier.detector.drift import Reference, psi, psi_by_chance
 from pgoutlier.worker.report.data import (
     Amount,
@@ -118,7 +117,7 @@ def flagged_features(
     if contributions is None:
         # In NumPy: for so few rows ONNX Runtime need not be imported.
         contributions = detector.numpy_score(rows).contributions
-    indices, values = top_of(np.asarray(contributions), detector.recipe.top_features)
+    indices, values = top_features(np.asarray(contributions), detector.recipe.top_features)
     n_rows = np.bincount(indices.ravel(), minlength=len(detector.feature_names))
     total = np.bincount(indices.ravel(), weights=values.ravel(), minlength=len(detector.feature_names))
     order = [i for i in np.lexsort((-total, -n_rows)) if n_rows[i]]

@@ -72,7 +72,7 @@ def status(open_runtime: Callable[[], Runtime]) -> Status:
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(_ask)
         with open_runtime().engine.begin() as connection:
-            sources = overview.sources(connection)
+            sources = overview.every(connection)
             listeners = overview.listeners(connection)
             beats = schedule_control.beats_alive(connection)
             coming = schedule_control.coming(connection)

@@ -14,7 +14,7 @@ from pgoutlier.db.sources import sources
 from pgoutlier.db.training.training_rows import TrainingRows
 from pgoutlier.db.versions import aliases
 from pgoutlier.detector import FitResult
-from pgoutlier.detector import gate as rules
+from pgoutlier.detector.gate import HELD_OUT_SHARE, MIN_HELD_OUT, Rows, judge
 from pgoutlier.models_store import registry
 from pgoutlier.worker.runtime import Runtime
 
@@ -59,8 +59,8 @@ def n_held_out(source: Source, rows: TrainingRows, promote: bool | None) -> int:
     """How many of the newest rows are kept from the fit for the gate: none where nothing is decided by them."""
     if promote is not None or source.promotion == "manual":
         return 0
-    n_rows = int(len(rows.matrix) * rules.HELD_OUT_SHARE)
-    return n_rows if n_rows >= rules.MIN_HELD_OUT else 0
+    n_rows = int(len(rows.matrix) * HELD_OUT_SHARE)
+    return n_rows if n_rows >= MIN_HELD_OUT else 0
 
 
 def measure(
@@ -74,10 +74,10 @@ def measure(
         return None
     with runtime.engine.begin() as connection:
         champion = registry.champion(connection, source, runtime.cache)
-    return rules.judge(
+    return judge(
         fitted.detector,
         champion.detector if champion else None,
-        rules.Rows(rows.matrix, rows.normal, rows.fraud, n_held_out, rows.runs),
+        Rows(rows.matrix, rows.normal, rows.fraud, n_held_out, rows.runs),
         calibration_errors=fitted.calibration_errors,
         most_flagged=runtime.settings.gate_most_flagged,
     )
@@ -115,7 +115,7 @@ def _by_policy(source: Source, figures: dict[str, Any] | None) -> Decision:
     if source.promotion == "always":
         return Decision(True, "promoted by its training, as every version of this source is", figures)
     if figures is None:
-        least = int(rules.MIN_HELD_OUT / rules.HELD_OUT_SHARE)
+        least = int(MIN_HELD_OUT / HELD_OUT_SHARE)
         return Decision(
             False, f"there are fewer than {least:,} rows, too few to hold some out and compare it by"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version as package_version
+from importlib import metadata
 from typing import Any
 
 import structlog
@@ -263,10 +263,10 @@ def _register(
 
 def _versions() -> dict[str, str]:
     names = ("tensorflow", "tensorflow-cpu")
-    found = {"python": platform.python_version(), "pgoutlier": package_version("pgoutlier")}
+    found = {"python": platform.python_version(), "pgoutlier": metadata.version("pgoutlier")}
     for name in names:
         try:
-            found["tensorflow"] = package_version(name)
+            found["tensorflow"] = metadata.version(name)
         except ModuleNotFoundError:
             continue
     return found

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn import metrics as sk
+from sklearn import metrics
 
 from pgoutlier.detector import MetricsError, exceeds
 from pgoutlier.detector.metrics import Confusion, confusion, confusion_at, ranking
@@ -75,17 +75,17 @@ def test_threshold_figures_are_those_of_scikit_learn(rows: list[tuple[bool, int]
     truth, errors = arrays(rows)
     at = confusion_at(truth, errors, 3.0)
     flagged = exceeds(errors, 3.0)
-    assert sk.confusion_matrix(truth, flagged).ravel().tolist() == [
+    assert metrics.confusion_matrix(truth, flagged).ravel().tolist() == [
         at.true_negatives,
         at.false_positives,
         at.false_negatives,
         at.true_positives,
     ]
-    precision, recall, f1, _ = sk.precision_recall_fscore_support(
+    precision, recall, f1, _ = metrics.precision_recall_fscore_support(
         truth, flagged, average="binary", zero_division=0
     )
     assert (at.precision or 0.0, at.recall, at.f1) == pytest.approx((precision, recall, f1))
-    normal = sk.precision_recall_fscore_support(~truth, ~flagged, average="binary", zero_division=0)[:3]
+    normal = metrics.precision_recall_fscore_support(~truth, ~flagged, average="binary", zero_division=0)[:3]
     assert (at.of_normal.precision or 0.0, at.of_normal.recall, at.of_normal.f1) == pytest.approx(normal)
 
 
