@@ -6,6 +6,7 @@ import pytest
 
 from pgoutlier.worker.cli import status
 from pgoutlier.worker.console import print_table
+from pgoutlier.worker.status.status import Status
 
 
 def test_text_of_others_does_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -18,4 +19,5 @@ def test_text_of_others_does_not_steer_the_terminal(capsys: pytest.CaptureFixtur
 def test_status_says_what_comes_next_but_not_what_comes_every_few_seconds() -> None:
     names = ["drain", "deliver", "jobs", "sweep"]
     schedules = [{"name": name, "next_run_in_seconds": 3.0, "problem": None} for name in names]
-    assert status._schedules_text({"beats": [{}], "schedules": schedules}) == "1 beat; next: sweep in 3.0 s"
+    figures = Status(sources=[], workers=[], listeners=1, beats=["one"], schedules=schedules, jobs=[])
+    assert status._schedules_text(figures) == "1 beat; next: sweep in 3.0 s"
