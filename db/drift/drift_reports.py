@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,37 @@ class ScoredBlock:
     matrix: npt.NDArray[np.float64]
     errors: npt.NDArray[np.float64]
     flagged: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class FeaturePsi:
+    """The population stability index of a feature, and what it may be before that is drift."""
+
+    feature: str
+    psi: float
+    limit: float
+
+
+@dataclass(frozen=True)
+class DriftReport:
+    """How far n_rows of the newest rows have moved from those that the version was trained on.
+
+    features: the largest index first. error_psi, error_limit: the same of the reconstruction error. flag_rate,
+    quarantine_rate: shares of the rows, from 0 to 1. expected_flag_rate: by the first report of the version, None
+    where this is it. reasons: a sentence, without its full stop, for each that is beyond its limit.
+    """
+
+    version: int
+    measured_at: datetime
+    n_rows: int
+    features: list[FeaturePsi]
+    error_psi: float
+    error_limit: float
+    flag_rate: float
+    expected_flag_rate: float | None
+    quarantine_rate: float
+    drifted: bool
+    reasons: list[str]
 
 
 def scored_blocks(
@@ -62,38 +93,46 @@ def quarantined_among(connection: Connection, source: Source, *, newest: int) ->
     return (0, 0) if row is None else (int(row[0]), int(row[1]))
 
 
-def keep(connection: Connection, source_id: int, row: dict[str, Any]) -> int:
+def moment(connection: Connection) -> datetime:
+    """When the transaction began, by PostgreSQL's clock."""
+    found: datetime = one(connection, "SELECT now()")
+    return found
+
+
+def keep(connection: Connection, source_id: int, report: DriftReport) -> int:
     """Store a report. Returns its id."""
     return int(
         one(
             connection,
             """
             INSERT INTO outlier.drift_reports
-                (source_id, version, n_rows, features, error_psi, error_limit, flag_rate, expected_flag_rate,
-                 quarantine_rate, drifted, reasons)
-            VALUES (%(source_id)s, %(version)s, %(n_rows)s, %(features)s, %(error_psi)s, %(error_limit)s,
-                    %(flag_rate)s, %(expected_flag_rate)s, %(quarantine_rate)s, %(drifted)s, %(reasons)s)
+                (source_id, version, measured_at, n_rows, features, error_psi, error_limit, flag_rate,
+                 expected_flag_rate, quarantine_rate, drifted, reasons)
+            VALUES (%(source_id)s, %(version)s, %(measured_at)s, %(n_rows)s, %(features)s, %(error_psi)s,
+                    %(error_limit)s, %(flag_rate)s, %(expected_flag_rate)s, %(quarantine_rate)s, %(drifted)s,
+                    %(reasons)s)
             RETURNING id
             """,
             {
-                **row,
+                **vars(report),
                 "source_id": source_id,
-                "features": Jsonb(row["features"]),
-                "reasons": Jsonb(row["reasons"]),
+                "features": Jsonb([vars(feature) for feature in report.features]),
+                "reasons": Jsonb(report.reasons),
             },
         )
     )
 
 
-def reports(connection: Connection, source_id: int, *, limit: int) -> list[dict[str, Any]]:
+def reports(connection: Connection, source_id: int, *, limit: int) -> list[DriftReport]:
     """The newest reports of a source first."""
-    return run_dicts(
+    rows = run_dicts(
         connection,
         "SELECT version, measured_at, n_rows, features, error_psi, error_limit, flag_rate, expected_flag_rate,"
         " quarantine_rate, drifted, reasons FROM outlier.drift_reports WHERE source_id = %s"
         " ORDER BY id DESC LIMIT %s",
         (source_id, limit),
     )
+    return [DriftReport(**{**row, "features": [FeaturePsi(**f) for f in row["features"]]}) for row in rows]
 
 
 def first_flag_rate(connection: Connection, source_id: int, version: int) -> tuple[int, int] | None:

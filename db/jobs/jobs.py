@@ -6,14 +6,15 @@ What they do, range by range, is in db.jobs.job_ranges.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, Literal, LiteralString
+from datetime import datetime
+from typing import Final, Literal, LiteralString
 
 from psycopg import sql
 from sqlalchemy import Connection
 
 from pgoutlier.db.errors import JobError
 from pgoutlier.db.sql import locks
-from pgoutlier.db.sql.statements import compose, one, run, run_dicts
+from pgoutlier.db.sql.statements import Params, compose, one, records, run
 from pgoutlier.db.versions import aliases
 
 BACKFILL: Final = "backfill"
@@ -39,6 +40,41 @@ class Job:
     problem: str | None
 
 
+@dataclass(frozen=True)
+class JobFigures:
+    """A job with how far it is. version: as in `Job`. finished_at: None while it runs.
+
+    n_rows: rows in its ranges when it was made; n_behind: those of finished ranges; n_done: rows scored or flagged;
+    last_error: of a range that is to be tried again; rows_per_second: over the last 30 s of its ranges; eta_seconds:
+    at that rate, None where it is not known.
+    """
+
+    id: int
+    source: str
+    kind: str
+    version: int | None
+    status: str
+    problem: str | None
+    created_at: datetime
+    created_by: str
+    finished_at: datetime | None
+    n_ranges: int
+    n_ranges_finished: int
+    n_rows: int
+    n_behind: int
+    n_done: int
+    n_flagged: int
+    n_quarantined: int
+    last_error: str | None
+    rows_per_second: float
+    eta_seconds: float | None
+
+    @property
+    def share(self) -> float:
+        """How much of its rows it has behind it, from 0 to 1."""
+        return self.n_behind / self.n_rows if self.n_rows else 1.0
+
+
 def find(connection: Connection, job_id: int) -> Job:
     """Raises JobError if there is no such job."""
     found = _jobs(connection, "j.id = %(job)s", {"job": job_id})
@@ -57,9 +93,10 @@ def running(connection: Connection, source_id: int, kind: str) -> Job | None:
     return found[0] if found else None
 
 
-def _jobs(connection: Connection, condition: LiteralString, params: dict[str, Any]) -> list[Job]:
-    rows = run_dicts(
+def _jobs(connection: Connection, condition: LiteralString, params: Params) -> list[Job]:
+    return records(
         connection,
+        Job,
         compose(
             "SELECT j.id, s.name AS source, j.source_id, j.kind, j.version, j.as_champion, j.status,"
             " j.problem FROM outlier.jobs j JOIN outlier.sources s ON s.id = j.source_id"
@@ -68,7 +105,6 @@ def _jobs(connection: Connection, condition: LiteralString, params: dict[str, An
         ),
         params,
     )
-    return [Job(**row) for row in rows]
 
 
 def is_overtaken(connection: Connection, job: Job) -> bool:
@@ -203,14 +239,11 @@ def listed(
     source: str | None = None,
     running: bool = False,
     limit: int,
-) -> list[dict[str, Any]]:
-    """Jobs with how far they are, the newest first; of one id or source, or those that run, if that is said.
-
-    n_rows: rows in its ranges when it was made; n_behind: those of finished ranges; n_done: rows scored or flagged;
-    rows_per_second: over the last 30 s of its ranges; eta_seconds: at that rate, None where it is not known.
-    """
-    return run_dicts(
+) -> list[JobFigures]:
+    """Jobs with how far they are, the newest first; of one id or source, or those that run, if that is said."""
+    return records(
         connection,
+        JobFigures,
         """
         SELECT j.id, s.name AS source, j.kind, j.version, j.status, j.problem, j.created_at, j.created_by,
                j.finished_at, r.*,

@@ -5,8 +5,9 @@ What a schedule means is in worker.schedules.scheduling.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, LiteralString
 
@@ -14,7 +15,8 @@ from psycopg.types.json import Jsonb
 from sqlalchemy import Connection
 
 from pgoutlier.db.errors import ScheduleError
-from pgoutlier.db.sql.statements import one, run, run_dicts
+from pgoutlier.db.sql.statements import one, records, run, run_dicts
+from pgoutlier.db.tables import JsonObject
 
 # A beat that hangs between claim and commit holds up one schedule, and no longer than this.
 _CLAIM_SECONDS = 60
@@ -51,9 +53,27 @@ class Schedule:
     changed_by: str
     read_at: datetime
 
-    def facts(self) -> dict[str, Any]:
-        """Every column, for JSON."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "read_at"}
+
+@dataclass(frozen=True)
+class ScheduleEvent:
+    """Who changed which schedule when. before and after are its columns, or text if that is not to be read as JSON."""
+
+    created_at: datetime
+    created_by: str
+    schedule: str
+    action: str
+    before: JsonObject | str | None
+    after: JsonObject | str | None
+
+
+@dataclass(frozen=True)
+class Beat:
+    """A beat: host and process, since when it runs, and the seconds since it last ticked."""
+
+    name: str
+    started_at: datetime
+    ticked_at: datetime
+    seconds_ago: float
 
 
 def every(connection: Connection) -> list[Schedule]:
@@ -105,7 +125,7 @@ def seed(
 
 
 def put(
-    connection: Connection, name: str, values: Mapping[str, Any], *, args: list[Any], kwargs: dict[str, Any]
+    connection: Connection, name: str, values: Mapping[str, Any], *, args: list[Any], kwargs: JsonObject
 ) -> bool:
     """Write the definition of a schedule, new or not. Returns False if it was just so already.
 
@@ -211,14 +231,26 @@ def sources_with_own_training(connection: Connection, task: str) -> set[str]:
     return {name for (name,) in rows if name is not None}
 
 
-def history(connection: Connection, name: str | None, *, limit: int) -> list[dict[str, Any]]:
-    """Who changed which schedule when, from what, to what (JSON as text); the newest first."""
-    return run_dicts(
+def history(connection: Connection, name: str | None, *, limit: int) -> list[ScheduleEvent]:
+    """Changes of schedules, or of one, the newest first."""
+    rows = run_dicts(
         connection,
         "SELECT created_at, created_by, schedule, action, before::text AS before, after::text AS after"
         " FROM outlier.schedule_events WHERE schedule = coalesce(%s::text, schedule) ORDER BY id DESC LIMIT %s",
         (name, limit),
     )
+    return [
+        ScheduleEvent(**{**row, "before": _readable(row["before"]), "after": _readable(row["after"])})
+        for row in rows
+    ]
+
+
+def _readable(text: str | None) -> JsonObject | str | None:
+    try:
+        found: JsonObject | None = None if text is None else json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return found
 
 
 def tick(connection: Connection, beat: str) -> None:
@@ -239,10 +271,11 @@ def forget_old_beats(connection: Connection) -> None:
     )
 
 
-def beats(connection: Connection) -> list[dict[str, Any]]:
-    """Each beat, since when, and the seconds since it last ticked; the last one first."""
-    return run_dicts(
+def beats(connection: Connection) -> list[Beat]:
+    """Each beat, the one that ticked last first."""
+    return records(
         connection,
+        Beat,
         "SELECT name, started_at, ticked_at, extract(epoch FROM now() - ticked_at)::float8 AS seconds_ago"
         " FROM outlier.beats ORDER BY ticked_at DESC",
     )
