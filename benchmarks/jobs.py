@@ -32,8 +32,8 @@ def job_seconds(base: Ground, start: Callable[[], Started]) -> float:
         job = start()
         job_control.work(base.runtime, job.id, budget_seconds=_BUDGET_SECONDS)
         done = job_control.described(base.runtime, job.id)
-        if (done["status"], done["n_done"]) != ("succeeded", n_rows):
-            raise RuntimeError(f"the job did {done['n_done']} of {n_rows} rows: {done['problem']}")
+        if (done.status, done.n_done) != ("succeeded", n_rows):
+            raise RuntimeError(f"the job did {done.n_done} of {n_rows} rows: {done.problem}")
 
     return seconds_of(work)
 
@@ -79,7 +79,7 @@ def rescoring(base: Ground, other: int) -> Iterator[None]:
         while not stop.is_set():
             job = job_control.rescore(base.runtime, SOURCE, versions[0])
             tasks.ask_for_work(job.id)
-            while job_control.described(base.runtime, job.id)["status"] == "running" and not stop.wait(0.2):
+            while job_control.described(base.runtime, job.id).status == "running" and not stop.wait(0.2):
                 pass
             job_control.cancel(base.runtime, job.id)
             versions.reverse()

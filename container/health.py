@@ -48,7 +48,7 @@ def _beat(process: psutil.Process, settings: Settings) -> str | None:
         return "PGOUTLIER_DATABASE_URL is not set"
     name = f"{socket.gethostname()}:{process.pid}"
     with make_engine(settings.database_url.get_secret_value(), pool_size=1).begin() as connection:
-        ago = next((b["seconds_ago"] for b in schedules.beats(connection) if b["name"] == name), None)
+        ago = next((b.seconds_ago for b in schedules.beats(connection) if b.name == name), None)
     if ago is None:
         return "it has not ticked yet"
     return f"it has not ticked for {ago:.0f} s" if ago > _LATE_SECONDS else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, TypedDict
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -26,6 +28,17 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from pgoutlier.db.sql.identifiers import SCHEMA
+
+# An object in a column of type jsonb whose names are not known here: a recipe, metrics, a description.
+JsonObject = dict[str, Any]
+
+
+class TopFeature(TypedDict):
+    """An entry of a column top_features: the share of a feature in the error of a row."""
+
+    feature: str
+    contribution: float
+
 
 metadata = MetaData(
     schema=SCHEMA,

@@ -9,7 +9,7 @@ errors are spread as the calibration errors were, and every feature that varies 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
@@ -58,6 +58,32 @@ class Rows:
         return self.fraud[-self.n_held_out :]
 
 
+# By name: flag_rate, not of the baseline; where labels decide also average_precision and precision_at_budget.
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the gate found on the hold-out.
+
+    n_fraud: rows of it known to be fraud. budget: how many top rows precision_at_budget is of. champion: None where
+    there is none or it could not be measured, champion_not_measured says why. refused: sentences that say why the new
+    version must not be the champion; worse: why it should not; none of either means that it may.
+    """
+
+    n_held_out: int
+    n_fraud: int
+    budget: int
+    decided_by: Literal["labels", "proxies"]
+    new: Figures
+    champion: Figures | None
+    champion_not_measured: str | None
+    baseline: Figures
+    note: str | None
+    refused: list[str]
+    worse: list[str]
+
+
 def judge(
     new: Detector,
     champion: Detector | None,
@@ -65,9 +91,8 @@ def judge(
     *,
     calibration_errors: Float64Vector,
     most_flagged: float,
-) -> dict[str, Any]:
-    """The figures of all three, and sentences that say why the new version must not (refused) or should not
-    (worse) be the champion; none of either means that it may.
+) -> Judgement:
+    """Measure all three on the hold-out, and say whether the new version may be the champion.
 
     calibration_errors: the new version's. most_flagged: of a version that flags a larger share of the hold-out
     something is wrong.
@@ -79,31 +104,30 @@ def judge(
         1, n_flagged if champions is None or champion is None else _n_flagged(champions, champion.threshold)
     )
     by_labels = int(rows.held_out_fraud.sum()) >= MIN_FRAUD and not rows.held_out_fraud[rows.known].all()
-    found: dict[str, Any] = {
-        "n_held_out": rows.n_held_out,
-        "n_fraud": int(rows.held_out_fraud.sum()),
-        "budget": budget,
-        "decided_by": "labels" if by_labels else "proxies",
-        "new": _figures(errors, new.threshold, rows, budget, by_labels),
-        "champion": None
+    of_new = _figures(errors, new.threshold, rows, budget, by_labels)
+    of_champion = (
+        None
         if champions is None or champion is None
-        else _figures(champions, champion.threshold, rows, budget, by_labels),
-        "champion_not_measured": why_not,
-        "baseline": _figures(_baseline_errors(rows), None, rows, budget, by_labels),
-    }
-    found["note"] = _note(found, by_labels)
-    flag_rate = found["new"]["flag_rate"]
-    found["refused"] = (
-        [f"it flags {flag_rate:.2%} of the hold-out, above {most_flagged:.2%}"]
-        if flag_rate > most_flagged
-        else []
+        else _figures(champions, champion.threshold, rows, budget, by_labels)
     )
-    found["worse"] = (
-        _worse_by_labels(found)
+    of_baseline = _figures(_baseline_errors(rows), None, rows, budget, by_labels)
+    flag_rate = of_new["flag_rate"]
+    too_many = f"it flags {flag_rate:.2%} of the hold-out, above {most_flagged:.2%}"
+    return Judgement(
+        n_held_out=rows.n_held_out,
+        n_fraud=int(rows.held_out_fraud.sum()),
+        budget=budget,
+        decided_by="labels" if by_labels else "proxies",
+        new=of_new,
+        champion=of_champion,
+        champion_not_measured=why_not,
+        baseline=of_baseline,
+        note=_note(of_new, of_baseline) if by_labels else None,
+        refused=[too_many] if flag_rate > most_flagged else [],
+        worse=_worse_by_labels(of_new, of_champion, budget)
         if by_labels
-        else _worse_by_proxies(new, rows, errors, shares, calibration_errors, flag_rate)
+        else _worse_by_proxies(new, rows, errors, shares, calibration_errors, flag_rate),
     )
-    return found
 
 
 def _scored(detector: Detector, rows: Rows) -> tuple[Float64Vector, Float64Vector]:
@@ -155,8 +179,8 @@ def _n_flagged(errors: Float64Vector, threshold: float) -> int:
 
 def _figures(
     errors: Float64Vector, threshold: float | None, rows: Rows, budget: int, by_labels: bool
-) -> dict[str, float]:
-    found: dict[str, float] = {}
+) -> Figures:
+    found: Figures = {}
     if threshold is not None:
         found["flag_rate"] = _n_flagged(errors, threshold) / len(errors)
     if by_labels:
@@ -166,13 +190,12 @@ def _figures(
     return found
 
 
-def _worse_by_labels(found: dict[str, Any]) -> list[str]:
-    new, champion = found["new"], found["champion"]
+def _worse_by_labels(new: Figures, champion: Figures | None, budget: int) -> list[str]:
     if champion is None:
         return []
     names = {
         "average_precision": "average precision",
-        "precision_at_budget": f"precision of the top {found['budget']:,}",
+        "precision_at_budget": f"precision of the top {budget:,}",
     }
     worse = [
         f"its {words} is {new[name]:.3f}, the champion's {champion[name]:.3f}"
@@ -184,10 +207,10 @@ def _worse_by_labels(found: dict[str, Any]) -> list[str]:
     return worse
 
 
-def _note(found: dict[str, Any], by_labels: bool) -> str | None:
+def _note(of_new: Figures, of_baseline: Figures) -> str | None:
     """The baseline is no candidate, so that it is better is no reason to keep a champion that is worse still."""
-    new, baseline = (found[side].get("average_precision") for side in ("new", "baseline"))
-    if not by_labels or new >= baseline:
+    new, baseline = of_new["average_precision"], of_baseline["average_precision"]
+    if new >= baseline:
         return None
     return f"the baseline without a network has average precision {baseline:.3f}, the version {new:.3f}"
 

@@ -7,7 +7,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 from sqlalchemy import Connection
@@ -15,8 +14,10 @@ from sqlalchemy import Connection
 from pgoutlier.db.errors import ModelError
 from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
+from pgoutlier.db.tables import JsonObject
 from pgoutlier.db.versions import aliases, version_rows
-from pgoutlier.db.versions.aliases import Pointed
+from pgoutlier.db.versions.aliases import AliasMove, Pointed
+from pgoutlier.db.versions.version_rows import NewVersion, Packed
 from pgoutlier.detector import Detector, DetectorError, Recipe
 from pgoutlier.detector.drift import Reference
 from pgoutlier.models_store import artifact
@@ -116,10 +117,10 @@ def register(
     detector: Detector,
     *,
     window: TrainingWindow,
-    metrics: dict[str, Any],
+    metrics: JsonObject,
     seal: Seal,
     drift_reference: Reference | None = None,
-    imported_from: dict[str, Any] | None = None,
+    imported_from: JsonObject | None = None,
 ) -> int:
     """Store a detector as the source's next version. Returns its number; no alias moves.
 
@@ -129,19 +130,19 @@ def register(
     return version_rows.insert_version(
         connection,
         source.id,
-        {
-            "recipe_name": detector.recipe.name,
-            **_stored(detector, seal),
-            "feature_names": list(detector.feature_names),
-            "metrics": metrics,
-            "n_training_rows": window.n_rows,
-            "training_from": window.first,
-            "training_to": window.last,
-            "parent_version": champion.version if champion else None,
-            "drift_reference": drift_reference.model_dump(mode="json") if drift_reference else None,
-            "imported_from": imported_from,
-            "errors_of": None,
-        },
+        NewVersion(
+            recipe_name=detector.recipe.name,
+            **vars(_packed(detector, seal)),
+            feature_names=list(detector.feature_names),
+            metrics=metrics,
+            n_training_rows=window.n_rows,
+            training_from=window.first,
+            training_to=window.last,
+            parent_version=champion.version if champion else None,
+            drift_reference=drift_reference.model_dump(mode="json") if drift_reference else None,
+            imported_from=imported_from,
+            errors_of=None,
+        ),
     )
 
 
@@ -167,19 +168,18 @@ def with_threshold(
         raise ModelError(f"No threshold was set: {refusal}.") from None
     except DetectorError:
         raise ModelError(f"{threshold} cannot be a threshold; write a number from 0 to 1e12.") from None
-    return version_rows.copy_version(connection, source.id, version, _stored(detector, seal))
+    return version_rows.copy_version(connection, source.id, version, _packed(detector, seal))
 
 
-def _stored(detector: Detector, seal: Seal) -> dict[str, Any]:
-    """The columns of a version that hold the detector itself."""
+def _packed(detector: Detector, seal: Seal) -> Packed:
     packed = artifact.pack(detector)
-    return {
-        "recipe": json.loads(detector.recipe.model_dump_json()),
-        "artifact": packed,
-        "sha256": artifact.digest(packed),
-        "signature": artifact.sign(packed, seal.signing_key) if seal.signing_key else None,
-        "threshold": detector.threshold,
-    }
+    return Packed(
+        recipe=json.loads(detector.recipe.model_dump_json()),
+        artifact=packed,
+        sha256=artifact.digest(packed),
+        signature=artifact.sign(packed, seal.signing_key) if seal.signing_key else None,
+        threshold=detector.threshold,
+    )
 
 
 def champion(connection: Connection, source: Source, cache: DetectorCache) -> LoadedVersion | None:
@@ -216,7 +216,7 @@ def _earlier_champions(connection: Connection, source: Source, current: int) -> 
     seen = dict.fromkeys(
         version
         for event in aliases.alias_history(connection, source.id)
-        for version in (event["to_version"], event["from_version"])
+        for version in (event.to_version, event.from_version)
         if version is not None
     )
     return [version for version in seen if version != current]
@@ -353,12 +353,12 @@ def _retire_challenger(connection: Connection, source: Source, champion: int) ->
         clear_challenger(connection, source, reason="it became the champion")
 
 
-def _previous_champion(newest_first: list[dict[str, Any]]) -> int | None:
+def _previous_champion(newest_first: list[AliasMove]) -> int | None:
     """Replays the history as a stack: a promotion pushes, a rollback pops."""
     stack: list[int] = []
     for event in reversed(newest_first):
-        if event["action"] == "rollback" and len(stack) > 1:
+        if event.action == "rollback" and len(stack) > 1:
             stack.pop()
-        elif event["action"] == "promote":
-            stack.append(event["to_version"])
+        elif event.action == "promote" and event.to_version is not None:
+            stack.append(event.to_version)
     return stack[-2] if len(stack) > 1 else None

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pgoutlier.db.tables import JsonObject
 from pgoutlier.detector import Detector
 from pgoutlier.detector.drift import Reference
 from pgoutlier.models_store import artifact
@@ -55,7 +56,7 @@ class Header(_Frozen):
 
     format_version: Literal[1] = 1
     origin: Origin
-    metrics: dict[str, Any]
+    metrics: JsonObject
     n_training_rows: int = Field(ge=0, lt=2**63)
     training_from: str | None
     training_to: str | None

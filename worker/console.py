@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from pgoutlier import detector
+    from pgoutlier.db.tables import TopFeature
 
 console = Console()
 errors = Console(stderr=True)
@@ -27,7 +29,9 @@ _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) i
 
 
 def plain(value: Any) -> Any:
-    """A database value as JSON knows it."""
+    """A value that JSON does not know as one that it does: a dataclass as its fields by name, a time as text."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, datetime | date):
         return value.isoformat()
     if isinstance(value, timedelta):
@@ -110,14 +114,9 @@ def _cell(value: object) -> str:
     return escape(str(value).translate(_CONTROLS))
 
 
-def top_features_text(top: list[dict[str, Any]] | None, *, most: int = 3) -> str:
+def top_features_text(top: list[TopFeature] | None, *, most: int = 3) -> str:
     """The top contributing features of a flagged row in one line."""
     return ", ".join(f"{entry['feature']} {float(entry['contribution']):.3g}" for entry in (top or [])[:most])
-
-
-def share(job: dict[str, Any]) -> float:
-    """How much of a job's rows it has behind it."""
-    return job["n_behind"] / job["n_rows"] if job["n_rows"] else 1.0
 
 
 def seconds_text(seconds: float | None) -> str:

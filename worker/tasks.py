@@ -122,7 +122,7 @@ def train_due(older_than_seconds: float | None = None) -> list[str]:
 @app.task(name="drift.measure", base=Housekeeping)
 def measure_drift(source: str) -> bool:
     """Measure a source's drift and store the report. Returns whether it has drifted."""
-    return bool(measuring.measure(runtime(), source)["drifted"])
+    return measuring.measure(runtime(), source).drifted
 
 
 @app.task(name="drift.measure_all", base=Housekeeping)
@@ -306,13 +306,13 @@ def resume_webhook(source: str) -> bool:
 @app.task(name="webhook.test")
 def test_webhook(source: str) -> int:
     """Send a signed sample; returns the status of the answer."""
-    return int(webhook_control.test(runtime(), source)["status"])
+    return webhook_control.test(runtime(), source).status
 
 
 @app.task(name="webhook.retry")
 def retry_webhook(source: str) -> dict[str, int]:
     """Have all dead letters sent again, and what was put off now."""
-    return webhook_control.retry(runtime(), source)
+    return vars(webhook_control.retry(runtime(), source))
 
 
 @app.task(name="webhook.remove")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +13,7 @@ from sqlalchemy import Connection
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sql.identifiers import Relation, identifier, ours
 from pgoutlier.db.sql.statements import compose, copy_in, run
+from pgoutlier.db.tables import TopFeature
 
 TRANSACTIONS = Relation("public", "transactions")
 TRUTH = Relation("public", "transactions_truth")
@@ -37,7 +37,7 @@ class FlaggedRow:
 
     key: int
     reconstruction_error: float
-    top_features: list[dict[str, Any]] | None
+    top_features: list[TopFeature] | None
     fraud_kind: str | None
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from datetime import datetime
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ from sqlalchemy import Connection, select
 
 from pgoutlier.db.report import report_rows
 from pgoutlier.db.source.definition import Source, SourceDefinition
-from pgoutlier.db.sql.statements import compose, dicts, run
+from pgoutlier.db.sql.statements import compose, one, run
 from pgoutlier.db.tables import drift_reports
 from pgoutlier.db.training.training_rows import newest_rows
 
@@ -26,6 +26,37 @@ class ScoredBlock:
     matrix: npt.NDArray[np.float64]
     errors: npt.NDArray[np.float64]
     flagged: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class FeaturePsi:
+    """The population stability index of a feature, and what it may be before that is drift."""
+
+    feature: str
+    psi: float
+    limit: float
+
+
+@dataclass(frozen=True)
+class DriftReport:
+    """How far n_rows of the newest rows have moved from those that the version was trained on.
+
+    features: the largest index first. error_psi, error_limit: the same of the reconstruction error. flag_rate,
+    quarantine_rate: shares of the rows, from 0 to 1. expected_flag_rate: by the first report of the version, None
+    where this is it. reasons: a sentence, without its full stop, for each that is beyond its limit.
+    """
+
+    version: int
+    measured_at: datetime
+    n_rows: int
+    features: list[FeaturePsi]
+    error_psi: float
+    error_limit: float
+    flag_rate: float
+    expected_flag_rate: float | None
+    quarantine_rate: float
+    drifted: bool
+    reasons: list[str]
 
 
 def scored_blocks(
@@ -62,17 +93,29 @@ def quarantined_among(connection: Connection, source: Source, *, newest: int) ->
     return (0, 0) if row is None else (int(row[0]), int(row[1]))
 
 
-def keep(connection: Connection, source_id: int, row: dict[str, Any]) -> int:
+def moment(connection: Connection) -> datetime:
+    """When the transaction began, by PostgreSQL's clock."""
+    found: datetime = one(connection, "SELECT now()")
+    return found
+
+
+def keep(connection: Connection, source_id: int, report: DriftReport) -> int:
     """Store a report. Returns its id."""
-    statement = drift_reports.insert().values(**row, source_id=source_id)
+    values = {**vars(report), "features": [vars(feature) for feature in report.features]}
+    statement = drift_reports.insert().values(**values, source_id=source_id)
     return int(connection.execute(statement.returning(drift_reports.c.id)).scalar_one())
 
 
-def reports(connection: Connection, source_id: int, *, limit: int) -> list[dict[str, Any]]:
+def reports(connection: Connection, source_id: int, *, limit: int) -> list[DriftReport]:
     """The newest reports of a source first."""
-    kept = [column for column in drift_reports.c if column.name not in {"id", "source_id"}]
-    newest = select(*kept).where(drift_reports.c.source_id == source_id).order_by(drift_reports.c.id.desc())
-    return dicts(connection, newest.limit(limit))
+    columns = drift_reports.c
+    rows = connection.execute(
+        select(*(columns[field.name] for field in fields(DriftReport)))
+        .where(columns.source_id == source_id)
+        .order_by(columns.id.desc())
+        .limit(limit)
+    ).mappings()
+    return [DriftReport(**{**row, "features": [FeaturePsi(**f) for f in row["features"]]}) for row in rows]
 
 
 def first_flag_rate(connection: Connection, source_id: int, version: int) -> tuple[int, int] | None:

@@ -5,7 +5,8 @@ What it is made of: db.ddl.history_objects.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import Connection
 
@@ -17,7 +18,23 @@ from pgoutlier.db.sources import sources
 from pgoutlier.db.sql import locks
 from pgoutlier.db.sql.identifiers import SCHEMA, Relation, identifier, ours
 from pgoutlier.db.sql.key_types import scalar_type
-from pgoutlier.db.sql.statements import compose, run, run_dicts
+from pgoutlier.db.sql.statements import compose, records, run
+from pgoutlier.db.tables import TopFeature
+
+
+@dataclass(frozen=True)
+class RowScore:
+    """A score that a row has or had. replaced_at: when another one took its place, None for the one it has.
+
+    top_features: the largest first, None of a row that was not flagged.
+    """
+
+    model_version: int
+    reconstruction_error: float
+    flagged: bool
+    scored_at: datetime
+    replaced_at: datetime | None
+    top_features: list[TopFeature] | None
 
 
 def is_kept(connection: Connection, source: SourceDefinition) -> bool:
@@ -60,8 +77,8 @@ def stop(connection: Connection, source: Source, *, drop: bool) -> bool:
     return True
 
 
-def of_key(connection: Connection, source: SourceDefinition, key: str) -> list[dict[str, Any]]:
-    """Every score the row of this key has had, the newest first; replaced_at is None for the one it has.
+def of_key(connection: Connection, source: SourceDefinition, key: str) -> list[RowScore]:
+    """Every score the row of this key has had, the newest first.
 
     Raises SourceError if there is no table of earlier scores.
     """
@@ -69,8 +86,9 @@ def of_key(connection: Connection, source: SourceDefinition, key: str) -> list[d
         raise SourceError(
             f"No earlier scores of {source.name} are kept; keep them from now on: pgoutlier history keep {source.name}"
         )
-    return run_dicts(
+    return records(
         connection,
+        RowScore,
         compose(
             """
             SELECT model_version, reconstruction_error, flagged, scored_at, replaced_at, top_features FROM (

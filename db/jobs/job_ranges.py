@@ -190,5 +190,5 @@ def _to_do(source: Source, kind: str) -> sql.Composable:
     )
 
 
-def _params(source: Source, version: int | None) -> dict[str, Any]:
+def _params(source: Source, version: int | None) -> dict[str, int | None]:
     return {"source": source.id, "version": version}

@@ -6,13 +6,14 @@ What they do, range by range, is in db.jobs.job_ranges.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Final, Literal
+from datetime import datetime
+from typing import Final, Literal
 
 from sqlalchemy import ColumnElement, Connection, exists, func, or_, select
 
 from pgoutlier.db.errors import JobError
 from pgoutlier.db.sql import locks
-from pgoutlier.db.sql.statements import run_dicts
+from pgoutlier.db.sql.statements import records
 from pgoutlier.db.tables import job_events, job_ranges, jobs, sources
 from pgoutlier.db.versions import aliases
 
@@ -38,6 +39,41 @@ class Job:
     as_champion: bool
     status: str
     problem: str | None
+
+
+@dataclass(frozen=True)
+class JobFigures:
+    """A job with how far it is. version: as in `Job`. finished_at: None while it runs.
+
+    n_rows: rows in its ranges when it was made; n_behind: those of finished ranges; n_done: rows scored or flagged;
+    last_error: of a range that is to be tried again; rows_per_second: over the last 30 s of its ranges; eta_seconds:
+    at that rate, None where it is not known.
+    """
+
+    id: int
+    source: str
+    kind: str
+    version: int | None
+    status: str
+    problem: str | None
+    created_at: datetime
+    created_by: str
+    finished_at: datetime | None
+    n_ranges: int
+    n_ranges_finished: int
+    n_rows: int
+    n_behind: int
+    n_done: int
+    n_flagged: int
+    n_quarantined: int
+    last_error: str | None
+    rows_per_second: float
+    eta_seconds: float | None
+
+    @property
+    def share(self) -> float:
+        """How much of its rows it has behind it, from 0 to 1."""
+        return self.n_behind / self.n_rows if self.n_rows else 1.0
 
 
 def find(connection: Connection, job_id: int) -> Job:
@@ -172,14 +208,11 @@ def listed(
     source: str | None = None,
     running: bool = False,
     limit: int,
-) -> list[dict[str, Any]]:
-    """Jobs with how far they are, the newest first; of one id or source, or those that run, if that is said.
-
-    n_rows: rows in its ranges when it was made; n_behind: those of finished ranges; n_done: rows scored or flagged;
-    rows_per_second: over the last 30 s of its ranges; eta_seconds: at that rate, None where it is not known.
-    """
-    return run_dicts(
+) -> list[JobFigures]:
+    """Jobs with how far they are, the newest first; of one id or source, or those that run, if that is said."""
+    return records(
         connection,
+        JobFigures,
         """
         SELECT j.id, s.name AS source, j.kind, j.version, j.status, j.problem, j.created_at, j.created_by,
                j.finished_at, r.*,

@@ -7,14 +7,29 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, LiteralString
+from datetime import datetime
+from typing import LiteralString
 from uuid import UUID
 
 from psycopg import sql
 from sqlalchemy import Connection, Engine
 
 from pgoutlier.db.sql import locks
-from pgoutlier.db.sql.statements import compose, one, run, run_dicts
+from pgoutlier.db.sql.statements import compose, one, records, run
+from pgoutlier.db.tables import TopFeature
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What is sent of a flagged row. threshold: that its error exceeded. top_features: None where none are known."""
+
+    id: int
+    key: str
+    reconstruction_error: float
+    threshold: float
+    model_version: int
+    scored_at: datetime
+    top_features: list[TopFeature] | None
 
 
 @dataclass(frozen=True)
@@ -24,7 +39,29 @@ class Delivery:
     id: UUID
     source: str
     attempts: int
-    notices: list[dict[str, Any]]
+    notices: list[Notice]
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A delivery that was given up. first_id, last_id: of its notices, None where they were pruned."""
+
+    id: UUID
+    n_notices: int
+    first_id: int | None
+    last_id: int | None
+    attempts: int
+    last_error: str
+    created_at: datetime
+    died_at: datetime
+
+
+@dataclass(frozen=True)
+class Retried:
+    """How many dead letters are to be sent again, and how many notices are in them."""
+
+    n_deliveries: int
+    n_notices: int
 
 
 def deliverer(engine: Engine, source_id: int) -> AbstractContextManager[Connection | None]:
@@ -110,9 +147,10 @@ def _gather(connection: Connection, source_name: str, most_notices: int) -> UUID
     return found
 
 
-def _notices(connection: Connection, delivery_id: UUID) -> list[dict[str, Any]]:
-    return run_dicts(
+def _notices(connection: Connection, delivery_id: UUID) -> list[Notice]:
+    return records(
         connection,
+        Notice,
         "SELECT id, key, reconstruction_error, threshold, model_version, scored_at, top_features"
         " FROM outlier.notices WHERE delivery_id = %s ORDER BY id",
         (delivery_id,),
@@ -160,10 +198,11 @@ def give_up(connection: Connection, delivery: Delivery, *, error: str) -> None:
     )
 
 
-def dead(connection: Connection, source_name: str, *, limit: int) -> list[dict[str, Any]]:
-    """Dead letters of a source, the newest first, each with the ids of its first and last notice."""
-    return run_dicts(
+def dead(connection: Connection, source_name: str, *, limit: int) -> list[DeadLetter]:
+    """Dead letters of a source, the newest first."""
+    return records(
         connection,
+        DeadLetter,
         "SELECT l.id, l.n_notices, n.first_id, n.last_id, l.attempts, l.last_error, l.created_at, l.died_at"
         " FROM outlier.dead_letters l LEFT JOIN LATERAL (SELECT min(n.id) AS first_id, max(n.id) AS last_id"
         " FROM outlier.notices n WHERE n.delivery_id = l.id) n ON true"
@@ -172,8 +211,8 @@ def dead(connection: Connection, source_name: str, *, limit: int) -> list[dict[s
     )
 
 
-def retry(connection: Connection, source_name: str) -> tuple[int, int]:
-    """Have all dead letters of a source sent again, under their old ids; (deliveries, notices)."""
+def retry(connection: Connection, source_name: str) -> Retried:
+    """Have all dead letters of a source sent again, under their old ids."""
     row = run(
         connection,
         "WITH back AS (DELETE FROM outlier.dead_letters WHERE source = %s RETURNING id, source, n_notices, last_error,"
@@ -182,4 +221,4 @@ def retry(connection: Connection, source_name: str) -> tuple[int, int]:
         " SELECT count(*), coalesce(sum(n_notices), 0) FROM made",
         (source_name,),
     ).fetchone()
-    return (0, 0) if row is None else (int(row[0]), int(row[1]))
+    return Retried(0, 0) if row is None else Retried(int(row[0]), int(row[1]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 from psycopg import errors
 from sqlalchemy import Connection
@@ -12,7 +12,19 @@ from pgoutlier.db.errors import MissingPrivilege
 from pgoutlier.db.source import catalog
 from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sql.identifiers import SCHEMA, Relation, identifier
-from pgoutlier.db.sql.statements import compose, run, run_dicts
+from pgoutlier.db.sql.statements import compose, run
+
+
+@dataclass(frozen=True)
+class NoticeFigures:
+    """n_pending: notices to be delivered; n_dead: those in dead letters; problem: why none are delivered; sends:
+    whether there is a URL."""
+
+    n_pending: int
+    n_dead: int
+    enabled: bool
+    problem: str | None
+    sends: bool
 
 
 def turn_on(connection: Connection, source: Source) -> None:
@@ -42,10 +54,9 @@ def triggers_enabled(connection: Connection, source_name: str) -> dict[str, bool
     return {event: notice_objects.trigger_name(event) in live for event in notice_objects.EVENTS}
 
 
-def figures(connection: Connection, source_name: str) -> dict[str, Any] | None:
-    """n_pending: notices to be delivered; n_dead: those in dead letters; enabled, problem, sends: whether there is a
-    URL. None where notices are off."""
-    found = run_dicts(
+def figures(connection: Connection, source_name: str) -> NoticeFigures | None:
+    """What waits and what was given up of a source's notices; None where notices are off."""
+    row = run(
         connection,
         "SELECT (SELECT count(*) FROM outlier.notices n WHERE n.source = w.source AND n.waits)"
         " + (SELECT coalesce(sum(d.n_notices), 0) FROM outlier.deliveries d WHERE d.source = w.source)"
@@ -53,10 +64,8 @@ def figures(connection: Connection, source_name: str) -> dict[str, Any] | None:
         " WHERE l.source = w.source) AS n_dead, w.enabled, w.problem, w.url IS NOT NULL AS sends"
         " FROM outlier.webhooks w WHERE w.source = %s",
         (source_name,),
-    )
-    if not found:
-        return None
-    return {**found[0], "n_pending": int(found[0]["n_pending"]), "n_dead": int(found[0]["n_dead"])}
+    ).fetchone()
+    return None if row is None else NoticeFigures(int(row[0]), int(row[1]), *row[2:])
 
 
 def prune(

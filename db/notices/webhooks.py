@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, LiteralString
+from typing import LiteralString
 
 from sqlalchemy import Connection
 
 from pgoutlier.db.errors import WebhookError
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sql.statements import run, run_dicts
+from pgoutlier.db.sql.statements import records, run
 
 PER_MINUTE = 60
 MOST_PER_MINUTE = 6_000
@@ -32,6 +32,16 @@ class Webhook:
     problem: str | None
 
 
+@dataclass(frozen=True)
+class WebhookEvent:
+    """Who did what with a webhook and when."""
+
+    created_at: datetime
+    created_by: str
+    action: str
+    detail: str | None
+
+
 def find(connection: Connection, source_name: str) -> Webhook:
     """Raises WebhookError if notices are off for the source."""
     found = look_up(connection, source_name)
@@ -43,13 +53,13 @@ def find(connection: Connection, source_name: str) -> Webhook:
 
 
 def look_up(connection: Connection, source_name: str) -> Webhook | None:
-    rows = run_dicts(connection, _SELECT + " WHERE source = %s", (source_name,))
-    return Webhook(**rows[0]) if rows else None
+    rows = records(connection, Webhook, _SELECT + " WHERE source = %s", (source_name,))
+    return rows[0] if rows else None
 
 
 def every(connection: Connection) -> list[Webhook]:
     """All of them by source."""
-    return [Webhook(**row) for row in run_dicts(connection, _SELECT + " ORDER BY source")]
+    return records(connection, Webhook, _SELECT + " ORDER BY source")
 
 
 def put(
@@ -132,10 +142,11 @@ def note(connection: Connection, source_name: str, action: str, detail: str | No
     sources.record(connection, source_name, f"webhook_{action}", detail)
 
 
-def history(connection: Connection, source_name: str, *, limit: int) -> list[dict[str, Any]]:
-    """Who did what with the webhook of a source and when, the newest first."""
-    return run_dicts(
+def history(connection: Connection, source_name: str, *, limit: int) -> list[WebhookEvent]:
+    """What was done with the webhook of a source, the newest first."""
+    return records(
         connection,
+        WebhookEvent,
         "SELECT created_at, created_by, substr(action, 9) AS action, detail FROM outlier.source_events"
         " WHERE source = %s AND starts_with(action, 'webhook_') ORDER BY id DESC LIMIT %s",
         (source_name, limit),

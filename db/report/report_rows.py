@@ -16,7 +16,7 @@ from pgoutlier.db.scoring.rows import FeatureRows
 from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.sql import key_types
 from pgoutlier.db.sql.identifiers import identifier, ours
-from pgoutlier.db.sql.statements import compose, one, run, run_dicts
+from pgoutlier.db.sql.statements import compose, one, run
 from pgoutlier.db.training.training_rows import newest_rows
 from pgoutlier.db.verdicts import verdicts
 
@@ -106,7 +106,7 @@ def features_of(
 
 def flagged_features(
     connection: Connection, source: SourceDefinition, *, version: int, newest: int
-) -> tuple[int, list[dict[str, Any]]]:
+) -> tuple[int, list[tuple[str, int, float]]]:
     """(how many flagged rows were looked at, the newest; name, n_rows and mean contribution of their top features)."""
     last = compose(
         "SELECT top_features FROM {scores} WHERE flagged AND model_version = %(version)s"
@@ -116,7 +116,7 @@ def flagged_features(
     )
     params = {"version": version}
     n_rows = one(connection, compose("SELECT count(*) FROM ({last}) l", last=last), params)
-    found = run_dicts(
+    found = run(
         connection,
         compose(
             "SELECT f.feature AS name, count(*) AS n_rows, avg(f.contribution) AS contribution FROM ({last}) l"
@@ -125,7 +125,7 @@ def flagged_features(
             last=last,
         ),
         params,
-    )
+    ).fetchall()
     return int(n_rows), found
 
 

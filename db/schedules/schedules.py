@@ -5,6 +5,7 @@ What a schedule means is in worker.schedules.scheduling.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
@@ -15,7 +16,8 @@ from sqlalchemy.dialects import postgresql
 
 from pgoutlier.db import tables
 from pgoutlier.db.errors import ScheduleError
-from pgoutlier.db.sql.statements import dicts, run
+from pgoutlier.db.sql.statements import run
+from pgoutlier.db.tables import JsonObject
 
 # A beat that hangs between claim and commit holds up one schedule, and no longer than this.
 _CLAIM_SECONDS = 60
@@ -46,9 +48,27 @@ class Schedule:
     changed_by: str
     read_at: datetime
 
-    def facts(self) -> dict[str, Any]:
-        """Every column, for JSON."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "read_at"}
+
+@dataclass(frozen=True)
+class ScheduleEvent:
+    """Who changed which schedule when. before and after are its columns, or text if that is not to be read as JSON."""
+
+    created_at: datetime
+    created_by: str
+    schedule: str
+    action: str
+    before: JsonObject | str | None
+    after: JsonObject | str | None
+
+
+@dataclass(frozen=True)
+class Beat:
+    """A beat: host and process, since when it runs, and the seconds since it last ticked."""
+
+    name: str
+    started_at: datetime
+    ticked_at: datetime
+    seconds_ago: float
 
 
 _COLUMNS = tables.schedules.c
@@ -107,7 +127,7 @@ def seed(
 
 
 def put(
-    connection: Connection, name: str, values: Mapping[str, Any], *, args: list[Any], kwargs: dict[str, Any]
+    connection: Connection, name: str, values: Mapping[str, Any], *, args: list[Any], kwargs: JsonObject
 ) -> bool:
     """Write the definition of a schedule, new or not. Returns False if it was just so already.
 
@@ -218,20 +238,27 @@ def sources_with_own_training(connection: Connection, task: str) -> set[str]:
     return {name for name in names if name is not None}
 
 
-def history(connection: Connection, name: str | None, *, limit: int) -> list[dict[str, Any]]:
-    """Who changed which schedule when, from what, to what (JSON as text); the newest first."""
+def history(connection: Connection, name: str | None, *, limit: int) -> list[ScheduleEvent]:
+    """Changes of schedules, or of one, the newest first."""
     events = tables.schedule_events.c
-    statement = select(
-        events.created_at,
-        events.created_by,
-        events.schedule,
-        events.action,
-        cast(events.before, Text).label("before"),
-        cast(events.after, Text).label("after"),
-    )
+    # As text, for the same reason as the arguments.
+    as_read = {column.name: cast(column, Text).label(column.name) for column in (events.before, events.after)}
+    statement = select(*(as_read.get(f.name, events[f.name]) for f in fields(ScheduleEvent)))
     if name is not None:
         statement = statement.where(events.schedule == name)
-    return dicts(connection, statement.order_by(events.id.desc()).limit(limit))
+    rows = connection.execute(statement.order_by(events.id.desc()).limit(limit)).mappings()
+    return [
+        ScheduleEvent(**{**row, "before": _readable(row["before"]), "after": _readable(row["after"])})
+        for row in rows
+    ]
+
+
+def _readable(text: str | None) -> JsonObject | str | None:
+    try:
+        found: JsonObject | None = None if text is None else json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return found
 
 
 def tick(connection: Connection, beat: str) -> None:
@@ -254,13 +281,9 @@ def forget_old_beats(connection: Connection) -> None:
     )
 
 
-def beats(connection: Connection) -> list[dict[str, Any]]:
-    """Each beat, since when, and the seconds since it last ticked; the last one first."""
+def beats(connection: Connection) -> list[Beat]:
+    """Each beat, the one that ticked last first."""
     columns = tables.beats.c
     seconds_ago = cast(extract("epoch", func.now() - columns.ticked_at), Double)
-    return dicts(
-        connection,
-        select(
-            columns.name, columns.started_at, columns.ticked_at, seconds_ago.label("seconds_ago")
-        ).order_by(columns.ticked_at.desc()),
-    )
+    statement = select(columns.name, columns.started_at, columns.ticked_at, seconds_ago)
+    return [Beat(*row) for row in connection.execute(statement.order_by(columns.ticked_at.desc()))]

@@ -9,6 +9,8 @@ wrong length is read once more, with such values as NaN and the first problem of
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, LiteralString
 
@@ -42,7 +44,8 @@ def read_claimed(
             key=identifier(source.key_column),
         )
     origin = compose(
-        "FROM {queue} q JOIN {features} t ON t.{key} = ANY (q.keys){scored} WHERE q.id = ANY (%(ids)s)",
+        "FROM {queue} q JOIN {features} t ON t.{key} OPERATOR(pg_catalog.=) ANY (q.keys){scored}"
+        " WHERE q.id = ANY (%(ids)s)",
         queue=ours("queue", source.name),
         features=source.feature_relation.sql(),
         key=identifier(source.key_column),
@@ -84,7 +87,7 @@ def absent_from_view(connection: Connection, source: SourceDefinition, claim: Cl
         connection,
         compose(
             "SELECT b.{key}::text, max(coalesce(q.change_id, q.id)) FROM {queue} q"
-            " JOIN {relation} b ON b.{key} = ANY (q.keys) WHERE q.id = ANY (%(ids)s)"
+            " JOIN {relation} b ON b.{key} OPERATOR(pg_catalog.=) ANY (q.keys) WHERE q.id = ANY (%(ids)s)"
             " AND NOT EXISTS (SELECT FROM {features} t WHERE t.{key} = b.{key}) GROUP BY b.{key}",
             key=identifier(source.key_column),
             queue=ours("queue", source.name),
@@ -123,12 +126,27 @@ def read(
             if rows_per_block is None
             else compose("GROUP BY number / {n}", n=sql.Literal(rows_per_block)),
         )
-        rows = binary_rows(connection, statement, params)
+        with _names_as_the_view_finds_them(connection, source):
+            rows = binary_rows(connection, statement, params)
         blocks = [dict(zip(names, row, strict=True)) for row in rows if row[0] is not None]
         found = _assemble(blocks, source, longest_key_bytes, tolerant=tolerant)
         if found is not None:
             return found
     raise AssertionError("a read with NULLs replaced still holds NULLs")
+
+
+@contextmanager
+def _names_as_the_view_finds_them(connection: Connection, source: SourceDefinition) -> Iterator[None]:
+    """Functions that a feature view calls find names as in any session of the role, see db.engine.secure.
+
+    So what is read says the schema of whatever PostgreSQL might find a better match for elsewhere.
+    """
+    if source.feature_view is None:
+        yield
+        return
+    run(connection, "SET LOCAL search_path TO DEFAULT")
+    yield
+    run(connection, "SET LOCAL search_path TO pg_catalog, pg_temp")
 
 
 @lru_cache(maxsize=64)
@@ -139,7 +157,9 @@ def _selected(
     columns = _columns(source, sql.SQL(number), longest_key_bytes, tolerant=tolerant)
     return (
         tuple(columns),
-        in_one_piece(sql.SQL(", ").join(compose("array_agg({c})", c=identifier(name)) for name in columns)),
+        in_one_piece(
+            sql.SQL(", ").join(compose("pg_catalog.array_agg({c})", c=identifier(name)) for name in columns)
+        ),
         in_one_piece(
             sql.SQL(", ").join(
                 compose("{value} AS {name}", value=value, name=identifier(name))

@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sql import key_types, locks
 from pgoutlier.db.sql.identifiers import CHANNEL, identifier, ours
-from pgoutlier.db.sql.statements import as_text, compose, one, run, run_dicts
+from pgoutlier.db.sql.statements import as_text, compose, one, records, run
 
 KEYS_PER_QUEUE_ROW = 10_000
 # The change id of rows that did not change themselves: a row before them did.
@@ -46,6 +46,20 @@ class Claim:
 
     def __bool__(self) -> bool:
         return bool(self.queue_ids)
+
+
+@dataclass(frozen=True)
+class Depth:
+    """What waits in a queue, in keys and in the rows that hold them. n_postponed: keys put off after a failure.
+
+    oldest_seconds: since the oldest of them was put there, None where nothing waits. last_error: of a failure.
+    """
+
+    n_keys: int
+    n_rows: int
+    oldest_seconds: float | None
+    n_postponed: int
+    last_error: str | None
 
 
 def prepare(connection: Connection) -> None:
@@ -287,10 +301,11 @@ def has_due(connection: Connection, source: SourceDefinition) -> bool:
     return one(connection, statement) is not None
 
 
-def depth(connection: Connection, source: SourceDefinition) -> dict[str, float | int | str | None]:
-    """n_keys, n_rows, oldest_seconds, n_postponed and last_error of the queue."""
-    return run_dicts(
+def depth(connection: Connection, source: SourceDefinition) -> Depth:
+    """What waits in the queue of a source."""
+    return records(
         connection,
+        Depth,
         compose(
             "SELECT coalesce(sum(n_keys), 0)::bigint AS n_keys, count(*) AS n_rows,"
             " extract(epoch from clock_timestamp() - min(queued_at))::float8 AS oldest_seconds,"

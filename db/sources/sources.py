@@ -15,6 +15,7 @@ from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sql import locks
 from pgoutlier.db.sql.identifiers import display
 from pgoutlier.db.sql.statements import compose, run, run_dicts
+from pgoutlier.db.tables import JsonObject
 
 _SELECT: LiteralString = (
     "SELECT id, definition, recipe, attached_xid, last_problem, promotion, columns_filled_at"
@@ -75,7 +76,7 @@ def attach(
     connection: Connection,
     definition: SourceDefinition,
     columns: tuple[str, ...],
-    recipe: dict[str, Any],
+    recipe: JsonObject,
     *,
     sweep_old_rows: bool,
 ) -> bool:
@@ -143,7 +144,7 @@ def _switch_columns(connection: Connection, source: Source, definition: SourceDe
         record(connection, source.name, "write_columns" if definition.write_columns else "no_write_columns")
 
 
-def _check_same(source: Source, definition: SourceDefinition, recipe: dict[str, Any]) -> None:
+def _check_same(source: Source, definition: SourceDefinition, recipe: JsonObject) -> None:
     old, new = source.definition.model_dump(), definition.model_dump()
     different = [field for field in old if old[field] != new[field] and field != "write_columns"]
     # What was asked for of the recipe; the rest of it may be otherwise in another version of this program.

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, LiteralString, cast
+from typing import Any, LiteralString, TypeVar, cast
 
 import psycopg
 from psycopg import sql
-from psycopg.rows import dict_row
-from sqlalchemy import Connection, Executable
+from psycopg.rows import class_row, dict_row
+from sqlalchemy import Connection
 
 from pgoutlier.db.engine import driver_connection
 
 Params = Sequence[Any] | Mapping[str, Any]
+Record = TypeVar("Record")
 
 
 def compose(template: LiteralString, /, **parts: sql.Composable) -> sql.Composed:
@@ -59,9 +60,13 @@ def run_dicts(
         return cursor.execute(query, params).fetchall()
 
 
-def dicts(connection: Connection, statement: Executable) -> list[dict[str, Any]]:
-    """Execute a statement that SQLAlchemy builds from db.tables and return every row as a dict."""
-    return [dict(row) for row in connection.execute(statement).mappings()]
+def records(
+    connection: Connection, kind: type[Record], statement: sql.Composed | LiteralString, params: Params = ()
+) -> list[Record]:
+    """Execute and return every row as one of these dataclasses, whose fields are named like the columns."""
+    query = sql.SQL(statement) if isinstance(statement, str) else statement
+    with driver_connection(connection).cursor(row_factory=class_row(kind)) as cursor:
+        return cursor.execute(query, params).fetchall()
 
 
 def one(connection: Connection, statement: sql.Composed | LiteralString, params: Params = ()) -> Any:

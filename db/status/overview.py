@@ -9,29 +9,17 @@ from typing import Any
 from sqlalchemy import Connection
 
 from pgoutlier.db.drift import drift_reports
+from pgoutlier.db.drift.drift_reports import DriftReport
 from pgoutlier.db.notices import notices
+from pgoutlier.db.notices.notices import NoticeFigures
 from pgoutlier.db.scoring import queue
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sources import sources
 from pgoutlier.db.sql.identifiers import identifier, ours
 from pgoutlier.db.sql.statements import compose, one, run_dicts
 from pgoutlier.db.training import training_runs
+from pgoutlier.db.training.training_runs import TrainingRun
 from pgoutlier.db.versions import aliases
-
-
-@dataclass(frozen=True)
-class TrainingFigures:
-    """The last training run of a source; eta_seconds while it runs."""
-
-    status: str
-    epoch: int | None
-    n_epochs: int | None
-    loss: float | None
-    eta_seconds: float | None
-    version: int | None
-    promoted: bool | None
-    error: str | None
-    started_at: datetime
 
 
 @dataclass(frozen=True)
@@ -58,9 +46,9 @@ class SourceFigures:
     challenger_problem: str | None
     n_scored_estimate: int
     n_quarantined: int
-    training: TrainingFigures | None
+    training: TrainingRun | None
     drift: DriftFigures | None
-    notices: dict[str, Any] | None
+    notices: NoticeFigures | None
     problem: str | None
 
 
@@ -73,15 +61,14 @@ def describe(connection: Connection, source: Source) -> SourceFigures:
     """Cheap figures of one source: no table of scores is read."""
     pointed = aliases.both(connection, source.id)
     champion, challenger = pointed.champion, pointed.challenger
-    depth: dict[str, Any] = queue.depth(connection, source.definition)
-    training = training_runs.runs(connection, source.id, limit=1)
+    depth = queue.depth(connection, source.definition)
     drift = drift_reports.reports(connection, source.id, limit=1)
     return SourceFigures(
         name=source.name,
         relation=str(source.definition.relation),
-        n_queued=depth["n_keys"],
-        n_postponed=depth["n_postponed"],
-        oldest_queued_seconds=depth["oldest_seconds"],
+        n_queued=depth.n_keys,
+        n_postponed=depth.n_postponed,
+        oldest_queued_seconds=depth.oldest_seconds,
         champion=champion.version if champion else None,
         challenger=challenger.version if challenger else None,
         challenger_problem=challenger.problem if challenger else None,
@@ -89,31 +76,15 @@ def describe(connection: Connection, source: Source) -> SourceFigures:
         n_quarantined=one(
             connection, "SELECT count(*) FROM outlier.quarantine WHERE source_id = %s", (source.id,)
         ),
-        training=_training(training[0]) if training else None,
+        training=training_runs.newest(connection, source.id),
         drift=_drift(drift[0]) if drift else None,
         notices=notices.figures(connection, source.name),
         problem=source.last_problem,
     )
 
 
-def _training(run: dict[str, Any]) -> TrainingFigures:
-    return TrainingFigures(
-        status=run["status"],
-        epoch=run["epoch"],
-        n_epochs=run["n_epochs"],
-        loss=run["loss"],
-        eta_seconds=run["eta_seconds"],
-        version=run["version"],
-        promoted=run["promoted"],
-        error=run["error"],
-        started_at=run["started_at"],
-    )
-
-
-def _drift(report: dict[str, Any]) -> DriftFigures:
-    return DriftFigures(
-        measured_at=report["measured_at"], drifted=report["drifted"], reasons=report["reasons"]
-    )
+def _drift(report: DriftReport) -> DriftFigures:
+    return DriftFigures(measured_at=report.measured_at, drifted=report.drifted, reasons=report.reasons)
 
 
 def _estimate(connection: Connection, source: SourceDefinition) -> int:

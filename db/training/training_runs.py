@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from datetime import timedelta
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta
 from typing import Any
 
 from psycopg.types.json import Jsonb
 from sqlalchemy import Connection, Engine, func, select
 
 from pgoutlier.db.sql import locks
-from pgoutlier.db.sql.statements import dicts, one, run
-from pgoutlier.db.tables import training_runs
+from pgoutlier.db.sql.statements import one, run
+from pgoutlier.db.tables import JsonObject, training_runs
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A training of a source: how far it is, or what it made. status: running, succeeded, failed or abandoned.
+
+    eta_seconds: while it runs. version, promoted: of one that succeeded. error: of one that did not.
+    """
+
+    status: str
+    epoch: int | None
+    n_epochs: int | None
+    loss: float | None
+    eta_seconds: float | None
+    version: int | None
+    promoted: bool | None
+    error: str | None
+    started_at: datetime
 
 
 def trainer(engine: Engine, source_id: int) -> AbstractContextManager[Connection | None]:
@@ -19,7 +38,7 @@ def trainer(engine: Engine, source_id: int) -> AbstractContextManager[Connection
     return locks.held_by_session(engine, "training", source_id)
 
 
-def start_run(connection: Connection, source_id: int, *, recipe: dict[str, Any], seed: int) -> int:
+def start_run(connection: Connection, source_id: int, *, recipe: JsonObject, seed: int) -> int:
     """Open a training run; runs left open by a process that died are closed first. Returns its id.
 
     The caller is the `trainer`, so an open run of the same source has nobody left to finish it.
@@ -54,11 +73,16 @@ def finish_run(connection: Connection, run_id: int, *, status: str, **values: An
     update_run(connection, run_id, status=status, finished_at=func.now(), **values)
 
 
-def runs(connection: Connection, source_id: int, *, limit: int) -> list[dict[str, Any]]:
-    """The newest training runs of a source first."""
+def newest(connection: Connection, source_id: int) -> TrainingRun | None:
+    """The training run of a source that was started last, or None."""
     columns = training_runs.c
-    newest = select(training_runs).where(columns.source_id == source_id).order_by(columns.id.desc())
-    return dicts(connection, newest.limit(limit))
+    row = connection.execute(
+        select(*(columns[field.name] for field in fields(TrainingRun)))
+        .where(columns.source_id == source_id)
+        .order_by(columns.id.desc())
+        .limit(1)
+    ).one_or_none()
+    return None if row is None else TrainingRun(*row)
 
 
 def trained_lately(connection: Connection, source_id: int, *, seconds: float) -> bool:

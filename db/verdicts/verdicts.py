@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
 
 from psycopg import sql
 from sqlalchemy import Connection
@@ -15,7 +15,7 @@ from pgoutlier.db.source import catalog
 from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.sql import key_types
 from pgoutlier.db.sql.identifiers import identifier, ours
-from pgoutlier.db.sql.statements import compose, one, run, run_dicts
+from pgoutlier.db.sql.statements import compose, one, records, run
 
 VERDICTS = ("fraud", "normal", "withdrawn")
 
@@ -28,6 +28,17 @@ class Verdict:
     verdict: str
     note: str | None = None
     line: int = 0
+
+
+@dataclass(frozen=True)
+class GivenVerdict:
+    """An entry of the log: what was said of one row, by whom and when. verdict: one of VERDICTS."""
+
+    key: str
+    verdict: str
+    note: str | None
+    created_by: str
+    created_at: datetime
 
 
 def named(text: str) -> str:
@@ -114,11 +125,12 @@ def first_without_row(
 
 def listed(
     connection: Connection, source_name: str, *, history: bool, key: str | None, limit: int
-) -> list[dict[str, Any]]:
+) -> list[GivenVerdict]:
     """Verdicts of a source, the newest first: those that hold now, or with history all that were ever given."""
     log = sql.SQL("outlier.verdicts" if history else "outlier.current_verdicts")
-    return run_dicts(
+    return records(
         connection,
+        GivenVerdict,
         compose(
             "SELECT key, verdict, note, created_by, created_at FROM {log} WHERE source = %(source)s"
             " AND (%(key)s::text IS NULL OR key = %(key)s) ORDER BY id DESC LIMIT %(limit)s",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, func, select
 from sqlalchemy.dialects import postgresql
@@ -12,7 +11,7 @@ from sqlalchemy.dialects import postgresql
 from pgoutlier.db.errors import NoChampion
 from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sql import locks
-from pgoutlier.db.sql.statements import dicts, run
+from pgoutlier.db.sql.statements import run
 from pgoutlier.db.tables import alias_events, model_aliases, model_versions
 
 CHAMPION = "champion"
@@ -44,6 +43,19 @@ class Aliases:
 
     champion: Pointed | None
     challenger: Challenger | None
+
+
+@dataclass(frozen=True)
+class AliasMove:
+    """From where to where an alias was moved, by whom, when and why; None where it was, or is, on no version."""
+
+    id: int
+    action: str
+    from_version: int | None
+    to_version: int | None
+    reason: str | None
+    created_at: datetime
+    created_by: str
 
 
 def alias(connection: Connection, source_id: int, name: str = CHAMPION) -> Pointed | None:
@@ -135,20 +147,12 @@ def note_challenger(
     )
 
 
-def alias_history(connection: Connection, source_id: int, name: str = CHAMPION) -> list[dict[str, Any]]:
+def alias_history(connection: Connection, source_id: int, name: str = CHAMPION) -> list[AliasMove]:
     """Every move of an alias, the newest first."""
     columns = alias_events.c
-    return dicts(
-        connection,
-        select(
-            columns.id,
-            columns.action,
-            columns.from_version,
-            columns.to_version,
-            columns.reason,
-            columns.created_at,
-            columns.created_by,
-        )
+    rows = connection.execute(
+        select(*(columns[field.name] for field in fields(AliasMove)))
         .where(columns.source_id == source_id, columns.alias == name)
-        .order_by(columns.id.desc()),
+        .order_by(columns.id.desc())
     )
+    return [AliasMove(*row) for row in rows]

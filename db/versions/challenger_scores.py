@@ -4,18 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
 
 from sqlalchemy import Connection
 
+from pgoutlier.db.ddl import challenger_objects
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sql.identifiers import identifier, ours
-from pgoutlier.db.sql.statements import compose, one, run, run_dicts
+from pgoutlier.db.sql.statements import compose, one, records, run, run_dicts
 from pgoutlier.db.versions.aliases import CHALLENGER, CHAMPION
 
 # Scoring waits no longer than this for a lock, or for any one statement, for the challenger's sake.
 _LOCK_TIMEOUT = "200ms"
 _STATEMENT_TIMEOUT = "10s"
+
+
+@dataclass(frozen=True)
+class Quantile:
+    """level: the share of the rows that are below. champion, challenger: the errors there."""
+
+    level: float
+    champion: float
+    challenger: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far both agree on the rows that both have scored.
+
+    rows, flagged_by_both, only_champion, only_challenger: counts of rows. agreement: the share that both flag or both
+    do not, None without rows. quantiles: of both errors, one a level; empty without rows.
+    """
+
+    rows: int = 0
+    flagged_by_both: int = 0
+    only_champion: int = 0
+    only_challenger: int = 0
+    agreement: float | None = None
+    quantiles: tuple[Quantile, ...] = ()
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A row that only one of the two flags. key: of the source's type."""
+
+    key: int | str | UUID
+    reconstruction_error: float
+    flagged: bool
+    challenger_error: float
+    would_flag: bool
+    scored_at: datetime
 
 
 @contextmanager
@@ -35,10 +75,23 @@ def bounded(connection: Connection) -> Iterator[None]:
     )
 
 
-def comparison(connection: Connection, source: SourceDefinition) -> dict[str, Any] | None:
-    """The row of the source's view comparison, or None if there is nothing to compare yet."""
+def comparison(connection: Connection, source: SourceDefinition) -> Agreement:
+    """The row of the source's view comparison."""
     rows = run_dicts(connection, compose("SELECT * FROM {view}", view=ours("comparison", source.name)))
-    return rows[0] if rows else None
+    if not rows:
+        return Agreement()
+    row = rows[0]
+    return Agreement(
+        rows=row["rows"],
+        flagged_by_both=row["flagged_by_both"],
+        only_champion=row["only_champion"],
+        only_challenger=row["only_challenger"],
+        agreement=row["agreement"],
+        quantiles=tuple(
+            Quantile(level, row[f"champion_{name}"], row[f"challenger_{name}"])
+            for name, level in challenger_objects.QUANTILES.items()
+        ),
+    )
 
 
 def n_missing(connection: Connection, source: Source) -> int:
@@ -65,10 +118,11 @@ def n_missing(connection: Connection, source: Source) -> int:
     )
 
 
-def disagreements(connection: Connection, source: SourceDefinition, *, limit: int) -> list[dict[str, Any]]:
-    """Rows that only one of the two flags, the last ones scored first: key, both errors, both flags, scored_at."""
-    return run_dicts(
+def disagreements(connection: Connection, source: SourceDefinition, *, limit: int) -> list[Disagreement]:
+    """Rows that only one of the two flags, the last ones scored first."""
+    return records(
         connection,
+        Disagreement,
         compose(
             "SELECT {key} AS key, reconstruction_error, flagged, challenger_error, would_flag, scored_at"
             " FROM {view} WHERE flagged <> would_flag ORDER BY scored_at DESC, {key} DESC LIMIT %s",

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import Connection, func, select
 from sqlalchemy.dialects import postgresql
 
-from pgoutlier.db.sql.statements import run, run_dicts
+from pgoutlier.db.sql.statements import records, run
 from pgoutlier.db.tables import model_tags, model_versions, version_events
 from pgoutlier.db.versions.aliases import CHAMPION
+
+
+@dataclass(frozen=True)
+class VersionEvent:
+    """What was done with a version, by whom and when.
+
+    Of a move of an alias, version is where the alias went, None for nowhere, and detail why; alias and from_version
+    are None of everything else.
+    """
+
+    created_at: datetime
+    created_by: str
+    action: str
+    alias: str | None
+    from_version: int | None
+    version: int | None
+    detail: str | None
 
 
 def tag(connection: Connection, source_id: int, version: int, name: str) -> bool:
@@ -43,13 +61,14 @@ def record(
 
 def history(
     connection: Connection, source_id: int, *, alias: str | None = None, limit: int | None = None
-) -> list[dict[str, Any]]:
+) -> list[VersionEvent]:
     """Every move of an alias and whatever else was done with a version, the newest first.
 
-    Of a move, version is where the alias went, and detail why. alias: leave out all but the moves of this one.
+    alias: leave out all but the moves of this one.
     """
-    return run_dicts(
+    return records(
         connection,
+        VersionEvent,
         """
         SELECT created_at, created_by, action, alias, from_version, to_version AS version, reason AS detail
         FROM outlier.alias_events

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any
 
 from psycopg import sql
 from sqlalchemy import Connection, func, select
 
 from pgoutlier.db.sql import locks
-from pgoutlier.db.sql.statements import compose, one, run, run_dicts
-from pgoutlier.db.tables import model_versions
+from pgoutlier.db.sql.statements import compose, one, records, run
+from pgoutlier.db.tables import JsonObject, model_versions
 
 # Of the versions v and k of a source.
 SAME_ERRORS = sql.SQL("coalesce(v.errors_of, v.version) = coalesce(k.errors_of, k.version)")
@@ -47,16 +46,73 @@ class VersionRow:
 
     id: int
     version: int
-    recipe: dict[str, Any]
+    recipe: JsonObject
     threshold: float
-    metrics: dict[str, Any]
+    metrics: JsonObject
     n_training_rows: int
     training_from: str | None
     training_to: str | None
-    drift_reference: dict[str, Any] | None
+    drift_reference: JsonObject | None
     errors_of: int | None
     created_at: datetime
     created_by: str
+
+
+@dataclass(frozen=True)
+class DescribedVersion:
+    """A version as it is shown, with its tags and aliases in alphabetical order; None where it has none.
+
+    parent_version: the champion of when it was trained. errors_of, training_from, training_to: as in `VersionRow`.
+    signed: its artifact has a signature. n_bytes: of its artifact. imported_from: what it was in the database that it
+    comes from, None if it was trained here.
+    """
+
+    version: int
+    recipe_name: str
+    threshold: float
+    n_training_rows: int
+    training_from: str | None
+    training_to: str | None
+    parent_version: int | None
+    errors_of: int | None
+    metrics: JsonObject
+    created_at: datetime
+    created_by: str
+    sha256: str
+    signed: bool
+    n_bytes: int
+    feature_names: list[str]
+    recipe: JsonObject
+    imported_from: JsonObject | None
+    tags: list[str] | None
+    aliases: list[str] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """The columns of a version that hold its detector. artifact: see `models_store.artifact`."""
+
+    recipe: JsonObject
+    artifact: bytes
+    sha256: str
+    signature: str | None
+    threshold: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewVersion(Packed):
+    """A version that is to be stored; fields as in `VersionRow` and `DescribedVersion`."""
+
+    recipe_name: str
+    feature_names: list[str]
+    metrics: JsonObject
+    n_training_rows: int
+    training_from: str | None
+    training_to: str | None
+    parent_version: int | None
+    drift_reference: JsonObject | None
+    imported_from: JsonObject | None
+    errors_of: int | None
 
 
 def find(connection: Connection, source_id: int, version: int) -> VersionRow | None:
@@ -86,9 +142,9 @@ def with_threshold(connection: Connection, source_id: int, version: int, thresho
     return found
 
 
-def copy_version(connection: Connection, source_id: int, version: int, values: dict[str, Any]) -> int:
-    """Add a version like this one, with the same errors, but for `values` (recipe, artifact, sha256, signature,
-    threshold). Metrics that say something of the threshold are left out. Returns its number."""
+def copy_version(connection: Connection, source_id: int, version: int, packed: Packed) -> int:
+    """Add a version like this one, with the same errors, but for its detector. Metrics that say something of the
+    threshold are left out. Returns its number."""
     columns = model_versions.c
     row = connection.execute(
         select(
@@ -105,15 +161,18 @@ def copy_version(connection: Connection, source_id: int, version: int, values: d
         ).where(columns.source_id == source_id, columns.version == version)
     ).one()
     metrics = {name: value for name, value in row.metrics.items() if name not in _METRICS_OF_THRESHOLD}
-    return insert_version(connection, source_id, {**row._mapping, "metrics": metrics, **values})
+    same = {**row._mapping, "metrics": metrics}
+    return insert_version(connection, source_id, NewVersion(**same, **vars(packed)))
 
 
-def insert_version(connection: Connection, source_id: int, row: dict[str, Any]) -> int:
+def insert_version(connection: Connection, source_id: int, new: NewVersion) -> int:
     """Add an immutable version, numbered one past the source's highest. Returns its number."""
     locks.hold(connection, "versions", source_id)
     columns = model_versions.c
     number = select(func.coalesce(func.max(columns.version), 0) + 1).where(columns.source_id == source_id)
-    statement = model_versions.insert().values(**row, source_id=source_id, version=number.scalar_subquery())
+    statement = model_versions.insert().values(
+        **vars(new), source_id=source_id, version=number.scalar_subquery()
+    )
     return int(connection.execute(statement.returning(columns.version)).scalar_one())
 
 
@@ -150,10 +209,11 @@ def artifact(
     )
 
 
-def versions(connection: Connection, source_id: int) -> list[dict[str, Any]]:
+def versions(connection: Connection, source_id: int) -> list[DescribedVersion]:
     """All versions of a source without their artifacts, the newest first."""
-    return run_dicts(
+    return records(
         connection,
+        DescribedVersion,
         """
         SELECT v.version, v.recipe_name, v.threshold, v.n_training_rows, v.training_from, v.training_to,
                v.parent_version, v.errors_of, v.metrics, v.created_at, v.created_by, v.sha256,

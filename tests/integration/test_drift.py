@@ -68,11 +68,11 @@ def later(table: Table, **shift: str) -> dict[str, Any]:
 
 def test_rows_like_those_of_the_training_have_not_drifted(payments: Table) -> None:
     report = later(payments)
-    assert report["reasons"] == []
-    assert report["n_rows"] == N_LATER
-    assert {f["feature"] for f in report["features"]} == {"x", "y", "z"}
-    assert max(f["psi"] for f in report["features"]) < 0.05
-    assert report["error_psi"] < 0.05
+    assert report.reasons == []
+    assert report.n_rows == N_LATER
+    assert {f.feature for f in report.features} == {"x", "y", "z"}
+    assert max(f.psi for f in report.features) < 0.05
+    assert report.error_psi < 0.05
 
 
 @pytest.mark.parametrize(
@@ -88,10 +88,10 @@ def test_rows_like_those_of_the_training_have_not_drifted(payments: Table) -> No
 )
 def test_a_shift_is_found_in_its_feature_alone(payments: Table, feature: str, expression: str) -> None:
     report = later(payments, **{feature: expression})
-    assert report["drifted"]
-    assert report["features"][0]["feature"] == feature
-    assert [f["feature"] for f in report["features"] if f["psi"] > f["limit"]] == [feature]
-    assert any(reason.startswith(f"{feature} has PSI") for reason in report["reasons"])
+    assert report.drifted
+    assert report.features[0].feature == feature
+    assert [f.feature for f in report.features if f.psi > f.limit] == [feature]
+    assert any(reason.startswith(f"{feature} has PSI") for reason in report.reasons)
 
 
 def test_what_is_taken_from_the_clock_is_left_out(user: User, runtime: Runtime) -> None:
@@ -106,8 +106,8 @@ def test_what_is_taken_from_the_clock_is_left_out(user: User, runtime: Runtime) 
     user.execute((row.format(step="interval '1 ms'") + "(2001, 22000) i").encode())
     table.drain_all()
     report = measuring.measure(runtime, "logins")
-    assert [f["feature"] for f in report["features"]] == ["x"]
-    assert not [reason for reason in report["reasons"] if "hour" in reason]
+    assert [f.feature for f in report.features] == ["x"]
+    assert not [reason for reason in report.reasons if "hour" in reason]
 
 
 @pytest.mark.parametrize(
@@ -117,19 +117,19 @@ def test_flags_that_get_frequent_or_stop_are_found(payments: Table, flagged: str
     add(payments, N_TRAINING + 1, N_LATER)
     payments.drain_all()
     payments.user.execute("UPDATE outlier.scores_payments SET flagged = key % 100 = 0")
-    assert measuring.measure(payments.runtime, "payments")["expected_flag_rate"] is None
+    assert measuring.measure(payments.runtime, "payments").expected_flag_rate is None
     payments.user.execute(
         f"UPDATE outlier.scores_payments SET flagged = {flagged}".replace("%%", "%").encode()
     )
     report = measuring.measure(payments.runtime, "payments")
-    assert report["expected_flag_rate"] == pytest.approx(0.01)
-    assert any("were at first" in reason for reason in report["reasons"]) == is_found
+    assert report.expected_flag_rate == pytest.approx(0.01)
+    assert any("were at first" in reason for reason in report.reasons) == is_found
 
 
 def test_rows_in_quarantine_are_a_warning(payments: Table) -> None:
     report = later(payments, x="CASE WHEN i % 10 = 0 THEN 'NaN'::float8 ELSE random_normal() END")
-    assert report["quarantine_rate"] == pytest.approx(0.1)
-    assert [r for r in report["reasons"] if "quarantine" in r] == [
+    assert report.quarantine_rate == pytest.approx(0.1)
+    assert [r for r in report.reasons if "quarantine" in r] == [
         "10.0% of the rows are in quarantine, above 5.0%"
     ]
 
@@ -188,12 +188,12 @@ def test_a_source_that_cannot_be_measured_does_not_keep_the_others_from_it(
 def test_a_report_is_logged_kept_shown_in_the_status_and_pruned(payments: Table) -> None:
     with capture_logs() as logs:
         report = later(payments, x="random_normal() + 2")
-    assert [entry["reasons"] for entry in logs if entry["event"] == "drift_found"] == [report["reasons"]]
+    assert [entry["reasons"] for entry in logs if entry["event"] == "drift_found"] == [report.reasons]
     with payments.runtime.engine.begin() as connection:
         (described,) = overview.every(connection)
         (kept,) = drift_reports.reports(connection, payments.source.id, limit=5)
     assert described.drift is not None
-    assert described.drift.reasons == report["reasons"] == kept["reasons"]
+    assert described.drift.reasons == report.reasons == kept.reasons
     for _ in range(3):
         measuring.measure(payments.runtime, "payments")
     maintenance.prune_all(payments.with_settings(keep_drift_reports=2).runtime)

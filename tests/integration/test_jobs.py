@@ -18,6 +18,7 @@ from psycopg.types.json import Jsonb
 
 from pgoutlier.db.errors import JobError, ModelError, SourceError
 from pgoutlier.db.jobs import jobs
+from pgoutlier.db.jobs.jobs import JobFigures
 from pgoutlier.db.sql import key_ranges
 from pgoutlier.detector import exceeds
 from pgoutlier.worker.jobs import job_control, job_work
@@ -73,11 +74,10 @@ def work(table: Table, job: Started) -> str:
 
 
 def status(table: Table, job: Started) -> str:
-    found: str = described(table, job)["status"]
-    return found
+    return described(table, job).status
 
 
-def described(table: Table, job: Started) -> dict[str, Any]:
+def described(table: Table, job: Started) -> JobFigures:
     return job_control.described(table.runtime, job.id)
 
 
@@ -144,10 +144,10 @@ def test_two_backfills_started_at_once_are_one_job(old_rows: Table) -> None:
 def test_without_a_champion_a_backfill_waits_and_says_so(old_rows: Table) -> None:
     job = job_control.backfill(old_rows.runtime, old_rows.source_name)
     assert work(old_rows, job) == "running"
-    assert "no champion yet" in described(old_rows, job)["problem"]
+    assert "no champion yet" in described(old_rows, job).problem
     old_rows.promote()
     job_control.work(old_rows.runtime, job.id, budget_seconds=1e-9)
-    assert (status(old_rows, job), described(old_rows, job)["problem"]) == ("running", None)
+    assert (status(old_rows, job), described(old_rows, job).problem) == ("running", None)
     assert work(old_rows, job) == "succeeded"
 
 
@@ -159,7 +159,7 @@ def test_rows_that_cannot_be_scored_go_into_quarantine_and_hold_up_no_others(old
     assert work(old_rows, job) == "succeeded"
     assert old_rows.quarantined() == {"13": ("null", "amount")}
     assert len(old_rows.scored()) == 24
-    assert described(old_rows, job)["n_quarantined"] == 1
+    assert described(old_rows, job).n_quarantined == 1
     assert work(old_rows, job_control.backfill(old_rows.runtime, old_rows.source_name)) == "succeeded"
     assert old_rows.quarantined() == {"13": ("null", "amount")}
 
@@ -233,7 +233,7 @@ def test_rescore_scores_by_the_version_what_others_have_scored(scored: Table) ->
     assert by_version(scored) == {second: 25}
     assert scored.errors() == pytest.approx(expected(scored, seed=1), rel=1e-6)
     again = job_control.rescore(scored.runtime, scored.source_name, second)
-    assert described(scored, again)["n_rows"] == 0
+    assert described(scored, again).n_rows == 0
 
 
 def test_rescore_without_a_version_means_the_champion(scored: Table) -> None:
@@ -283,7 +283,7 @@ def test_what_the_champion_scores_again_the_challenger_scores_too(scored: Table)
     scored.promote(make_detector(FEATURES, seed=1))
     assert work(scored, job_control.rescore(scored.runtime, scored.source_name)) == "succeeded"
     found = comparing.compare(scored.runtime, scored.source_name)
-    assert (found["rows"], found["n_missing"], found["problem"]) == (25, 0, None)
+    assert (found.rows, found.n_missing, found.problem) == (25, 0, None)
     assert dict(
         scored.rows("SELECT key, reconstruction_error FROM outlier.shadow_scores_{source}")
     ) == pytest.approx(expected(scored, seed=2), rel=1e-6)
@@ -297,7 +297,7 @@ def test_new_rows_are_scored_before_the_next_range(scored: Table) -> None:
     job_control.work(scored.runtime, job.id, budget_seconds=1e-9)
     assert scored.queued() == []
     assert by_version(scored) == {1: 56, second: 10}
-    assert described(scored, job)["n_ranges_finished"] == 1
+    assert described(scored, job).n_ranges_finished == 1
     assert work(scored, job) == "succeeded"
 
 
@@ -322,7 +322,7 @@ def test_a_job_whose_version_is_gone_fails_and_says_why_and_goes_on_when_resumed
     job = job_control.rescore(scored.runtime, scored.source_name, second)
     scored.user.execute("UPDATE outlier.model_versions SET version = 99 WHERE version = %s", (second,))
     until(lambda: work(scored, job) == "failed")
-    assert "has no model version 2 any more" in described(scored, job)["problem"]
+    assert "has no model version 2 any more" in described(scored, job).problem
     assert by_version(scored) == {1: 25}
     scored.user.execute("UPDATE outlier.model_versions SET version = %s WHERE version = 99", (second,))
     assert job_control.resume(scored.runtime, job.id)
@@ -387,7 +387,7 @@ def test_reflag_makes_the_threshold_that_of_a_new_champion_and_flags_as_the_dete
         threshold,
         1,
     )
-    assert versions.history(scored.runtime, scored.source_name, alias="champion")[0]["version"] == 2
+    assert versions.history(scored.runtime, scored.source_name, alias="champion")[0].version == 2
     scored.insert(26)
     scored.drain()
     assert by_version(scored) == {2: 26}
@@ -452,7 +452,7 @@ def test_when_another_version_becomes_the_champion_the_job_of_the_old_one_ends(
     versions.promote(scored.runtime, scored.source_name, 2, reason="test")
     assert work(scored, job) == "failed"
     assert by_version(scored) == {1: 10, 2: 15}
-    assert "version 2 is the champion by now" in described(scored, job)["problem"]
+    assert "version 2 is the champion by now" in described(scored, job).problem
     with pytest.raises(JobError, match="another one by now; start again: pgoutlier re"):
         job_control.resume(scored.runtime, job.id)
 

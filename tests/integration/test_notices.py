@@ -117,7 +117,10 @@ def test_one_notification_a_statement_says_which_after_the_commit(told: Table, c
 
 
 def test_where_they_are_off_there_is_no_trigger(transactions: Table) -> None:
-    hooked = "SELECT tgname FROM pg_trigger WHERE tgrelid = 'outlier.scores_transactions'::regclass"
+    hooked = (
+        "SELECT tgname FROM pg_trigger WHERE tgrelid = 'outlier.scores_transactions'::regclass"
+        " AND tgname LIKE 'outlier_notice_%%'"
+    )
     assert transactions.keys(hooked) == []
     webhook_control.set_webhook(transactions.runtime, "transactions", None)
     assert len(transactions.keys(hooked)) == 2

@@ -344,7 +344,7 @@ def test_a_row_put_off_is_not_claimed_before_its_time(
     connection.commit()
     assert not claims()[1]
     depth = queue.depth(connection, transactions.source.definition)
-    assert (depth["n_keys"], depth["n_postponed"], depth["last_error"]) == (1, 1, "no reason")
+    assert (depth.n_keys, depth.n_postponed, depth.last_error) == (1, 1, "no reason")
 
 
 def test_rows_committed_late_are_scored(transactions: Table, connect: Connect) -> None:

@@ -123,15 +123,15 @@ def test_versions_are_numbered_by_source_and_describe_themselves(transactions: T
     register(transactions.runtime, transactions.source)
     with transactions.runtime.engine.begin() as connection:
         listed = version_rows.versions(connection, transactions.source.id)
-    assert [(v["version"], v["aliases"], v["parent_version"]) for v in listed] == [
+    assert [(v.version, v.aliases, v.parent_version) for v in listed] == [
         (4, None, 2),
         (3, None, None),
         (2, ["champion"], None),
         (1, None, None),
     ]
-    assert listed[0]["feature_names"] == list(FEATURES)
-    assert listed[0]["recipe"]["name"] == "plain"
-    assert not listed[0]["signed"]
+    assert listed[0].feature_names == list(FEATURES)
+    assert listed[0].recipe["name"] == "plain"
+    assert not listed[0].signed
 
 
 def test_versions_registered_at_once_get_numbers_of_their_own(transactions: Table) -> None:

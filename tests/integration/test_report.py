@@ -134,11 +134,11 @@ def test_the_live_page_shows_the_drift_that_was_measured_last(shop: Table) -> No
     _, before = of_source.live_page(shop.runtime, "shop")
     assert "From the training rows to these." in before
     measured = measuring.measure(shop.runtime, "shop")
-    assert measured["features"][0]["feature"] == "amount"
+    assert measured.features[0].feature == "amount"
     [moment] = shop.keys(
         "SELECT to_char(measured_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI') FROM outlier.drift_reports"
     )
-    n_beyond = sum(f["psi"] > f["limit"] for f in measured["features"])
+    n_beyond = sum(f.psi > f.limit for f in measured.features)
     _, page = of_source.live_page(shop.runtime, "shop")
     assert charts(page) == charts(before)
     features = f"{n_beyond} feature{'s' if n_beyond != 1 else ''}"

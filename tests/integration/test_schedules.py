@@ -220,7 +220,7 @@ def test_a_paused_schedule_is_not_sent_and_makes_up_nothing_when_it_is_resumed(b
     beats.tick()
     assert changed
     assert beats.sent("mine") == []
-    assert entry["next_run_at"] > datetime.now(UTC)
+    assert entry.schedule.next_run_at > datetime.now(UTC)
 
 
 # -- bad rows
@@ -253,7 +253,7 @@ def test_bad_rows_say_why_and_do_not_stop_the_others(beats: Beats) -> None:
     beats.make_due("good")
     beats.tick()
     assert len(beats.sent("good")) == 1
-    shown = {entry["name"]: entry["problem"] for entry in schedule_control.listing(beats.runtime)}
+    shown = {entry.schedule.name: entry.problem for entry in schedule_control.listing(beats.runtime)}
     for number, (_, says) in enumerate(BAD):
         name = f"bad{number}"
         assert says in beats.row(name)["problem"]
@@ -262,7 +262,7 @@ def test_bad_rows_say_why_and_do_not_stop_the_others(beats: Beats) -> None:
         with pytest.raises(ScheduleError, match=f"{name} cannot run: "):
             schedule_control.run_now(beats.runtime, name)
         assert beats.sent(name) == []
-        assert schedule_control.history(beats.runtime, name, limit=1)[0]["action"] == "created"
+        assert schedule_control.history(beats.runtime, name, limit=1)[0].action == "created"
     assert set(shown.values()) == {None}
 
 
@@ -329,7 +329,7 @@ def test_built_in_schedules_keep_to_the_settings_until_somebody_edits_them(
     assert (beats.row("drain")["every_seconds"], beats.row("drain")["settings_seconds"]) == (20, 2)
     assert (beats.row("sweep")["every_seconds"], beats.row("sweep")["crontab"]) == (None, "*/5 * * * *")
     entry, _ = schedule_control.change(beats.runtime, "drain", Change(from_settings=True))
-    assert entry["every_seconds"] == 2
+    assert entry.schedule.every_seconds == 2
     with pytest.raises(ScheduleError, match="pgoutlier schedule pause drain"):
         schedule_control.delete(beats.runtime, "drain")
 
@@ -394,7 +394,7 @@ def test_every_change_is_kept_with_who_and_what_and_cannot_be_forged(
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             operator.execute(statement.encode())
     changed = schedule_control.history(beats.runtime, "mine", limit=5)[-1]
-    assert (changed["before"]["every_seconds"], changed["after"]["every_seconds"]) == (60, 90)
+    assert (changed.before["every_seconds"], changed.after["every_seconds"]) == (60, 90)
 
 
 def test_an_operator_and_a_worker_may_do_what_they_have_to(
@@ -412,7 +412,7 @@ def test_an_operator_and_a_worker_may_do_what_they_have_to(
         schedule_control.change(own, "mine", Change(task="score.sweep_all", every_seconds=60))
         schedule_control.set_enabled(own, "mine", False)
         schedule_control.run_now(own, "mine")
-        assert {entry["name"] for entry in schedule_control.listing(own)} == {*built_in(), "mine"}
+        assert {entry.schedule.name for entry in schedule_control.listing(own)} == {*built_in(), "mine"}
         schedule_control.delete(own, "mine")
         granting.grant(runtime, role, "worker")
         beats.make("mine")
@@ -431,9 +431,9 @@ def test_run_now_sends_at_once_also_what_is_paused_and_leaves_the_next_run(beats
     before = beats.row("mine")
     entry = schedule_control.run_now(beats.runtime, "mine")
     assert len(beats.sent("mine")) == 1
-    assert entry["last_run_at"] is not None
-    assert entry["last_run_by"] == beats.user.info.user
-    assert (entry["next_run_at"], entry["enabled"]) == (before["next_run_at"], False)
+    assert entry.schedule.last_run_at is not None
+    assert entry.schedule.last_run_by == beats.user.info.user
+    assert (entry.schedule.next_run_at, entry.schedule.enabled) == (before["next_run_at"], False)
 
 
 def test_a_run_now_that_reaches_no_broker_is_not_noted(beats: Beats) -> None:
@@ -455,7 +455,7 @@ def test_a_source_with_a_schedule_of_its_own_is_left_to_it(beats: Beats, transac
     wanted = Change(task="models.train", args=[name], crontab="0 3 * * *", time_zone="Europe/Berlin")
     entry, changed = schedule_control.change(beats.runtime, "nightly", wanted)
     assert changed
-    assert entry["next_run_at"].astimezone(UTC).hour in {1, 2}
+    assert entry.schedule.next_run_at.astimezone(UTC).hour in {1, 2}
     assert schedule_control.change(beats.runtime, "nightly", wanted)[1] is False
     assert training.sources_due(beats.runtime) == {}
     schedule_control.set_enabled(beats.runtime, "nightly", False)
@@ -481,7 +481,7 @@ def test_nothing_is_written_of_a_change_that_cannot_be_kept(beats: Beats) -> Non
     for name, wanted in refused:
         with pytest.raises((ScheduleError, SourceError)):
             schedule_control.change(beats.runtime, name, wanted)
-    assert {entry["name"] for entry in schedule_control.listing(beats.runtime)} == built_in()
+    assert {entry.schedule.name for entry in schedule_control.listing(beats.runtime)} == built_in()
     assert [beats.row(name) for name in built_in()] == before
 
 
@@ -549,5 +549,5 @@ def test_the_last_tick_is_stored_and_old_beats_are_forgotten(beats: Beats) -> No
     with beats.runtime.engine.begin() as connection:
         schedules.forget_old_beats(connection)
         (last,) = schedules.beats(connection)
-    assert last["name"] == "a:2"
-    assert last["seconds_ago"] > 86_400
+    assert last.name == "a:2"
+    assert last.seconds_ago > 86_400

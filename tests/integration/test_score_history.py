@@ -53,8 +53,8 @@ def test_a_rescore_keeps_the_score_of_the_version_before(scored: Table) -> None:
         (key, second, between[key]) for key in range(1, 6)
     ]
     shown = keeping.of_row(scored.runtime, scored.source_name, "3")
-    assert [row["model_version"] for row in shown] == [3, 2, 1]
-    assert [row["replaced_at"] is None for row in shown] == [True, False, False]
+    assert [row.model_version for row in shown] == [3, 2, 1]
+    assert [row.replaced_at is None for row in shown] == [True, False, False]
 
 
 def test_a_score_that_the_same_version_replaces_is_not_kept(scored: Table) -> None:

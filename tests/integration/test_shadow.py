@@ -121,7 +121,7 @@ def test_keys_of_every_form_have_shadow_scores(user: User, runtime: Runtime, key
     table.drain()
     assert len(table.scored()) == 49
     assert sorted(shadow(table)) == table.scored()
-    assert comparing.compare(runtime, "t")["rows"] == 49
+    assert comparing.compare(runtime, "t").rows == 49
 
 
 def test_without_a_challenger_nothing_is_sent_that_was_not_sent_before(transactions: Table) -> None:
@@ -178,7 +178,7 @@ def test_rows_that_the_challenger_cannot_score_have_the_champion_s_score_alone(t
     transactions.drain()
     assert transactions.scored() == [1, 2, 3]
     assert sorted(shadow(transactions)) == [1, 2]
-    assert comparing.compare(transactions.runtime, "transactions")["n_missing"] == 1
+    assert comparing.compare(transactions.runtime, "transactions").n_missing == 1
 
 
 def test_shadow_scores_go_with_the_scores(transactions: Table) -> None:
@@ -233,7 +233,7 @@ def test_recipes_with_and_without_windows_challenge_each_other(
             rows[sound], groups=groups if detector.recipe.window > 1 else None
         ).reconstruction_error
         assert found == pytest.approx(dict(zip(sound.tolist(), expected.tolist(), strict=True)), rel=1e-6)
-    assert comparing.compare(runtime, "t")["rows"] == 59
+    assert comparing.compare(runtime, "t").rows == 59
 
 
 def test_a_row_that_only_the_challenger_wants_to_read_does_not_fail_the_champion_s_batch(
@@ -421,7 +421,7 @@ def test_workers_with_changes_of_the_same_rows_leave_pairs_and_no_deadlock(trans
     assert {key: row[0] for key, row in shadow(transactions).items()} == pytest.approx(
         dict(zip([row[0] for row in rows], expected.tolist(), strict=True)), rel=1e-6
     )
-    assert comparing.compare(transactions.runtime, "transactions")["rows"] == 200
+    assert comparing.compare(transactions.runtime, "transactions").rows == 200
     assert state(transactions).problem is None  # type: ignore[union-attr]
 
 
@@ -526,23 +526,23 @@ def test_the_comparison_counts_what_both_of_now_have_scored(transactions: Table)
         comparing.compare(runtime, "transactions")
     challenge(transactions, make_detector(FEATURES, seed=2, threshold=cuts[1]))
     empty = comparing.compare(runtime, "transactions")
-    assert (empty["rows"], empty["agreement"], empty["quantiles"]) == (0, None, [])
+    assert (empty.rows, empty.agreement, empty.quantiles) == (0, None, ())
     transactions.insert(1, 400)
     transactions.drain()
     flags = [e > cut for e, cut in zip(errors, cuts, strict=True)]
     found = comparing.compare(runtime, "transactions", limit=1_000)
-    assert (found["rows"], found["n_missing"]) == (400, 0)
-    assert found["flagged_by_both"] == (flags[0] & flags[1]).sum()
-    assert found["only_champion"] == (flags[0] & ~flags[1]).sum()
-    assert found["only_challenger"] == (flags[1] & ~flags[0]).sum()
-    assert found["agreement"] == pytest.approx((flags[0] == flags[1]).mean())
-    assert {row["key"] for row in found["disagreements"]} == set(
+    assert (found.rows, found.n_missing) == (400, 0)
+    assert found.flagged_by_both == (flags[0] & flags[1]).sum()
+    assert found.only_champion == (flags[0] & ~flags[1]).sum()
+    assert found.only_challenger == (flags[1] & ~flags[0]).sum()
+    assert found.agreement == pytest.approx((flags[0] == flags[1]).mean())
+    assert {row.key for row in found.disagreements} == set(
         (np.flatnonzero(flags[0] != flags[1]) + 1).tolist()
     )
-    median = found["quantiles"][0]
-    assert median["champion"] == pytest.approx(np.sort(errors[0])[199])
-    assert median["challenger"] == pytest.approx(np.sort(errors[1])[199])
-    assert found["quantiles"][-1]["challenger"] == pytest.approx(errors[1].max())
+    median = found.quantiles[0]
+    assert median.champion == pytest.approx(np.sort(errors[0])[199])
+    assert median.challenger == pytest.approx(np.sort(errors[1])[199])
+    assert found.quantiles[-1].challenger == pytest.approx(errors[1].max())
 
 
 def test_scores_of_other_versions_and_of_other_changes_do_not_count(transactions: Table) -> None:
@@ -552,22 +552,22 @@ def test_scores_of_other_versions_and_of_other_changes_do_not_count(transactions
     transactions.insert(1, 10)
     transactions.drain()
     transactions.promote(make_detector(FEATURES, seed=3))
-    assert comparing.compare(runtime, "transactions")["rows"] == 0
+    assert comparing.compare(runtime, "transactions").rows == 0
     transactions.insert(11, 14)
     transactions.drain()
-    assert comparing.compare(runtime, "transactions")["rows"] == 4
+    assert comparing.compare(runtime, "transactions").rows == 4
     challenge(transactions)
-    assert comparing.compare(runtime, "transactions")["rows"] == 0
+    assert comparing.compare(runtime, "transactions").rows == 0
     transactions.insert(15, 16)
     transactions.drain()
     found = comparing.compare(runtime, "transactions")
-    assert (found["rows"], found["n_missing"]) == (2, 0)
+    assert (found.rows, found.n_missing) == (2, 0)
     transactions.user.execute(
         "ALTER TABLE outlier.shadow_scores_transactions ADD CHECK (change_id < 0) NOT VALID"
     )
     transactions.user.execute("UPDATE transactions SET amount = 9 WHERE id = 16")
     transactions.drain()
-    assert comparing.compare(runtime, "transactions")["rows"] == 1
+    assert comparing.compare(runtime, "transactions").rows == 1
 
 
 # -- sources attached earlier, and rights
@@ -624,7 +624,7 @@ def test_a_worker_s_role_may_do_all_of_it(transactions: Table, role: str) -> Non
     table.insert(1, 3)
     table.drain()
     assert sorted(shadow(table)) == [1, 2, 3]
-    assert comparing.compare(limited, "transactions", limit=5)["rows"] == 3
+    assert comparing.compare(limited, "transactions", limit=5).rows == 3
     assert versions.tag(limited, "transactions", 2, "march")
     assert versions.prune(limited, "transactions", keep=1) == []
     assert versions.clear_challenger(limited, "transactions", reason="test") == 2

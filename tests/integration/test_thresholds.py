@@ -206,20 +206,20 @@ def test_what_other_thresholds_would_flag_is_what_the_flag_rule_says(
         window=None if days is None else timedelta(days=days),
         others=[95.0, 94.5, 0.0, -1.0, 500.0],
     )
-    assert [cut["threshold"] for cut in found["what_if"]] == [-1.0, 0.0, 80.0, 94.5, 95.0, 500.0]
-    assert (found["n_scores"], found["n_labelled"], found["n_fraud"]) == (len(ids), known.sum(), fraud.sum())
-    assert found["days"] == pytest.approx((ids[-1] - ids[0]) / 24)
-    for cut in found["what_if"]:
-        flagged = exceeds(row_errors, cut["threshold"])
+    assert [cut.threshold for cut in found.what_if] == [-1.0, 0.0, 80.0, 94.5, 95.0, 500.0]
+    assert (found.n_scores, found.n_labelled, found.n_fraud) == (len(ids), known.sum(), fraud.sum())
+    assert found.days == pytest.approx((ids[-1] - ids[0]) / 24)
+    for cut in found.what_if:
+        flagged = exceeds(row_errors, cut.threshold)
         n_hits, n_flagged_known = (flagged & fraud).sum(), (flagged & known).sum()
-        assert cut["flags"] == flagged.sum()
-        assert cut["share"] == pytest.approx(flagged.mean())
-        assert cut["flags_per_day"] == pytest.approx(flagged.sum() / found["days"])
-        assert cut["recall"] == pytest.approx(n_hits / fraud.sum())
-        assert cut["precision"] == (pytest.approx(n_hits / n_flagged_known) if n_flagged_known else None)
-        assert cut["f1"] == pytest.approx(2 * n_hits / (n_flagged_known + fraud.sum()))
-        assert cut["present"] == (cut["threshold"] == 80.0)
-    assert found["now"] == found["what_if"][2]
+        assert cut.flags == flagged.sum()
+        assert cut.share == pytest.approx(flagged.mean())
+        assert cut.flags_per_day == pytest.approx(flagged.sum() / found.days)
+        assert cut.recall == pytest.approx(n_hits / fraud.sum())
+        assert cut.precision == (pytest.approx(n_hits / n_flagged_known) if n_flagged_known else None)
+        assert cut.f1 == pytest.approx(2 * n_hits / (n_flagged_known + fraud.sum()))
+        assert cut.present == (cut.threshold == 80.0)
+    assert found.now == found.what_if[2]
 
 
 def test_the_scores_are_counted_by_going_through_them_once(payments: Table) -> None:
@@ -295,6 +295,6 @@ def test_scores_of_a_moment_tell_no_flags_a_day(transactions: Table, run: Run) -
     assert "50 scores, 50 flagged (100.000%); scored_at covers too little time for flags a day." in shown
     assert "precision" not in shown
     found = thresholds.describe(transactions.runtime, "transactions", window=timedelta(days=1))
-    assert (found["time"], found["days"], found["label"]) == ("scored_at", None, None)
-    assert found["now"]["flags_per_day"] is None
-    assert parse_threshold(found["policy"]).policy == "fixed"
+    assert (found.time, found.days, found.label) == ("scored_at", None, None)
+    assert found.now.flags_per_day is None
+    assert parse_threshold(found.policy).policy == "fixed"

@@ -99,9 +99,9 @@ def test_a_run_is_recorded_with_its_progress_and_scores_at_once(payments: Table)
     assert set(run["versions"]) == {"python", "pgoutlier", "tensorflow"}
     with payments.runtime.engine.begin() as connection:
         [version] = version_rows.versions(connection, payments.source.id)
-    assert (version["n_training_rows"], version["threshold"]) == (300, made.threshold)
-    assert version["training_from"].startswith("2024-01-01")
-    assert len(version["metrics"]["history"]["loss"]) == 2
+    assert (version.n_training_rows, version.threshold) == (300, made.threshold)
+    assert version.training_from.startswith("2024-01-01")
+    assert len(version.metrics["history"]["loss"]) == 2
     add_rows(payments.user, 301, 301)
     payments.drain()
     assert payments.scored() == [301]

@@ -458,7 +458,7 @@ def test_every_type_of_key_and_odd_names_take_verdicts(user: User, runtime: Runt
         rows = training_rows.read(connection, table.source, newest=10)
     assert (rows.left_out, rows.n_normal) == ({"fraud_verdict": 1}, 1)
     found = thresholds.describe(runtime, "t", window=None)
-    assert (found["n_labelled"], found["n_fraud"]) == (2, 1)
+    assert (found.n_labelled, found.n_fraud) == (2, 1)
 
 
 def test_a_column_of_the_user_s_named_verdict_is_kept_under_another_name(
@@ -529,8 +529,8 @@ def test_the_threshold_is_measured_against_verdicts(scored: Table, run: Run) -> 
     assert "verdict" not in run("threshold", "transactions").output
     give(scored, (1, "fraud"), (2, "normal"), (9, "fraud"))
     found = thresholds.describe(scored.runtime, "transactions", window=None, others=[90.0])
-    assert (found["n_labelled"], found["n_fraud"], found["label"], found["verdicts"]) == (3, 2, None, True)
-    assert [(cut["flags"], cut["precision"], cut["recall"]) for cut in found["what_if"]] == [
+    assert (found.n_labelled, found.n_fraud, found.label, found.verdicts) == (3, 2, None, True)
+    assert [(cut.flags, cut.precision, cut.recall) for cut in found.what_if] == [
         (9, pytest.approx(2 / 3), 1.0),
         (4, 0.5, 0.5),
     ]
@@ -542,7 +542,7 @@ def test_the_threshold_is_measured_against_verdicts(scored: Table, run: Run) -> 
 def test_a_label_column_and_verdicts_are_counted_together(labelled: Table, run: Run) -> None:
     give(labelled, (10, "normal"), (1, "fraud"))
     found = thresholds.describe(labelled.runtime, "payments", window=None)
-    assert (found["n_labelled"], found["n_fraud"]) == (21, 4)
+    assert (found.n_labelled, found.n_fraud) == (21, 4)
     assert "21 of them have a verdict or label, 4 say fraud" in run("threshold", "payments").output
 
 

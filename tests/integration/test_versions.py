@@ -80,7 +80,7 @@ def test_what_was_champion_is_challenger_or_has_a_tag_is_never_pruned(transactio
     ]
     found = versions.history(runtime, "transactions")
     assert len(found) == 4 + 7
-    assert [e["alias"] for e in versions.history(runtime, "transactions", alias="challenger")] == [
+    assert [e.alias for e in versions.history(runtime, "transactions", alias="challenger")] == [
         "challenger",
         "challenger",
     ]
@@ -129,7 +129,7 @@ def test_the_difference_of_two_versions_is_what_differs(transactions: Table) -> 
     versions.tag(runtime, "transactions", 2, "try")
     found = comparing.diff(runtime, "transactions", 1, 2)
     by_part = {
-        part: {entry["what"]: (entry["a"], entry["b"]) for entry in found[part]}
+        part: {entry.what: (entry.a, entry.b) for entry in getattr(found, part)}
         for part in ("version", "recipe", "metrics", "features")
     }
     assert by_part["version"]["threshold"] == (3.0, 4.0)
@@ -138,7 +138,7 @@ def test_the_difference_of_two_versions_is_what_differs(transactions: Table) -> 
     assert by_part["metrics"] == {}
     assert by_part["features"] == {"hour": (True, None), "distance": (True, None), "other": (None, True)}
     same = comparing.diff(runtime, "transactions", 1, 1)
-    assert all(same[part] == [] for part in ("version", "recipe", "metrics", "features"))
+    assert all(getattr(same, part) == [] for part in ("version", "recipe", "metrics", "features"))
 
 
 # -- files
@@ -177,8 +177,8 @@ def test_a_version_goes_to_another_database_and_scores_the_same(
         assert version_files.import_(other.runtime, "transactions", exported) == (1, True)
         assert version_files.import_(other.runtime, "transactions", exported) == (1, False)
         row = versions.described(other.runtime, "transactions", 1)
-        assert (row["imported_from"]["source"], row["imported_from"]["version"]) == ("transactions", 2)
-        assert (row["n_training_rows"], row["parent_version"]) == (500, None)
+        assert (row.imported_from["source"], row.imported_from["version"]) == ("transactions", 2)
+        assert (row.n_training_rows, row.parent_version) == (500, None)
         assert events(other) == [(1, "import", "version 2 of transactions")]
         versions.promote(other.runtime, "transactions", 1, reason="test")
         other.insert(1, 20)

@@ -23,10 +23,12 @@ from sqlalchemy.exc import OperationalError
 
 from pgoutlier.db.errors import DeliveryFailed, MissingPrivilege, SourceError, WebhookError
 from pgoutlier.db.notices import deliveries
+from pgoutlier.db.notices.deliveries import Retried
 from pgoutlier.db.sources import sources
 from pgoutlier.db.sql import statements
 from pgoutlier.worker.notices import delivering, webhook_control
 from pgoutlier.worker.notices.delivering import DeliveryResult
+from pgoutlier.worker.notices.webhook_control import ListedWebhook
 from pgoutlier.worker.roles import granting
 from pgoutlier.worker.runtime import make_runtime
 from tests.integration.conftest import Run
@@ -73,7 +75,7 @@ def make_due(table: Table) -> None:
     table.user.execute("UPDATE outlier.webhooks SET not_before = NULL")
 
 
-def webhook(table: Table) -> dict[str, Any]:
+def webhook(table: Table) -> ListedWebhook:
     (found,) = webhook_control.listing(table.runtime)
     return found
 
@@ -129,7 +131,7 @@ def test_what_failed_is_sent_again_as_it_was(hooked: Table, receiver: Receiver) 
     with pause_of(hooked) as pause:
         assert deliver(hooked).n_failed == 1
     assert pause.may_be(25, 50)
-    assert "answered 503 Service Unavailable: later?" in webhook(hooked)["problem"]
+    assert "answered 503 Service Unavailable: later?" in webhook(hooked).problem
     assert deliver(hooked) == DeliveryResult(), "it is put off"
     make_due(hooked)
     with pause_of(hooked) as pause:
@@ -140,7 +142,7 @@ def test_what_failed_is_sent_again_as_it_was(hooked: Table, receiver: Receiver) 
     tries = receiver.received[:3]
     assert len({(r.id, r.body) for r in tries}) == 1
     assert all(r.is_signed_by(KEY) for r in tries)
-    assert webhook(hooked)["problem"] is None
+    assert webhook(hooked).problem is None
 
 
 def test_after_the_last_attempt_it_is_a_dead_letter_until_it_is_retried(
@@ -152,16 +154,16 @@ def test_after_the_last_attempt_it_is_a_dead_letter_until_it_is_retried(
         deliver(hooked)
         make_due(hooked)
     (letter,) = webhook_control.dead_letters(hooked.runtime, "transactions", limit=9)
-    assert (letter["n_notices"], letter["attempts"]) == (2, 3)
-    assert "500" in letter["last_error"]
-    assert (webhook(hooked)["n_pending"], webhook(hooked)["n_dead"]) == (0, 2)
+    assert (letter.n_notices, letter.attempts) == (2, 3)
+    assert "500" in letter.last_error
+    assert (webhook(hooked).n_pending, webhook(hooked).n_dead) == (0, 2)
     flag(hooked, 3)
     assert deliver(hooked).n_delivered == 1, "the next one goes its way"
-    assert webhook_control.retry(hooked.runtime, "transactions") == {"n_deliveries": 1, "n_notices": 2}
-    assert webhook_control.retry(hooked.runtime, "transactions") == {"n_deliveries": 0, "n_notices": 0}
+    assert webhook_control.retry(hooked.runtime, "transactions") == Retried(n_deliveries=1, n_notices=2)
+    assert webhook_control.retry(hooked.runtime, "transactions") == Retried(n_deliveries=0, n_notices=0)
     assert deliver(hooked).n_delivered == 2
-    assert receiver.received[-1].id == str(letter["id"]) == receiver.received[0].id
-    assert webhook(hooked)["n_dead"] == 0
+    assert receiver.received[-1].id == str(letter.id) == receiver.received[0].id
+    assert webhook(hooked).n_dead == 0
 
 
 def test_what_ends_its_worker_each_time_is_given_up_too(hooked: Table, receiver: Receiver) -> None:
@@ -180,7 +182,7 @@ def test_what_the_receiver_refuses_does_not_hold_up_the_others(hooked: Table, re
     result = deliver(hooked)
     assert (result.n_failed, result.n_delivered) == (1, 2)
     assert receiver.received[-1].keys == ["3", "4"]
-    assert webhook(hooked)["n_pending"] == 2
+    assert webhook(hooked).n_pending == 2
 
 
 def test_gone_means_gone(hooked: Table, receiver: Receiver) -> None:
@@ -189,10 +191,10 @@ def test_gone_means_gone(hooked: Table, receiver: Receiver) -> None:
     assert deliver(hooked).n_dead == 2
     assert deliver(hooked) == DeliveryResult()
     found = webhook(hooked)
-    assert (found["enabled"], found["n_pending"], found["n_dead"]) == (False, 1, 2)
-    assert "410" in found["problem"]
+    assert (found.enabled, found.n_pending, found.n_dead) == (False, 1, 2)
+    assert "410" in found.problem
     webhook_control.set_webhook(hooked.runtime, "transactions", receiver.url + "2")
-    assert webhook(hooked)["enabled"], "it was the old one that had gone"
+    assert webhook(hooked).enabled, "it was the old one that had gone"
     assert deliver(hooked).n_delivered == 1
 
 
@@ -201,7 +203,7 @@ def test_a_redirect_is_not_followed(hooked: Table, receiver: Receiver) -> None:
     flag(hooked, 1)
     assert deliver(hooked).n_failed == 1
     assert len(receiver.received) == 1
-    assert "redirects are not followed" in webhook(hooked)["problem"]
+    assert "redirects are not followed" in webhook(hooked).problem
 
 
 @pytest.mark.parametrize("how", ["hang", "trickle"])
@@ -212,7 +214,7 @@ def test_a_receiver_that_does_not_come_to_an_end_is_given_up_in_time(
     table = hooked.with_settings(webhook_timeout_seconds=0.3)
     flag(table, 1)
     assert deliver(table).n_failed == 1
-    assert "no answer within 0.3 s" in webhook(table)["problem"]
+    assert "no answer within 0.3 s" in webhook(table).problem
 
 
 def test_no_transaction_is_open_while_a_request_is_under_way(hooked: Table, receiver: Receiver) -> None:
@@ -233,7 +235,7 @@ def test_nobody_there_is_a_failure_like_others(hooked: Table, receiver: Receiver
     webhook_control.set_webhook(hooked.runtime, "transactions", "http://localhost:1/hook")
     flag(hooked, 1)
     assert deliver(hooked).n_failed == 1
-    assert webhook(hooked)["problem"] == "http://localhost:1/...: Connection refused"
+    assert webhook(hooked).problem == "http://localhost:1/...: Connection refused"
     webhook_control.set_webhook(hooked.runtime, "transactions", receiver.url)
     assert deliver(hooked).n_delivered == 1, "what was put off need not wait for the new URL"
 
@@ -276,12 +278,12 @@ def test_https_is_used_where_the_certificate_is_trusted_and_names_the_host(
         url = receiver.url.replace("http://127.0.0.1", "https://localhost")
         webhook_control.set_webhook(hooked.runtime, "transactions", url)
         assert deliver(hooked).n_failed == 1
-        assert "certificate cannot be trusted: self" in webhook(hooked)["problem"]
+        assert "certificate cannot be trusted: self" in webhook(hooked).problem
         monkeypatch.setenv("SSL_CERT_FILE", f"{certificate}.crt")
         webhook_control.set_webhook(hooked.runtime, "transactions", url.replace("localhost", "127.0.0.1"))
         make_due(hooked)
         assert deliver(hooked).n_failed == 1
-        assert "certificate cannot be trusted: IP" in webhook(hooked)["problem"]
+        assert "certificate cannot be trusted: IP" in webhook(hooked).problem
         assert receiver.received == []
         webhook_control.set_webhook(hooked.runtime, "transactions", url)
         make_due(hooked)
@@ -289,7 +291,7 @@ def test_https_is_used_where_the_certificate_is_trusted_and_names_the_host(
         receiver.answers += [receiver.trickle]
         flag(hooked, 2)
         assert deliver(hooked.with_settings(webhook_timeout_seconds=0.3)).n_failed == 1
-        assert "no answer within 0.3 s" in webhook(hooked)["problem"]
+        assert "no answer within 0.3 s" in webhook(hooked).problem
 
 
 def test_the_receiver_may_ask_for_more_time(hooked: Table, receiver: Receiver) -> None:
@@ -396,7 +398,7 @@ def test_a_sender_killed_before_it_could_note_the_answer_sends_the_same_again(
     assert (first.id, first.body) == (again.id, again.body)
     assert again.keys == ["1", "2"]
     assert last.keys == ["3"]
-    assert webhook(hooked)["n_pending"] == 0
+    assert webhook(hooked).n_pending == 0
 
 
 def test_a_session_that_is_lost_leads_to_a_second_sending_and_no_loss(
@@ -414,17 +416,17 @@ def test_a_session_that_is_lost_leads_to_a_second_sending_and_no_loss(
         with pytest.raises(OperationalError):
             lost.result()
     assert len({(r.id, r.body) for r in receiver.received}) == 1
-    assert webhook(hooked)["n_pending"] == 0
+    assert webhook(hooked).n_pending == 0
 
 
 def test_without_a_secret_nothing_is_sent_and_it_says_why(hooked: Table, receiver: Receiver) -> None:
     table = hooked.with_settings(webhook_secret=None)
     flag(table, 1)
     assert deliver(table) == DeliveryResult()
-    assert "PGOUTLIER_WEBHOOK_SECRET" in webhook(table)["problem"]
+    assert "PGOUTLIER_WEBHOOK_SECRET" in webhook(table).problem
     assert receiver.received == []
     assert deliver(hooked).n_delivered == 1
-    assert webhook(hooked)["problem"] is None
+    assert webhook(hooked).problem is None
 
 
 def test_while_secrets_are_changed_both_sign(hooked: Table, receiver: Receiver) -> None:
@@ -540,7 +542,7 @@ def test_a_url_written_by_sql_is_checked_before_it_is_used(hooked: Table, receiv
             hooked.user.execute("UPDATE outlier.webhooks SET url = %s", (url,))
     hooked.user.execute("UPDATE outlier.webhooks SET url = 'http://192.0.2.1/x'")
     assert deliver(hooked) == DeliveryResult()
-    assert "--insecure-http" in webhook(hooked)["problem"]
+    assert "--insecure-http" in webhook(hooked).problem
 
 
 def test_status_and_doctor_say_what_waits(hooked: Table, receiver: Receiver, run: Run) -> None:

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgoutlier.db.errors import WebhookError
+from pgoutlier.db.notices.deliveries import Notice
 from pgoutlier.db.notices.webhook_secret import keys_of
 from pgoutlier.db.settings import Settings
 from pgoutlier.worker.notices import webhook_messages, webhook_url
@@ -200,7 +201,18 @@ def test_what_a_receiver_says_becomes_one_short_line(status: int, reason: str, t
 
 @given(st.lists(st.floats(), max_size=3), st.text(max_size=20))
 def test_a_body_is_json_whatever_the_row_holds(errors: list[float], key: str) -> None:
-    notices = [{"key": key, "reconstruction_error": error, "scored_at": NOW} for error in errors]
+    notices = [
+        Notice(
+            id=i,
+            key=key,
+            reconstruction_error=error,
+            threshold=error,
+            model_version=1,
+            scored_at=NOW,
+            top_features=None,
+        )
+        for i, error in enumerate(errors)
+    ]
     first, second = webhook_messages.body("s", notices), webhook_messages.body("s", notices)
     assert first == second
     assert b"NaN" not in first.replace(key.encode(errors="replace"), b"")

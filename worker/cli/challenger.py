@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -11,6 +11,7 @@ from pgoutlier.worker.cli.arguments import AsJson, Reason, SourceName
 from pgoutlier.worker.cli.context import open_runtime
 from pgoutlier.worker.console import console, print_json, print_table
 from pgoutlier.worker.versions import comparing, versions
+from pgoutlier.worker.versions.comparing import Comparison
 
 
 def challenge(
@@ -76,26 +77,26 @@ def compare(
         _print(found)
 
 
-def _print(found: dict[str, Any]) -> None:
-    champion, challenger = found["champion"], found["challenger"]
-    if found["problem"]:
-        _say(f"The challenger did not score the last batch: {found['problem']}")
-    if not found["rows"]:
+def _print(found: Comparison) -> None:
+    champion, challenger = found.champion, found.challenger
+    if found.problem:
+        _say(f"The challenger did not score the last batch: {found.problem}")
+    if not found.rows:
         _say(
             f"No row has been scored by version {champion} (champion) and version {challenger} (challenger) yet."
         )
         return
     _say(
-        f"{found['rows']:,} rows of {found['source']} scored by both: version {champion} (champion) and"
-        f" {challenger} (challenger) agree on {found['agreement']:.3%} of them."
+        f"{found.rows:,} rows of {found.source} scored by both: version {champion} (champion) and"
+        f" {challenger} (challenger) agree on {found.agreement:.3%} of them."
     )
-    if found["n_missing"]:
-        _say(f"{found['n_missing']:,} rows were scored meanwhile without the challenger.")
+    if found.n_missing:
+        _say(f"{found.n_missing:,} rows were scored meanwhile without the challenger.")
     print_table(
         "",
         ["flagged by", "rows", "share"],
         [
-            (name, found[field], f"{found[field] / found['rows']:.3%}")
+            (name, getattr(found, field), f"{getattr(found, field) / found.rows:.3%}")
             for name, field in (
                 ("both", "flagged_by_both"),
                 ("the champion alone", "only_champion"),
@@ -107,26 +108,23 @@ def _print(found: dict[str, Any]) -> None:
         "reconstruction errors",
         ["share of rows below", f"version {champion}", f"version {challenger}"],
         [
-            *(
-                (f"{entry['level']:.1%}", entry["champion"], entry["challenger"])
-                for entry in found["quantiles"]
-            ),
-            ("threshold", found["champion_threshold"], found["challenger_threshold"]),
+            *((f"{entry.level:.1%}", entry.champion, entry.challenger) for entry in found.quantiles),
+            ("threshold", found.champion_threshold, found.challenger_threshold),
         ],
     )
-    if found["disagreements"]:
+    if found.disagreements:
         print_table(
             "flagged by one alone, the last scored first",
             ["key", f"version {champion}", f"version {challenger}", "flagged by", "scored at"],
             [
                 (
-                    row["key"],
-                    row["reconstruction_error"],
-                    row["challenger_error"],
-                    "challenger" if row["would_flag"] else "champion",
-                    row["scored_at"],
+                    row.key,
+                    row.reconstruction_error,
+                    row.challenger_error,
+                    "challenger" if row.would_flag else "champion",
+                    row.scored_at,
                 )
-                for row in found["disagreements"]
+                for row in found.disagreements
             ],
         )
 

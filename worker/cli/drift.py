@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
-from pgoutlier.db.drift import drift_reports
+from pgoutlier.db.drift.drift_reports import DriftReport
 from pgoutlier.db.errors import ModelError
-from pgoutlier.db.sources import sources
 from pgoutlier.worker.cli.arguments import AsJson, SourceName
 from pgoutlier.worker.cli.context import open_runtime
 from pgoutlier.worker.console import console, print_json, print_table
@@ -36,9 +36,7 @@ def drift(
     runtime = open_runtime()
     if measure:
         measuring.measure(runtime, source)
-    with runtime.engine.begin() as connection:
-        found = sources.find(connection, source)
-        reports = drift_reports.reports(connection, found.id, limit=history or 1)
+    reports = measuring.reports(runtime, source, limit=history or 1)
     if as_json:
         print_json(reports)
         return
@@ -52,27 +50,27 @@ def drift(
         _print_history(source, reports)
 
 
-def _print_report(source: str, report: dict[str, Any]) -> None:
-    features = report["features"]
+def _print_report(source: str, report: DriftReport) -> None:
+    features = report.features
     print_table(
-        f"drift of {source} since version {report['version']} was trained; {report['n_rows']:,} rows,"
-        f" measured at {report['measured_at']:%Y-%m-%d %H:%M}",
+        f"drift of {source} since version {report.version} was trained; {report.n_rows:,} rows,"
+        f" measured at {report.measured_at:%Y-%m-%d %H:%M}",
         ["feature", "PSI", "limit", ""],
         [
-            *(_line(f["feature"], f["psi"], f["limit"]) for f in features[:_FEATURES_SHOWN]),
-            _line("reconstruction error", report["error_psi"], report["error_limit"]),
+            *(_line(f.feature, f.psi, f.limit) for f in features[:_FEATURES_SHOWN]),
+            _line("reconstruction error", report.error_psi, report.error_limit),
         ],
     )
     if len(features) > _FEATURES_SHOWN:
         _say(
             f"{len(features) - _FEATURES_SHOWN} features with a smaller PSI are not shown; all of them: --json"
         )
-    expected = report["expected_flag_rate"]
+    expected = report.expected_flag_rate
     at_first = "" if expected is None else f" (by the first report of this version {expected:.3%})"
-    _say(f"Flagged: {report['flag_rate']:.3%}{at_first}. In quarantine: {report['quarantine_rate']:.3%}.")
-    for reason in report["reasons"]:
+    _say(f"Flagged: {report.flag_rate:.3%}{at_first}. In quarantine: {report.quarantine_rate:.3%}.")
+    for reason in report.reasons:
         _say(f"Drift: {reason}.")
-    if not report["drifted"]:
+    if not report.drifted:
         _say("Nothing is beyond its limit.")
 
 
@@ -80,20 +78,20 @@ def _line(name: str, psi: float, limit: float) -> tuple[str, str, str, str]:
     return name, f"{psi:.3f}", f"{limit:.3f}", "drifted" if psi > limit else ""
 
 
-def _print_history(source: str, reports: list[dict[str, Any]]) -> None:
+def _print_history(source: str, reports: Sequence[DriftReport]) -> None:
     print_table(
         f"drift of {source}, the newest first",
         ["measured at", "version", "rows", "largest PSI", "of", "error PSI", "flagged", "drift"],
         [
             (
-                report["measured_at"],
-                report["version"],
-                report["n_rows"],
-                f"{report['features'][0]['psi']:.3f}" if report["features"] else "-",
-                report["features"][0]["feature"] if report["features"] else "-",
-                f"{report['error_psi']:.3f}",
-                f"{report['flag_rate']:.3%}",
-                "; ".join(report["reasons"]) or "none",
+                report.measured_at,
+                report.version,
+                report.n_rows,
+                f"{report.features[0].psi:.3f}" if report.features else "-",
+                report.features[0].feature if report.features else "-",
+                f"{report.error_psi:.3f}",
+                f"{report.flag_rate:.3%}",
+                "; ".join(report.reasons) or "none",
             )
             for report in reports
         ],

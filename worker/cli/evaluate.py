@@ -107,11 +107,11 @@ def evaluate(
     for i, one in enumerate(recipes):
         with epoch_bar("fitting", one.name) as show:
             evaluation = run.evaluate(table, one, chosen, seed=seed, on_progress=show)
-        found.append(figures.as_json(evaluation, at=at or ()))
+        found.append(figures.Figures.of(evaluation, at=at or ()))
         if report is not None:
             write_evaluation(report if len(recipes) == 1 else _with_recipe(report, one.name), evaluation)
         if as_json:
-            print_json(found[-1])
+            print_json(figures.as_json(found[-1]))
         elif i == 0:
             for line in (figures.describe_table(table), figures.describe_parts(evaluation)):
                 console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -68,4 +68,4 @@ def show(
     else:
         columns = ["version", "reconstruction error", "flagged", "scored at", "replaced at"]
         fields = ["model_version", "reconstruction_error", "flagged", "scored_at", "replaced_at"]
-        print_table("", columns, [[row[field] for field in fields] for row in rows])
+        print_table("", columns, [[getattr(row, field) for field in fields] for row in rows])

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from pgoutlier.db.errors import ModelError
+from pgoutlier.db.jobs.jobs import JobFigures
 from pgoutlier.db.versions import aliases
 from pgoutlier.worker import tasks
 from pgoutlier.worker.cli.arguments import AsJson, SourceName
 from pgoutlier.worker.cli.context import open_runtime
-from pgoutlier.worker.console import console, errors, new_bar, print_json, print_table, seconds_text, share
+from pgoutlier.worker.console import console, errors, new_bar, print_json, print_table, seconds_text
 from pgoutlier.worker.jobs import job_control
 from pgoutlier.worker.jobs.job_control import Started
 from pgoutlier.worker.runtime import Runtime
@@ -111,25 +112,25 @@ def jobs_list(
     elif not found:
         console.print("There is no job yet. Start one with: pgoutlier backfill, rescore or reflag")
     else:
-        at_work = any(job["status"] == "running" for job in found)
+        at_work = any(job.status == "running" for job in found)
         columns = ["job", "source", "what", "status", "done", "rows", "flagged"]
         columns += [*(["rows/s", "ETA"] if at_work else []), "note"]
         print_table("", columns, [_row(job, rate=at_work) for job in found])
 
 
-def _row(job: dict[str, Any], *, rate: bool) -> list[object]:
-    running = job["status"] == "running"
-    rates = [f"{job['rows_per_second']:,.0f}", seconds_text(job["eta_seconds"])] if running else [None, None]
+def _row(job: JobFigures, *, rate: bool) -> list[object]:
+    running = job.status == "running"
+    rates = [f"{job.rows_per_second:,.0f}", seconds_text(job.eta_seconds)] if running else [None, None]
     return [
-        job["id"],
-        job["source"],
-        job["kind"] + (f" by {job['version']}" if job["version"] else ""),
-        job["status"],
-        f"{share(job):.0%}",
-        job["n_done"],
-        job["n_flagged"],
+        job.id,
+        job.source,
+        job.kind + (f" by {job.version}" if job.version else ""),
+        job.status,
+        f"{job.share:.0%}",
+        job.n_done,
+        job.n_flagged,
         *(rates if rate else []),
-        job["problem"] or (job["last_error"] if running else None) or "",
+        job.problem or (job.last_error if running else None) or "",
     ]
 
 
@@ -146,7 +147,7 @@ def cancel(job: JobId, as_json: AsJson = False) -> None:
     """Stop a job after the ranges that are being worked. What is done stays; resume goes on from there."""
     runtime = open_runtime()
     stopped = job_control.cancel(runtime, job)
-    status = job_control.described(runtime, job)["status"]
+    status = job_control.described(runtime, job).status
     if as_json:
         print_json({"job": job, "changed": stopped, "status": status})
     elif stopped:
@@ -182,10 +183,10 @@ def _follow(runtime: Runtime, started: Started, *, here: bool, no_wait: bool, as
             )
     job = job_control.described(runtime, started.id)
     if as_json:
-        print_json({**job, "made": started.made})
+        print_json({**vars(job), "made": started.made})
     else:
         _print(job, started)
-    if job["status"] == "failed":
+    if job.status == "failed":
         raise typer.Exit(1)
 
 
@@ -193,19 +194,19 @@ def _watch(runtime: Runtime, job_id: int, *, here: bool) -> None:
     began, moved = time.monotonic(), False
     with new_bar("{task.fields[note]}") as bar:
         task = bar.add_task("", total=None, note="")
-        while (job := job_control.described(runtime, job_id))["status"] == "running":
+        while (job := job_control.described(runtime, job_id)).status == "running":
             bar.update(
                 task,
-                description=f"{job['kind']} {job['source']}",
-                total=job["n_rows"] or None,
-                completed=job["n_behind"],
+                description=f"{job.kind} {job.source}",
+                total=job.n_rows or None,
+                completed=job.n_behind,
                 note=_note(job),
             )
-            moved = moved or job["n_ranges_finished"] > 0 or here
+            moved = moved or job.n_ranges_finished > 0 or here
             if not moved and time.monotonic() - began > _HINT_AFTER_SECONDS:
                 moved = True
                 errors.print(
-                    job["problem"]
+                    job.problem
                     or "No worker has begun yet. Start some with `pgoutlier up`, or work here: pgoutlier jobs watch"
                     f" {job_id} --here",
                     highlight=False,
@@ -215,31 +216,31 @@ def _watch(runtime: Runtime, job_id: int, *, here: bool) -> None:
                 time.sleep(_LOOK_SECONDS)
 
 
-def _nothing(job: dict[str, Any]) -> str:
-    said = f"Job {job['id']}: there was nothing to do."
-    if job["kind"] == "reflag":
-        said += f" Scores that another model made can only be made anew: pgoutlier rescore {job['source']}"
+def _nothing(job: JobFigures) -> str:
+    said = f"Job {job.id}: there was nothing to do."
+    if job.kind == "reflag":
+        said += f" Scores that another model made can only be made anew: pgoutlier rescore {job.source}"
     return said
 
 
-def _note(job: dict[str, Any]) -> str:
-    if job["problem"]:
-        return str(job["problem"])
-    rate = f"{job['rows_per_second']:,.0f} rows/s  ETA {seconds_text(job['eta_seconds'])}"
-    return f"{job['n_behind']:,}/{job['n_rows']:,} rows  {rate}"
+def _note(job: JobFigures) -> str:
+    if job.problem:
+        return job.problem
+    rate = f"{job.rows_per_second:,.0f} rows/s  ETA {seconds_text(job.eta_seconds)}"
+    return f"{job.n_behind:,}/{job.n_rows:,} rows  {rate}"
 
 
-def _print(job: dict[str, Any], started: Started) -> None:
-    done = f"{job['n_done']:,} rows {'flagged anew' if job['kind'] == 'reflag' else 'scored'}"
-    by = f" by version {job['version']}" if job["version"] else ""
-    result = f"{done}{by}, {job['n_flagged']:,} of them are flagged"
-    if job["n_quarantined"]:
-        result += f", {job['n_quarantined']:,} went into quarantine"
+def _print(job: JobFigures, started: Started) -> None:
+    done = f"{job.n_done:,} rows {'flagged anew' if job.kind == 'reflag' else 'scored'}"
+    by = f" by version {job.version}" if job.version else ""
+    result = f"{done}{by}, {job.n_flagged:,} of them are flagged"
+    if job.n_quarantined:
+        result += f", {job.n_quarantined:,} went into quarantine"
     said = {
-        "running": f"Job {job['id']} is running: {share(job):.0%} done. Watch it: pgoutlier jobs watch {job['id']}",
-        "succeeded": f"Job {job['id']}: {result}." if job["n_rows"] else _nothing(job),
-        "cancelled": f"Job {job['id']} was cancelled; so far {result}. Go on: pgoutlier jobs resume {job['id']}",
-        "failed": f"Job {job['id']} has failed: {job['problem']}. So far {result}. Go on: pgoutlier jobs resume"
-        f" {job['id']}",
+        "running": f"Job {job.id} is running: {job.share:.0%} done. Watch it: pgoutlier jobs watch {job.id}",
+        "succeeded": f"Job {job.id}: {result}." if job.n_rows else _nothing(job),
+        "cancelled": f"Job {job.id} was cancelled; so far {result}. Go on: pgoutlier jobs resume {job.id}",
+        "failed": f"Job {job.id} has failed: {job.problem}. So far {result}. Go on: pgoutlier jobs resume"
+        f" {job.id}",
     }
-    console.print(said[job["status"]], highlight=False, markup=False, soft_wrap=True)
+    console.print(said[job.status], highlight=False, markup=False, soft_wrap=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
 from pgoutlier import detector
+from pgoutlier.db.versions.version_care import VersionEvent
 from pgoutlier.worker.cli.arguments import AsJson, Reason, SourceName, Version
 from pgoutlier.worker.cli.context import open_runtime
 from pgoutlier.worker.console import console, epoch_bar, print_json, print_table
@@ -99,12 +101,12 @@ def models_list(source: SourceName, as_json: AsJson = False) -> None:
     """All versions, the newest first."""
     rows = versions.listed(open_runtime(), source)
     if as_json:
-        print_json([{k: v for k, v in row.items() if k not in {"metrics", "recipe"}} for row in rows])
+        print_json([{k: v for k, v in vars(row).items() if k not in {"metrics", "recipe"}} for row in rows])
         return
     if not rows:
         console.print(f"No version yet. Make one: pgoutlier train {source}", highlight=False)
         return
-    tagged = any(row["tags"] for row in rows)
+    tagged = any(row.tags for row in rows)
     print_table(
         "",
         [
@@ -113,15 +115,15 @@ def models_list(source: SourceName, as_json: AsJson = False) -> None:
         ],
         [
             (
-                row["version"],
-                ", ".join(row["aliases"] or []) or None,
-                *([", ".join(row["tags"] or []) or None] if tagged else []),
-                row["recipe_name"],
-                row["n_training_rows"],
-                row["threshold"],
-                row["metrics"].get("calibration_flag_rate"),
-                row["created_at"],
-                row["created_by"],
+                row.version,
+                ", ".join(row.aliases or []) or None,
+                *([", ".join(row.tags or []) or None] if tagged else []),
+                row.recipe_name,
+                row.n_training_rows,
+                row.threshold,
+                row.metrics.get("calibration_flag_rate"),
+                row.created_at,
+                row.created_by,
             )
             for row in rows
         ],
@@ -137,21 +139,18 @@ def models_show(source: SourceName, version: Version, as_json: AsJson = False) -
     history = [
         event
         for event in versions.history(runtime, source)
-        if event["alias"] and number in {event["from_version"], event["version"]}
+        if event.alias and number in {event.from_version, event.version}
     ]
     if as_json:
-        print_json({**row, "alias_events": history})
+        print_json({**vars(row), "alias_events": history})
         return
-    metrics = row.pop("metrics")
-    metrics.pop("history", None)
-    judged = metrics.pop("gate", None)
-    recipe = row.pop("recipe")
-    print_table(
-        f"version {number} of {source}", ["what", "value"], [(k, v) for k, v in row.items() if v is not None]
-    )
-    print_table("metrics", ["metric", "value"], sorted(metrics.items()))
-    print_table("recipe", ["field", "value"], [(k, v) for k, v in recipe.items() if v not in (None, [], {})])
-    if judged:
+    facts = [(k, v) for k, v in vars(row).items() if k not in {"metrics", "recipe"} and v is not None]
+    print_table(f"version {number} of {source}", ["what", "value"], facts)
+    figures = [(k, v) for k, v in row.metrics.items() if k not in {"history", "gate"}]
+    print_table("metrics", ["metric", "value"], sorted(figures))
+    recipe = [(k, v) for k, v in row.recipe.items() if v not in (None, [], {})]
+    print_table("recipe", ["field", "value"], recipe)
+    if judged := row.metrics.get("gate"):
         _print_gate(judged)
     if history:
         print_history("champion and challenger", history)
@@ -185,14 +184,14 @@ def _print_gate(judged: dict[str, Any]) -> None:
         )
 
 
-def print_history(title: str, events: list[dict[str, Any]]) -> None:
+def print_history(title: str, events: Sequence[VersionEvent]) -> None:
     """What was done with versions, a line each."""
     print_table(
         title,
         ["when", "what", "alias", "from", "version", "why", "by"],
         [
             [
-                e[c]
+                getattr(e, c)
                 for c in ("created_at", "action", "alias", "from_version", "version", "detail", "created_by")
             ]
             for e in events

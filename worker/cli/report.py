@@ -6,7 +6,7 @@ import sys
 import webbrowser
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,7 @@ from pgoutlier.worker.training.recipes import chosen_recipe
 
 if TYPE_CHECKING:
     from pgoutlier.worker.evaluation.run import Evaluation
+    from pgoutlier.worker.evaluation.table import Columns
 
 
 class ReportError(PgoutlierError):
@@ -72,12 +73,10 @@ def report(
     if (source is None) == (data is None):
         raise ReportError("Name a source, or a file with --data; one of the two.")
     if data is not None:
-        columns: dict[str, Any] = {
-            "label": label,
-            "normal_value": normal_value,
-            "time": time,
-            "drop": tuple(drop.split(",")) if drop else (),
-        }
+        from pgoutlier.worker.evaluation.table import Columns  # takes a second to import
+
+        dropped = tuple(drop.split(",")) if drop else ()
+        columns = Columns(label=label, normal_value=normal_value, time=time, drop=dropped)
         name, page = data.name.split(".")[0], _page_of_file(data, columns, recipe, header=not no_header)
     else:
         assert source is not None
@@ -108,14 +107,12 @@ def _page_of_source(source: str, version: int | None, rows: int) -> tuple[int, s
         return of_source.live_page(runtime, source, newest=rows)
 
 
-def _page_of_file(path: Path, columns: dict[str, Any], recipe_name: str, *, header: bool) -> str:
+def _page_of_file(path: Path, columns: Columns, recipe_name: str, *, header: bool) -> str:
     from pgoutlier.worker.evaluation import run, splits, table
     from pgoutlier.worker.report.of_evaluation import evaluation_page
 
     recipe = chosen_recipe(recipe_name)
-    loaded = table.load(
-        path, table.Columns(**columns), header=header, keep_incomplete=recipe.missing == "median"
-    )
+    loaded = table.load(path, columns, header=header, keep_incomplete=recipe.missing == "median")
     with epoch_bar("fitting", recipe.name) as bar:
         evaluation = run.evaluate(loaded, recipe, splits.chosen(recipe), on_progress=bar)
     with _drawing():

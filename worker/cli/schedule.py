@@ -10,12 +10,13 @@ from zoneinfo import ZoneInfo
 import typer
 
 from pgoutlier.db.errors import ScheduleError
+from pgoutlier.db.schedules.schedules import Schedule, ScheduleEvent
 from pgoutlier.worker.cli.arguments import AsJson
 from pgoutlier.worker.cli.context import open_runtime
 from pgoutlier.worker.cli.status import parse_duration
 from pgoutlier.worker.console import console, print_json, print_table
 from pgoutlier.worker.schedules import schedule_control
-from pgoutlier.worker.schedules.schedule_control import Change
+from pgoutlier.worker.schedules.schedule_control import Change, DescribedSchedule
 
 schedule = typer.Typer(
     no_args_is_help=True,
@@ -30,44 +31,53 @@ def schedule_list(as_json: AsJson = False) -> None:
     """All schedules: what they send, when they ran last and run next, and what is wrong with them."""
     found = schedule_control.listing(open_runtime())
     if as_json:
-        print_json(found)
+        print_json([_as_json(entry) for entry in found])
         return
     columns = ["schedule", "task", "when", "last run", "next run", "note"]
     print_table(
         "Times are those of each schedule's own time zone.", columns, [_row(entry) for entry in found]
     )
     for entry in found:
-        if entry["problem"]:
-            console.print(f"{entry['name']} cannot run: {entry['problem']}", highlight=False, markup=False)
+        if entry.problem:
+            console.print(f"{entry.schedule.name} cannot run: {entry.problem}", highlight=False, markup=False)
 
 
-def _row(entry: dict[str, Any]) -> list[object]:
+def _as_json(entry: DescribedSchedule) -> dict[str, Any]:
+    """The columns of the schedule, with args and kwargs as they are sent, and its problem as it is by now."""
+    columns = {**vars(entry.schedule), "problem": entry.problem}
+    del columns["read_at"]
+    return (
+        columns if entry.call is None else {**columns, "args": entry.call.args, "kwargs": entry.call.kwargs}
+    )
+
+
+def _row(entry: DescribedSchedule) -> list[object]:
+    found = entry.schedule
+    runs = found.enabled and not entry.problem
     return [
-        entry["name"],
+        found.name,
         _call_text(entry),
-        _when_text(entry),
-        _time_text(entry["last_run_at"], entry, "%m-%d %H:%M:%S"),
-        _time_text(entry["next_run_at"], entry, "%m-%d %H:%M:%S")
-        if entry["enabled"] and not entry["problem"]
-        else None,
-        "cannot run" if entry["problem"] else "" if entry["enabled"] else "paused",
+        _when_text(found),
+        _time_text(found.last_run_at, entry, "%m-%d %H:%M:%S"),
+        _time_text(found.next_run_at, entry, "%m-%d %H:%M:%S") if runs else None,
+        "cannot run" if entry.problem else "" if found.enabled else "paused",
     ]
 
 
-def _call_text(entry: dict[str, Any]) -> str:
+def _call_text(entry: DescribedSchedule) -> str:
     """As in Python, such as models.train("payments", promote=true)."""
-    if isinstance(entry["args"], str):
-        return str(entry["task"])
-    words = [json.dumps(value) for value in entry["args"]]
-    words += [f"{name}={json.dumps(value)}" for name, value in entry["kwargs"].items()]
-    return f"{entry['task']}({', '.join(words)})" if words else str(entry["task"])
+    if entry.call is None:
+        return entry.schedule.task
+    words = [json.dumps(value) for value in entry.call.args]
+    words += [f"{name}={json.dumps(value)}" for name, value in entry.call.kwargs.items()]
+    return f"{entry.call.task}({', '.join(words)})" if words else entry.call.task
 
 
-def _when_text(entry: dict[str, Any]) -> str:
-    if entry["crontab"] is not None:
-        return f"{entry['crontab']} {entry['time_zone']}"
-    by_settings = entry["every_seconds"] == entry["settings_seconds"]
-    return f"every {_interval_text(entry['every_seconds'])}" + (" (settings)" if by_settings else "")
+def _when_text(found: Schedule) -> str:
+    if found.crontab is not None:
+        return f"{found.crontab} {found.time_zone}"
+    seconds = found.every_seconds or 0.0
+    return f"every {_interval_text(seconds)}" + (" (settings)" if seconds == found.settings_seconds else "")
 
 
 def _interval_text(seconds: float) -> str:
@@ -77,11 +87,13 @@ def _interval_text(seconds: float) -> str:
     return f"{seconds:g} s"
 
 
-def _time_text(moment: datetime | None, entry: dict[str, Any], form: str = "%m-%d %H:%M:%S %Z") -> str | None:
+def _time_text(
+    moment: datetime | None, entry: DescribedSchedule, form: str = "%m-%d %H:%M:%S %Z"
+) -> str | None:
     """In the schedule's own time zone, and in UTC where that cannot be read."""
     if moment is None:
         return None
-    zone = "UTC" if entry["problem"] else entry["time_zone"]
+    zone = "UTC" if entry.problem else entry.schedule.time_zone
     return moment.astimezone(ZoneInfo(zone)).strftime(form)
 
 
@@ -200,32 +212,31 @@ def schedule_history(
     print_table(
         "",
         columns,
-        [(e["created_at"], e["created_by"], e["schedule"], e["action"], _difference(e)) for e in events],
+        [(e.created_at, e.created_by, e.schedule, e.action, _difference(e)) for e in events],
     )
 
 
-def _difference(event: dict[str, Any]) -> str:
+def _difference(event: ScheduleEvent) -> str:
     """The columns that differ, with both values."""
-    before, after = event["before"], event["after"]
+    before, after = event.before, event.after
     if isinstance(before, str) or isinstance(after, str):
         return "cannot be shown"
     if before is None or after is None:
-        return str((after or before)["task"])
+        return str((after or before or {}).get("task"))
     changed = [name for name in after if before.get(name) != after[name]]
     return "; ".join(f"{n}: {json.dumps(before.get(n))} -> {json.dumps(after[n])}" for n in changed)
 
 
-def _say(entry: dict[str, Any], changed: bool, *, done: str, as_json: bool) -> None:
+def _say(entry: DescribedSchedule, changed: bool, *, done: str, as_json: bool) -> None:
     if as_json:
-        print_json({**entry, "changed": changed})
+        print_json({**_as_json(entry), "changed": changed})
         return
-    text = f"{entry['name']}: {_call_text(entry)}, {_when_text(entry)}; "
+    found = entry.schedule
+    text = f"{found.name}: {_call_text(entry)}, {_when_text(found)}; "
     if done == "sent":
-        text += f"sent at {_time_text(entry['last_run_at'], entry)}."
+        text += f"sent at {_time_text(found.last_run_at, entry)}."
     else:
         text += done if changed else "it was so already"
-        next_run = _time_text(entry["next_run_at"], entry) if entry["enabled"] else None
-        text += (
-            f"; next run {next_run}." if next_run else (f"; {entry['problem']}" if entry["problem"] else ".")
-        )
+        next_run = _time_text(found.next_run_at, entry) if found.enabled else None
+        text += f"; next run {next_run}." if next_run else (f"; {entry.problem}" if entry.problem else ".")
     console.print(text, highlight=False, markup=False, soft_wrap=True)

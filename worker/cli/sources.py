@@ -122,7 +122,7 @@ def _attached_json(done: Attached, *, n_copied: int) -> dict[str, object]:
 
 def _n_old(runtime: Runtime, done: Attached) -> int | None:
     """Rows that the backfill has before it."""
-    return job_control.described(runtime, done.job.id)["n_rows"] if done.job else None
+    return job_control.described(runtime, done.job.id).n_rows if done.job else None
 
 
 def _print_attached(done: Attached, *, n_copied: int, n_old: int | None) -> None:

@@ -6,7 +6,7 @@ import re
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -20,13 +20,15 @@ from pgoutlier.worker.console import (
     print_json,
     print_table,
     seconds_text,
-    share,
     top_features_text,
 )
 from pgoutlier.worker.status import flagged_rows
 
 if TYPE_CHECKING:
-    from pgoutlier.db.status.overview import DriftFigures, SourceFigures, TrainingFigures
+    from pgoutlier.db.jobs.jobs import JobFigures
+    from pgoutlier.db.notices.notices import NoticeFigures
+    from pgoutlier.db.status.overview import DriftFigures, SourceFigures
+    from pgoutlier.db.training.training_runs import TrainingRun
     from pgoutlier.worker.status.status import Status
 
 _WATCH_SECONDS = 1.5
@@ -93,14 +95,14 @@ def _drift_text(found: DriftFigures | None) -> str:
     return f"drift: {found.reasons[0]}" + (f" and {more} more; see pgoutlier drift" if more else "")
 
 
-def _notices_text(found: dict[str, Any] | None) -> str:
+def _notices_text(found: NoticeFigures | None) -> str:
     """Of a webhook: what waits and what was given up, and why nothing is delivered."""
-    if found is None or not found["sends"]:
+    if found is None or not found.sends:
         return ""
-    words = [f"{found['n_pending']:,} notices wait"] if found["n_pending"] else []
-    words += [f"{found['n_dead']:,} in dead letters"] if found["n_dead"] else []
-    words += [] if found["enabled"] else ["paused"]
-    words += [str(found["problem"])] if found["problem"] else []
+    words = [f"{found.n_pending:,} notices wait"] if found.n_pending else []
+    words += [f"{found.n_dead:,} in dead letters"] if found.n_dead else []
+    words += [] if found.enabled else ["paused"]
+    words += [found.problem] if found.problem else []
     return f"webhook: {', '.join(words)}" if words else ""
 
 
@@ -111,7 +113,7 @@ def note(source: SourceFigures) -> str:
     return "; ".join(filter(None, (source.problem, shadow, drift, notices)))
 
 
-def _training_text(training: TrainingFigures | None) -> str:
+def _training_text(training: TrainingRun | None) -> str:
     if training is None:
         return "none yet"
     if training.status == "running":
@@ -120,9 +122,9 @@ def _training_text(training: TrainingFigures | None) -> str:
     return f"{training.status} {training.started_at:%H:%M}"
 
 
-def _job_text(job: dict[str, Any]) -> str:
-    rate = job["problem"] or f"{job['rows_per_second']:,.0f} rows/s, ETA {seconds_text(job['eta_seconds'])}"
-    return f"job {job['id']}: {job['kind']} of {job['source']}, {share(job):.0%} of {job['n_rows']:,} rows; {rate}"
+def _job_text(job: JobFigures) -> str:
+    rate = job.problem or f"{job.rows_per_second:,.0f} rows/s, ETA {seconds_text(job.eta_seconds)}"
+    return f"job {job.id}: {job.kind} of {job.source}, {job.share:.0%} of {job.n_rows:,} rows; {rate}"
 
 
 def _workers_text(figures: Status) -> str:
@@ -140,14 +142,13 @@ def _schedules_text(figures: Status) -> str:
     """What comes next; what is sent every few seconds is left out."""
     if not figures.beats:
         return "No beat runs: no sweep, no retraining. Start one: pgoutlier up, or celery -A pgoutlier.worker beat"
-    coming = [
-        s
+    coming = sorted(
+        (s.next_run_in_seconds, s.name)
         for s in figures.schedules
-        if s["next_run_in_seconds"] is not None and s["name"] not in {"drain", "deliver", "jobs"}
-    ]
-    coming.sort(key=lambda s: s["next_run_in_seconds"])
-    words = [f"{s['name']} in {seconds_text(max(0.0, s['next_run_in_seconds']))}" for s in coming[:4]]
-    wrong = [s["name"] for s in figures.schedules if s["problem"]]
+        if s.next_run_in_seconds is not None and s.name not in {"drain", "deliver", "jobs"}
+    )
+    words = [f"{name} in {seconds_text(max(0.0, seconds))}" for seconds, name in coming[:4]]
+    wrong = [s.name for s in figures.schedules if s.problem]
     words += [f"{name} cannot run: see pgoutlier schedule list" for name in wrong]
     n_beats = len(figures.beats)
     return f"{n_beats} beat{'s' if n_beats > 1 else ''}; next: {', '.join(words) or 'nothing'}"

@@ -13,8 +13,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pgoutlier.db.errors import VerdictError
-from pgoutlier.db.sources import sources
-from pgoutlier.db.verdicts.verdicts import Verdict, listed, named
+from pgoutlier.db.verdicts.verdicts import named
 from pgoutlier.worker.cli.arguments import AsJson, SourceName
 from pgoutlier.worker.cli.context import open_runtime
 from pgoutlier.worker.console import console, errors, print_json, print_table
@@ -122,11 +121,7 @@ def verdicts(
 
     What a label column of the source says is not among them.
     """
-    runtime = open_runtime()
-    with runtime.engine.begin() as connection:
-        found = sources.find(connection, source)
-        key = None if key is None else judging.key_of(found.definition, Verdict(key, "normal"))
-        rows = listed(connection, source, history=history, key=key, limit=limit)
+    rows = judging.listed(open_runtime(), source, key=key, history=history, limit=limit)
     if as_json:
         print_json(rows)
         return
@@ -134,4 +129,4 @@ def verdicts(
         console.print(f"No verdict. Give one: pgoutlier label {source} KEY fraud|normal", highlight=False)
         return
     columns = ["key", "verdict", "note", "created_by", "created_at"]
-    print_table("", columns, [[row[column] for column in columns] for row in rows])
+    print_table("", columns, [[getattr(row, column) for column in columns] for row in rows])

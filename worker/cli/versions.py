@@ -46,10 +46,10 @@ def diff(source: SourceName, a: Version, b: Version, as_json: AsJson = False) ->
     if as_json:
         print_json(found)
         return
-    parts = {part: found[part] for part in ("version", "recipe", "metrics", "features")}
+    parts = {part: getattr(found, part) for part in ("version", "recipe", "metrics", "features")}
     for part, differences in parts.items():
         if differences:
-            rows = [(entry["what"], *(_shown(entry[side]) for side in ("a", "b"))) for entry in differences]
+            rows = [(entry.what, _shown(entry.a), _shown(entry.b)) for entry in differences]
             print_table(part, ["what", f"version {one}", f"version {other}"], rows)
     same = [part for part, differences in parts.items() if not differences]
     if same:

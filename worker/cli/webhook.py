@@ -77,12 +77,12 @@ def webhook_list(as_json: AsJson = False) -> None:
         ["source", "url", "a minute", "wait", "dead", "note"],
         [
             (
-                w["source"],
-                w["url"] or "none, notices only",
-                w["per_minute"],
-                w["n_pending"],
-                w["n_dead"],
-                "; ".join(filter(None, ("" if w["enabled"] else "paused", w["problem"]))),
+                w.source,
+                w.url or "none, notices only",
+                w.per_minute,
+                w.n_pending,
+                w.n_dead,
+                "; ".join(filter(None, ("" if w.enabled else "paused", w.problem))),
             )
             for w in found
         ],
@@ -118,7 +118,7 @@ def webhook_test(source: SourceName, as_json: AsJson = False) -> None:
         print_json(answer)
     else:
         console.print(
-            f"It {answer['answer']} ({answer['seconds']} s, webhook-id {answer['webhook_id']}).",
+            f"It {answer.answer} ({answer.seconds} s, webhook-id {answer.webhook_id}).",
             highlight=False,
             markup=False,
         )
@@ -138,7 +138,7 @@ def webhook_dead(
         console.print("Nothing was given up.")
     else:
         columns = ["id", "n_notices", "first_id", "last_id", "attempts", "died_at", "last_error"]
-        print_table("", columns, [[entry[c] for c in columns] for entry in found])
+        print_table("", columns, [[getattr(entry, c) for c in columns] for entry in found])
 
 
 @webhook.command("retry")
@@ -146,10 +146,10 @@ def webhook_retry(source: SourceName, as_json: AsJson = False) -> None:
     """Send dead letters again, all of a source, each under its old webhook-id, and now what was put off."""
     done = webhook_control.retry(open_runtime(), source)
     if as_json:
-        print_json({"source": source, **done})
+        print_json({"source": source, **vars(done)})
     else:
         console.print(
-            f"{done['n_notices']:,} notices in {done['n_deliveries']:,} deliveries are due again.",
+            f"{done.n_notices:,} notices in {done.n_deliveries:,} deliveries are due again.",
             highlight=False,
         )
 
@@ -166,7 +166,7 @@ def webhook_history(
         print_json(events)
         return
     columns = ["created_at", "created_by", "action", "detail"]
-    print_table("", columns, [[event[c] for c in columns] for event in events])
+    print_table("", columns, [[getattr(event, c) for c in columns] for event in events])
 
 
 def _say(source: str, done: str, changed: bool, *, as_json: bool) -> None:

@@ -114,11 +114,9 @@ def _beat(connection: Connection) -> Finding:
     found = schedules.beats(connection)
     alive = schedule_control.beats_alive(connection)
     if alive:
-        return Finding("beat", True, f"{', '.join(alive)}, last tick {found[0]['seconds_ago']:.0f} s ago")
+        return Finding("beat", True, f"{', '.join(alive)}, last tick {found[0].seconds_ago:.0f} s ago")
     last = (
-        f"the last tick was at {found[0]['ticked_at']:%Y-%m-%d %H:%M:%S %Z}"
-        if found
-        else "none has ticked yet"
+        f"the last tick was at {found[0].ticked_at:%Y-%m-%d %H:%M:%S %Z}" if found else "none has ticked yet"
     )
     return Finding(
         "beat",

@@ -118,18 +118,18 @@ def _webhook(connection: Connection, runtime: Runtime, source: Source) -> Iterat
         yield Finding(
             what, False, "a trigger is missing or disabled", "run the same `pgoutlier webhook set` again"
         )
-    if found["sends"] and runtime.settings.webhook_secret is None:
+    if found.sends and runtime.settings.webhook_secret is None:
         secret = "PGOUTLIER_WEBHOOK_SECRET"  # noqa: S105 - its name
         yield Finding(what, False, "there is no secret to sign with", f"set {secret}, also for the workers")
-    elif found["problem"] or not found["enabled"]:
+    elif found.problem or not found.enabled:
         yield Finding(
             what,
             False,
-            found["problem"] or "the webhook is paused",
+            found.problem or "the webhook is paused",
             f"pgoutlier webhook test {source.name}; if it is paused: pgoutlier webhook resume {source.name}",
         )
-    elif found["n_dead"]:
-        detail = f"{found['n_dead']:,} in dead letters"
+    elif found.n_dead:
+        detail = f"{found.n_dead:,} in dead letters"
         yield Finding(
             what,
             False,
@@ -137,7 +137,7 @@ def _webhook(connection: Connection, runtime: Runtime, source: Source) -> Iterat
             f"pgoutlier webhook dead {source.name}; pgoutlier webhook retry {source.name}",
         )
     else:
-        yield Finding(what, True, f"{found['n_pending']:,} wait" if found["sends"] else "written, not sent")
+        yield Finding(what, True, f"{found.n_pending:,} wait" if found.sends else "written, not sent")
 
 
 def _columns(connection: Connection, source: Source) -> Iterator[Finding]:

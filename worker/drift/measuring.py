@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import chain
 from typing import Any
 
@@ -14,7 +15,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from pgoutlier.db.drift import drift_reports
-from pgoutlier.db.drift.drift_reports import ScoredBlock
+from pgoutlier.db.drift.drift_reports import DriftReport, FeaturePsi, ScoredBlock
 from pgoutlier.db.errors import ModelError, PgoutlierError, first_line
 from pgoutlier.db.settings import Settings
 from pgoutlier.db.source.definition import Source
@@ -56,7 +57,7 @@ class _Counted:
                 self.features[name] = self.features.get(name, 0.0) + found
 
 
-def measure(runtime: Runtime, source_name: str) -> dict[str, Any]:
+def measure(runtime: Runtime, source_name: str) -> DriftReport:
     """Measure a source's drift, store the report and return it; a warning is logged for what is beyond its limit.
 
     Raises SourceError if there is no such source, ModelError if it has no champion, the champion kept no
@@ -83,11 +84,19 @@ def measure(runtime: Runtime, source_name: str) -> dict[str, Any]:
             connection, source, newest=settings.drift_rows
         )
         first = drift_reports.first_flag_rate(connection, source.id, version)
-        found = _report(settings, version, counted, first, n_quarantined / n_newest)
+        measured_at = drift_reports.moment(connection)
+        found = _report(settings, version, measured_at, counted, first, n_quarantined / n_newest)
         drift_reports.keep(connection, source.id, found)
-    if found["drifted"]:
-        log.warning("drift_found", source=source_name, version=version, reasons=found["reasons"])
+    if found.drifted:
+        log.warning("drift_found", source=source_name, version=version, reasons=found.reasons)
     return found
+
+
+def reports(runtime: Runtime, source_name: str, *, limit: int) -> list[DriftReport]:
+    """The newest reports of a source first. Raises SourceError if there is no such source."""
+    with runtime.engine.begin() as connection:
+        source = sources.find(connection, source_name)
+        return drift_reports.reports(connection, source.id, limit=limit)
 
 
 def measure_all(runtime: Runtime, *, train: Callable[[str, int], None]) -> dict[str, bool]:
@@ -103,7 +112,7 @@ def measure_all(runtime: Runtime, *, train: Callable[[str, int], None]) -> dict[
     drifted = {}
     for source in every:
         try:
-            drifted[source.name] = measure(runtime, source.name)["drifted"]
+            drifted[source.name] = measure(runtime, source.name).drifted
         except ModelError as error:
             log.info("drift_not_measured", source=source.name, reason=str(error))
             continue
@@ -135,21 +144,22 @@ def _reference(connection: Connection, source: Source) -> tuple[int, Reference]:
 def _report(
     settings: Settings,
     version: int,
+    measured_at: datetime,
     counted: _Counted,
     first: tuple[int, int] | None,
     quarantine_rate: float,
-) -> dict[str, Any]:
+) -> DriftReport:
     reports_a_week = max(1.0, _WEEK_SECONDS / settings.drift_every_seconds)
     # One number for each feature, the error and the flag rate may be beyond its limit by chance.
     probability = FALSE_ALARMS_A_WEEK / reports_a_week / (len(counted.features) + 2)
     features = sorted(
         (
-            _Moved.of(name, counted.reference.features[name], in_bins, counted.n_rows, settings, probability)
+            _psi(name, counted.reference.features[name], in_bins, counted.n_rows, settings, probability)
             for name, in_bins in counted.features.items()
         ),
         key=lambda moved: -moved.psi,
     )
-    error = _Moved.of(
+    error = _psi(
         "the reconstruction error",
         counted.reference.error,
         counted.error,
@@ -158,7 +168,7 @@ def _report(
         probability,
     )
     reasons = [
-        f"{moved.name} has PSI {moved.psi:.2f}, above {moved.limit:.2f}"
+        f"{moved.feature} has PSI {moved.psi:.2f}, above {moved.limit:.2f}"
         for moved in (*features, error)
         if moved.psi > moved.limit
     ]
@@ -170,40 +180,27 @@ def _report(
         reasons.append(
             f"{quarantine_rate:.1%} of the rows are in quarantine, above {settings.drift_quarantine_rate:.1%}"
         )
-    return {
-        "version": version,
-        "n_rows": counted.n_rows,
-        "features": [{"feature": f.name, "psi": f.psi, "limit": f.limit} for f in features],
-        "error_psi": error.psi,
-        "error_limit": error.limit,
-        "flag_rate": flag_rate,
-        "expected_flag_rate": expected,
-        "quarantine_rate": quarantine_rate,
-        "drifted": bool(reasons),
-        "reasons": reasons,
-    }
+    return DriftReport(
+        version=version,
+        measured_at=measured_at,
+        n_rows=counted.n_rows,
+        features=features,
+        error_psi=error.psi,
+        error_limit=error.limit,
+        flag_rate=flag_rate,
+        expected_flag_rate=expected,
+        quarantine_rate=quarantine_rate,
+        drifted=bool(reasons),
+        reasons=reasons,
+    )
 
 
-@dataclass(frozen=True)
-class _Moved:
-    """A feature, or the error, with its index and what it may be: the setting, or more where rows are few."""
-
-    name: str
-    psi: float
-    limit: float
-
-    @classmethod
-    def of(
-        cls,
-        name: str,
-        binned: Binned,
-        in_bins: np.ndarray,
-        n_rows: int,
-        settings: Settings,
-        probability: float,
-    ) -> _Moved:
-        by_chance = psi_limit(binned, n_rows, probability)
-        return cls(name, psi_of_counts(binned, in_bins), max(settings.drift_psi, by_chance))
+def _psi(
+    name: str, binned: Binned, in_bins: np.ndarray, n_rows: int, settings: Settings, probability: float
+) -> FeaturePsi:
+    """The index of a feature, or of the error. It may be what the settings say, or more where rows are few."""
+    by_chance = psi_limit(binned, n_rows, probability)
+    return FeaturePsi(name, psi_of_counts(binned, in_bins), max(settings.drift_psi, by_chance))
 
 
 def _rate_moved(hits: int, n_rows: int, first_hits: int, first_rows: int, probability: float) -> bool:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from pgoutlier import detector
 from pgoutlier.detector.metrics import Confusion, Ranking
 from pgoutlier.worker.console import seconds_text
 from pgoutlier.worker.evaluation.run import Evaluation
+from pgoutlier.worker.evaluation.splits import Split
 from pgoutlier.worker.evaluation.table import Table, describe_left_out
+
+if TYPE_CHECKING:
+    from pgoutlier.db.tables import TopFeature
 
 _RANKING_FIGURES = (
     "auroc",
@@ -31,57 +36,130 @@ _CONFUSION_FIGURES = (
     "recall",
     "f1",
 )
+_RATES = ("precision", "recall", "f1")
 
 
-def as_json(evaluation: Evaluation, *, at: Sequence[float] = ()) -> dict[str, Any]:
+@dataclass(frozen=True)
+class AtThreshold:
+    """What flagging above a threshold gives on the test rows. flags: None without a label."""
+
+    threshold: float
+    n_flagged: int
+    flags: Confusion | None
+
+    @classmethod
+    def of(cls, evaluation: Evaluation, threshold: float) -> AtThreshold:
+        n_flagged = int(detector.exceeds(evaluation.test_errors, threshold).sum())
+        return cls(threshold, n_flagged, evaluation.confusion_at(threshold))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """Everything measured by an evaluation, without its rows. ranking: None without a label.
+
+    chosen: at the recipe's threshold; at: at those asked for. left_out: rows by why they are no part of it.
+    epochs, loss, val_loss and history: of the fit, see `Evaluation`.
+    """
+
+    data: str
+    recipe: str
+    split: Split
+    seed: int
+    n_read: int
+    left_out: Mapping[str, int]
+    n_features: int
+    n_train: int
+    n_train_anomalies: int
+    n_test: int
+    ranking: Ranking | None
+    chosen: AtThreshold
+    at: tuple[AtThreshold, ...]
+    error_quantiles: Mapping[str, float]
+    top_features: Sequence[TopFeature]
+    epochs: float
+    loss: float
+    val_loss: float
+    fit_seconds: float
+    score_seconds: float
+    history: Mapping[str, Sequence[float]]
+
+    @classmethod
+    def of(cls, evaluation: Evaluation, *, at: Sequence[float] = ()) -> Figures:
+        """at: more thresholds than the recipe's own."""
+        table, fit_metrics = evaluation.table, evaluation.fit_metrics
+        return cls(
+            data=table.name,
+            recipe=evaluation.recipe.name,
+            split=evaluation.split,
+            seed=evaluation.seed,
+            n_read=table.n_read,
+            left_out=table.left_out,
+            n_features=len(table.feature_names),
+            n_train=len(evaluation.training_features),
+            n_train_anomalies=evaluation.n_training_anomalies,
+            n_test=len(evaluation.test_errors),
+            ranking=evaluation.ranking,
+            chosen=AtThreshold.of(evaluation, evaluation.detector.threshold),
+            at=tuple(AtThreshold.of(evaluation, threshold) for threshold in at),
+            error_quantiles=evaluation.error_quantiles,
+            top_features=evaluation.top_features,
+            epochs=fit_metrics["epochs"],
+            loss=fit_metrics["loss"],
+            val_loss=fit_metrics["val_loss"],
+            fit_seconds=evaluation.fit_seconds,
+            score_seconds=evaluation.score_seconds,
+            history=evaluation.history,
+        )
+
+    @property
+    def flag_rate(self) -> float:
+        """Share of the test rows that are flagged at the recipe's threshold."""
+        return self.chosen.n_flagged / self.n_test
+
+    @property
+    def normal(self) -> Confusion | None:
+        """At the recipe's threshold, with the normal rows as the positive class."""
+        return None if self.chosen.flags is None else self.chosen.flags.of_normal
+
+
+def as_json(found: Figures) -> dict[str, Any]:
     """Everything measured, as JSON knows it; figures that need a label are None without one."""
-    found, flags = evaluation.ranking, evaluation.confusion_at(evaluation.detector.threshold)
-    normal = None if flags is None else flags.of_normal
-    table, fit_metrics = evaluation.table, evaluation.fit_metrics
-
-    def figure(of: Ranking | Confusion | None, name: str) -> Any:
-        return None if of is None else getattr(of, name)
-
     return {
-        "data": table.name,
-        "recipe": evaluation.recipe.name,
-        "split": evaluation.split.order,
-        "test_size": evaluation.split.test_size,
-        "split_seed": evaluation.split.seed,
-        "seed": evaluation.seed,
-        "n_rows": table.n_read,
-        **{f"n_{reason}": n for reason, n in table.left_out.items()},
-        "n_features": len(table.feature_names),
-        "n_train": len(evaluation.training_features),
-        "n_train_anomalies": evaluation.n_training_anomalies,
-        "n_test": len(evaluation.test_errors),
-        "n_anomalies": figure(found, "n_anomalies"),
-        "prevalence": figure(found, "prevalence"),
-        **{name: figure(found, name) for name in _RANKING_FIGURES},
-        "threshold": evaluation.detector.threshold,
-        **{name: figure(flags, name) for name in _CONFUSION_FIGURES},
-        **{f"normal_{name}": figure(normal, name) for name in ("precision", "recall", "f1")},
-        "flag_rate": float(evaluation.flagged.mean()),
-        "at": [at_json(evaluation, threshold) for threshold in at],
-        "error_quantiles": evaluation.error_quantiles,
-        "top_features": evaluation.top_features,
-        "epochs": fit_metrics["epochs"],
-        "loss": fit_metrics["loss"],
-        "val_loss": fit_metrics["val_loss"],
-        "fit_seconds": evaluation.fit_seconds,
-        "score_seconds": evaluation.score_seconds,
-        "history": evaluation.history,
+        "data": found.data,
+        "recipe": found.recipe,
+        "split": found.split.order,
+        "test_size": found.split.test_size,
+        "split_seed": found.split.seed,
+        "seed": found.seed,
+        "n_rows": found.n_read,
+        **{f"n_{reason}": n for reason, n in found.left_out.items()},
+        "n_features": found.n_features,
+        "n_train": found.n_train,
+        "n_train_anomalies": found.n_train_anomalies,
+        "n_test": found.n_test,
+        **_named(found.ranking, ("n_anomalies", "prevalence", *_RANKING_FIGURES)),
+        "threshold": found.chosen.threshold,
+        **_named(found.chosen.flags, _CONFUSION_FIGURES),
+        **{f"normal_{name}": n for name, n in _named(found.normal, _RATES).items()},
+        "flag_rate": found.flag_rate,
+        "at": [
+            {"threshold": at.threshold, "n_flagged": at.n_flagged, **_named(at.flags, _RATES)}
+            for at in found.at
+        ],
+        "error_quantiles": found.error_quantiles,
+        "top_features": found.top_features,
+        "epochs": found.epochs,
+        "loss": found.loss,
+        "val_loss": found.val_loss,
+        "fit_seconds": found.fit_seconds,
+        "score_seconds": found.score_seconds,
+        "history": found.history,
     }
 
 
-def at_json(evaluation: Evaluation, threshold: float) -> dict[str, Any]:
-    """What flagging above this threshold gives on the test rows."""
-    flags = evaluation.confusion_at(threshold)
-    return {
-        "threshold": threshold,
-        "n_flagged": int(detector.exceeds(evaluation.test_errors, threshold).sum()),
-        **{name: None if flags is None else getattr(flags, name) for name in ("precision", "recall", "f1")},
-    }
+def _named(of: Ranking | Confusion | None, names: Sequence[str]) -> dict[str, float | None]:
+    """These figures by name, each None where there are none."""
+    return {name: getattr(of, name, None) for name in names}
 
 
 def describe_table(table: Table) -> str:
@@ -107,63 +185,79 @@ def describe_parts(evaluation: Evaluation) -> str:
     )
 
 
-def table_rows(found: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """A name and then one text a recipe in each row, from what `as_json` gives for each."""
+def table_rows(found: Sequence[Figures]) -> list[list[str]]:
+    """A name and then one text a recipe in each row. The figures are of one table, so all have a label or none."""
     rows = []
-    labelled = found[0]["prevalence"] is not None
+    first = found[0]
+    labelled = first.ranking is not None
     for name, text in [*(_LABELLED if labelled else ()), *_ALWAYS]:
         rows.append([name, *(text(one) for one in found)])
-    for i, at in enumerate(found[0]["at"]):
-        same = [one["at"][i] for one in found]
-        rows.append([f"flagged above {at['threshold']:g}", *(_count("n_flagged")(one) for one in same)])
+    for i, at in enumerate(first.at):
+        same = [one.at[i] for one in found]
+        rows.append([f"flagged above {at.threshold:g}", *(f"{one.n_flagged:,}" for one in same)])
         for name in ("precision", "recall") if labelled else ():
-            rows.append([f"  {name}", *(_number(name)(one) for one in same)])
+            rows.append([f"  {name}", *(_number(getattr(one.flags, name)) for one in same)])
     if not labelled:
         rows += [
-            [f"error quantile {name[1:]}", *(f"{one['error_quantiles'][name]:.4g}" for one in found)]
-            for name in found[0]["error_quantiles"]
+            [f"error quantile {name[1:]}", *(f"{one.error_quantiles[name]:.4g}" for one in found)]
+            for name in first.error_quantiles
         ]
-        rows.append(["top features of flagged rows", *(_top_text(one["top_features"]) for one in found)])
+        rows.append(["top features of flagged rows", *(_top_text(one.top_features) for one in found)])
     return rows
 
 
-def _number(name: str) -> Callable[[dict[str, Any]], str]:
-    return lambda found: "-" if found[name] is None else f"{found[name]:.4f}"
+Text = Callable[[Figures], str]
 
 
-def _count(name: str) -> Callable[[dict[str, Any]], str]:
-    return lambda found: f"{found[name]:,}"
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
-_LABELLED: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
-    ("AUROC", _number("auroc")),
-    ("average precision", _number("average_precision")),
-    ("prevalence", _number("prevalence")),
-    ("precision at 100", _number("precision_at_100")),
-    ("best F1", _number("best_f1")),
-    ("  its precision", _number("best_f1_precision")),
-    ("  its recall", _number("best_f1_recall")),
-    ("recall at 1 % false positives", _number("recall_at_1pct_fpr")),
-    ("at the recipe's threshold of", lambda found: f"{found['threshold']:.4g}"),
-    ("  anomalies flagged", _count("true_positives")),
-    ("  anomalies missed", _count("false_negatives")),
-    ("  normal rows flagged", _count("false_positives")),
-    ("  normal rows passed", _count("true_negatives")),
-    ("  accuracy", _number("accuracy")),
-    ("  precision", _number("precision")),
-    ("  recall", _number("recall")),
-    ("  F1", _number("f1")),
-    ("  precision of the normal class", _number("normal_precision")),
-    ("  recall of the normal class", _number("normal_recall")),
-    ("  F1 of the normal class", _number("normal_f1")),
+def _ranked(name: str) -> Text:
+    return lambda found: _number(getattr(found.ranking, name))
+
+
+def _flagged(name: str) -> Text:
+    return lambda found: _number(getattr(found.chosen.flags, name))
+
+
+def _counted(name: str) -> Text:
+    return lambda found: f"{getattr(found.chosen.flags, name):,}"
+
+
+def _of_normal(name: str) -> Text:
+    return lambda found: _number(getattr(found.normal, name))
+
+
+_LABELLED: tuple[tuple[str, Text], ...] = (
+    ("AUROC", _ranked("auroc")),
+    ("average precision", _ranked("average_precision")),
+    ("prevalence", _ranked("prevalence")),
+    ("precision at 100", _ranked("precision_at_100")),
+    ("best F1", _ranked("best_f1")),
+    ("  its precision", _ranked("best_f1_precision")),
+    ("  its recall", _ranked("best_f1_recall")),
+    ("recall at 1 % false positives", _ranked("recall_at_1pct_fpr")),
+    ("at the recipe's threshold of", lambda found: f"{found.chosen.threshold:.4g}"),
+    ("  anomalies flagged", _counted("true_positives")),
+    ("  anomalies missed", _counted("false_negatives")),
+    ("  normal rows flagged", _counted("false_positives")),
+    ("  normal rows passed", _counted("true_negatives")),
+    ("  accuracy", _flagged("accuracy")),
+    ("  precision", _flagged("precision")),
+    ("  recall", _flagged("recall")),
+    ("  F1", _flagged("f1")),
+    ("  precision of the normal class", _of_normal("precision")),
+    ("  recall of the normal class", _of_normal("recall")),
+    ("  F1 of the normal class", _of_normal("f1")),
 )
-_ALWAYS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
-    ("flag rate", _number("flag_rate")),
-    ("loss, validation loss", lambda found: f"{found['loss']:.4g}, {found['val_loss']:.4g}"),
-    ("fit", lambda found: f"{seconds_text(found['fit_seconds'])}, {found['epochs']} epochs"),
-    ("scoring of the test rows", lambda found: seconds_text(found["score_seconds"])),
+_ALWAYS: tuple[tuple[str, Text], ...] = (
+    ("flag rate", lambda found: _number(found.flag_rate)),
+    ("loss, validation loss", lambda found: f"{found.loss:.4g}, {found.val_loss:.4g}"),
+    ("fit", lambda found: f"{seconds_text(found.fit_seconds)}, {found.epochs} epochs"),
+    ("scoring of the test rows", lambda found: seconds_text(found.score_seconds)),
 )
 
 
-def _top_text(top: list[dict[str, Any]]) -> str:
+def _top_text(top: Sequence[TopFeature]) -> str:
     return ", ".join(f"{entry['feature']} {entry['contribution']:.3g}" for entry in top) or "none is flagged"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,9 @@ from pgoutlier.detector.recipes import FixedThreshold, MeanStdThreshold
 from pgoutlier.detector.training import MIN_ROWS
 from pgoutlier.worker.evaluation.splits import Split
 from pgoutlier.worker.evaluation.table import EvaluationError, Table
+
+if TYPE_CHECKING:
+    from pgoutlier.db.tables import TopFeature
 
 ERROR_QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 
@@ -76,7 +79,7 @@ class Evaluation:
         return {f"q{q:g}": float(value) for q, value in zip(ERROR_QUANTILES, values, strict=True)}
 
     @property
-    def top_features(self) -> list[dict[str, Any]]:
+    def top_features(self) -> list[TopFeature]:
         """The features that contribute most to the flagged test rows, on the mean; empty if none is flagged."""
         flagged = self.flagged
         if not flagged.any():

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import structlog
 
 from pgoutlier.db.errors import SourceError
 from pgoutlier.db.history import score_history
+from pgoutlier.db.history.score_history import RowScore
 from pgoutlier.db.sources import sources
 from pgoutlier.db.sql import key_types
 from pgoutlier.worker.runtime import Runtime
@@ -36,8 +35,8 @@ def stop(runtime: Runtime, source_name: str, *, drop: bool = False) -> bool:
     return changed
 
 
-def of_row(runtime: Runtime, source_name: str, key: str) -> list[dict[str, Any]]:
-    """Every score the row of this key has had, the newest first, see `db.history.score_history.of_key`.
+def of_row(runtime: Runtime, source_name: str, key: str) -> list[RowScore]:
+    """Every score the row of this key has had, the newest first.
 
     Raises SourceError if there is no such source, no earlier scores are kept, or it cannot be a key of the source.
     """

@@ -9,14 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 from sqlalchemy import Connection
 
 from pgoutlier.db.errors import JobError, NoChampion
 from pgoutlier.db.jobs import job_ranges, jobs
-from pgoutlier.db.jobs.jobs import Job, Kind
+from pgoutlier.db.jobs.jobs import Job, JobFigures, Kind
 from pgoutlier.db.scoring import queue
 from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
@@ -265,15 +264,15 @@ def resume(runtime: Runtime, job_id: int) -> bool:
     return resumed
 
 
-def described(runtime: Runtime, job_id: int) -> dict[str, Any]:
-    """A job with how far it is, as `db.jobs.jobs.listed` gives it. Raises JobError if there is no such job."""
+def described(runtime: Runtime, job_id: int) -> JobFigures:
+    """A job with how far it is. Raises JobError if there is no such job."""
     with runtime.engine.begin() as connection:
         jobs.find(connection, job_id)
         return jobs.listed(connection, job_id=job_id, limit=1)[0]
 
 
-def listed(runtime: Runtime, source_name: str | None, *, limit: int) -> list[dict[str, Any]]:
-    """Jobs, of one source or of all, the newest first."""
+def listed(runtime: Runtime, source_name: str | None, *, limit: int) -> list[JobFigures]:
+    """Jobs, of one source or of all, the newest first. Raises SourceError if there is no such source."""
     with runtime.engine.begin() as connection:
         if source_name is not None:
             sources.find(connection, source_name)

@@ -4,21 +4,42 @@ from __future__ import annotations
 
 import time
 import uuid
-from dataclasses import asdict
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import structlog
 
 from pgoutlier.db.errors import DeliveryFailed, WebhookError
 from pgoutlier.db.notices import deliveries, notices, webhooks
-from pgoutlier.db.notices.webhooks import MOST_PER_MINUTE, Webhook
+from pgoutlier.db.notices.deliveries import DeadLetter, Notice, Retried
+from pgoutlier.db.notices.webhooks import MOST_PER_MINUTE, Webhook, WebhookEvent
 from pgoutlier.db.sources import sources
+from pgoutlier.db.tables import TopFeature
 from pgoutlier.worker.notices import delivering, webhook_messages, webhook_url
 from pgoutlier.worker.notices.http_post import NoAnswer
 from pgoutlier.worker.runtime import Runtime
 
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class ListedWebhook(Webhook):
+    """A webhook with what waits and what is dead, and whether it has a URL, of which is shown only what may be."""
+
+    n_pending: int
+    n_dead: int
+    sends: bool
+
+
+@dataclass(frozen=True)
+class SampleAnswer:
+    """What a receiver answered to a sample. status: of HTTP; answer: in one line; seconds: until it was there."""
+
+    source: str
+    webhook_id: str
+    status: int
+    answer: str
+    seconds: float
 
 
 def set_webhook(
@@ -86,48 +107,53 @@ def remove(runtime: Runtime, source_name: str) -> bool:
     return there
 
 
-def listing(runtime: Runtime) -> list[dict[str, Any]]:
-    """Every webhook with what waits and what is dead; of the URL only what may be shown."""
+def listing(runtime: Runtime) -> list[ListedWebhook]:
+    """Every webhook with what waits and what is dead, by source."""
     with runtime.engine.begin() as connection:
-        return [
-            {
-                **asdict(webhook),
-                "url": webhook_url.shown(webhook.url) if webhook.url else None,
-                **(notices.figures(connection, webhook.source) or {}),
-            }
-            for webhook in webhooks.every(connection)
+        found = [
+            (webhook, notices.figures(connection, webhook.source)) for webhook in webhooks.every(connection)
         ]
+    return [
+        ListedWebhook(
+            **{
+                **vars(webhook),
+                "url": webhook_url.shown(webhook.url) if webhook.url else None,
+                **vars(figures),
+            }
+        )
+        for webhook, figures in found
+        if figures is not None
+    ]
 
 
-def dead_letters(runtime: Runtime, source_name: str, *, limit: int) -> list[dict[str, Any]]:
+def dead_letters(runtime: Runtime, source_name: str, *, limit: int) -> list[DeadLetter]:
     """What was given up, the newest first."""
     with runtime.engine.begin() as connection:
         sources.find(connection, source_name)
         return deliveries.dead(connection, source_name, limit=limit)
 
 
-def retry(runtime: Runtime, source_name: str) -> dict[str, int]:
-    """Have all dead letters sent again, under their old ids, and what was put off with them. Returns n_deliveries and
-    n_notices of the dead letters."""
+def retry(runtime: Runtime, source_name: str) -> Retried:
+    """Have all dead letters sent again, under their old ids, and what was put off with them."""
     with runtime.engine.begin() as connection:
         sources.find(connection, source_name)
         webhooks.find(connection, source_name)
-        n_deliveries, n_notices = deliveries.retry(connection, source_name)
+        done = deliveries.retry(connection, source_name)
         webhooks.make_due(connection, source_name)
-        if n_deliveries:
-            webhooks.note(connection, source_name, "retry", f"{n_notices} notices")
-    return {"n_deliveries": n_deliveries, "n_notices": n_notices}
+        if done.n_deliveries:
+            webhooks.note(connection, source_name, "retry", f"{done.n_notices} notices")
+    return done
 
 
-def history(runtime: Runtime, source_name: str, *, limit: int) -> list[dict[str, Any]]:
+def history(runtime: Runtime, source_name: str, *, limit: int) -> list[WebhookEvent]:
     """Who did what and when, the newest first."""
     with runtime.engine.begin() as connection:
         sources.find(connection, source_name)
         return webhooks.history(connection, source_name, limit=limit)
 
 
-def test(runtime: Runtime, source_name: str) -> dict[str, Any]:
-    """Send a signed sample now, past limit and queue; the answer's status, text and time taken.
+def test(runtime: Runtime, source_name: str) -> SampleAnswer:
+    """Send a signed sample now, past limit and queue.
 
     Raises WebhookError if it cannot be sent, DeliveryFailed if it was not taken.
     """
@@ -146,13 +172,13 @@ def test(runtime: Runtime, source_name: str) -> dict[str, Any]:
     _note_test(runtime, source_name, f"answered {answer.status}")
     if not answer.ok:
         raise DeliveryFailed(f"The webhook of {source_name} did not take the sample: it {said}")
-    return {
-        "source": source_name,
-        "webhook_id": message_id,
-        "status": answer.status,
-        "answer": said,
-        "seconds": round(time.monotonic() - began, 3),
-    }
+    return SampleAnswer(
+        source=source_name,
+        webhook_id=message_id,
+        status=answer.status,
+        answer=said,
+        seconds=round(time.monotonic() - began, 3),
+    )
 
 
 def _sender(runtime: Runtime, webhook: Webhook) -> delivering.Send:
@@ -168,14 +194,14 @@ def _note_test(runtime: Runtime, source_name: str, detail: str) -> None:
         webhooks.note(connection, source_name, "test", detail)
 
 
-def _sample() -> dict[str, Any]:
+def _sample() -> Notice:
     """A notice of no row: its id is 0."""
-    return {
-        "id": 0,
-        "key": "sample",
-        "reconstruction_error": 1.0,
-        "threshold": 0.5,
-        "model_version": 0,
-        "scored_at": datetime.now(UTC),
-        "top_features": [{"feature": "sample", "contribution": 1.0}],
-    }
+    return Notice(
+        id=0,
+        key="sample",
+        reconstruction_error=1.0,
+        threshold=0.5,
+        model_version=0,
+        scored_at=datetime.now(UTC),
+        top_features=[TopFeature(feature="sample", contribution=1.0)],
+    )

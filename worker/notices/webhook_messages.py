@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from pgoutlier.db.notices.deliveries import Notice
 from pgoutlier.worker.notices.http_post import Answer
 
 EVENT_TYPE = "outlier.flagged"
@@ -15,16 +17,17 @@ LONGEST_RETRY_SECONDS = 3_600.0
 _LONGEST_ERROR = 300
 
 
-def body(source_name: str, notices: list[dict[str, Any]]) -> bytes:
-    """JSON, the same bytes for the same notices. notices: columns of outlier.notices; the timestamp is the earliest
-    scored_at."""
+def body(source_name: str, notices: Sequence[Notice]) -> bytes:
+    """JSON, the same bytes for the same notices; the timestamp is the earliest scored_at."""
     return json.dumps(
         {
             "type": EVENT_TYPE,
-            "timestamp": min((_plain(n["scored_at"]) for n in notices), default=None),
+            "timestamp": min((_plain(n.scored_at) for n in notices), default=None),
             "data": {
                 "source": source_name,
-                "notices": [{name: _plain(value) for name, value in notice.items()} for notice in notices],
+                "notices": [
+                    {name: _plain(value) for name, value in vars(notice).items()} for notice in notices
+                ],
             },
         },
         ensure_ascii=False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -21,6 +21,9 @@ from pgoutlier.worker.report.data import (
     Floats,
     ReportData,
 )
+
+if TYPE_CHECKING:
+    from pgoutlier.db.drift.drift_reports import DriftReport
 
 # Rows whose contributions are looked at for the top features, and whose spread is compared for drift.
 _MOST_FLAGGED, _MOST_COMPARED = 1_000, 50_000
@@ -226,17 +229,15 @@ def drift_of(
     )
 
 
-def drift_as_measured(report: Mapping[str, Any]) -> Drift:
-    """Drift as a row of outlier.drift_reports has it."""
+def drift_as_measured(report: DriftReport) -> Drift:
+    """Drift as a report of the source has it."""
     return Drift(
-        features=tuple(
-            FeatureDrift(name=f["feature"], psi=f["psi"], limit=f["limit"]) for f in report["features"]
-        ),
-        error=report["error_psi"],
-        error_limit=report["error_limit"],
+        features=tuple(FeatureDrift(name=f.feature, psi=f.psi, limit=f.limit) for f in report.features),
+        error=report.error_psi,
+        error_limit=report.error_limit,
         by_chance=None,
-        measured=f"Measured at {report['measured_at'].astimezone(UTC):%Y-%m-%d %H:%M} UTC, of"
-        f" {report['n_rows']:,} rows.",
+        measured=f"Measured at {report.measured_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC, of"
+        f" {report.n_rows:,} rows.",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC
 from typing import Any
@@ -167,11 +168,12 @@ def _live_data(connection: Connection, source: Source, champion: LoadedVersion, 
     n_flagged, top = report_rows.flagged_features(
         connection, source.definition, version=version, newest=_NEWEST_FLAGGED
     )
-    data = replace(
-        data, top_features=tuple(FlaggedFeature(**feature) for feature in top), n_flagged_looked_at=n_flagged
+    flagged_features = tuple(
+        FlaggedFeature(name=name, n_rows=n_rows, contribution=mean) for name, n_rows, mean in top
     )
+    data = replace(data, top_features=flagged_features, n_flagged_looked_at=n_flagged)
     measured = drift_reports.reports(connection, source.id, limit=1)
-    if measured and measured[0]["version"] == version:
+    if measured and measured[0].version == version:
         return replace(data, drift=build.drift_as_measured(measured[0]))
     if about.drift_reference is None:
         return data
@@ -181,7 +183,7 @@ def _live_data(connection: Connection, source: Source, champion: LoadedVersion, 
 
 
 def _training_facts(
-    metrics: dict[str, Any], n_rows: int, first: str | None, last: str | None
+    metrics: Mapping[str, Any], n_rows: int, first: str | None, last: str | None
 ) -> list[tuple[str, str]]:
     facts = [("training rows", f"{n_rows:,}")]
     if first and last:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,11 +11,12 @@ from sqlalchemy import Connection
 
 from pgoutlier.db.errors import ScheduleError
 from pgoutlier.db.schedules import schedules
-from pgoutlier.db.schedules.schedules import Schedule
-from pgoutlier.db.tables import SCHEDULE_NAME_PATTERN
+from pgoutlier.db.schedules.schedules import Schedule, ScheduleEvent
+from pgoutlier.db.tables import SCHEDULE_NAME_PATTERN, JsonObject
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.schedules import scheduling, timing
 from pgoutlier.worker.schedules.scheduling import Call, Send
+from pgoutlier.worker.schedules.timing import Timing
 
 # Beat looks every second, or waits some seconds for a broker that hangs.
 BEAT_IS_LATE_SECONDS = 60.0
@@ -28,33 +28,48 @@ class Change:
 
     task: str | None = None
     args: list[Any] | None = None
-    kwargs: dict[str, Any] | None = None
+    kwargs: JsonObject | None = None
     every_seconds: float | None = None
     crontab: str | None = None
     time_zone: str | None = None
     from_settings: bool = False
 
 
-def listing(runtime: Runtime) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class DescribedSchedule:
+    """A schedule, what it sends, and the problem that it has by now. call: None where it has one."""
+
+    schedule: Schedule
+    call: Call | None
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class Coming:
+    """A schedule at a glance. next_run_at, next_run_in_seconds: None if it is paused. problem: as it was noted."""
+
+    name: str
+    task: str
+    enabled: bool
+    next_run_at: datetime | None
+    next_run_in_seconds: float | None
+    last_run_at: datetime | None
+    problem: str | None
+
+
+def listing(runtime: Runtime) -> list[DescribedSchedule]:
     """Every schedule by name, with the problem that it has by now."""
     with runtime.engine.begin() as connection:
         scheduling.seed(connection, follow=False)
-        return [describe(connection, schedule) for schedule in schedules.every(connection)]
+        return [_described(connection, schedule) for schedule in schedules.every(connection)]
 
 
-def describe(connection: Connection, schedule: Schedule) -> dict[str, Any]:
-    """Its columns, with args and kwargs as they are sent, and its problem as it is by now."""
+def _described(connection: Connection, schedule: Schedule) -> DescribedSchedule:
     problem = scheduling.problem_of(connection, schedule)
-    call = None if problem else scheduling.call_of(schedule)
-    return {
-        **schedule.facts(),
-        "args": call.args if call else schedule.args,
-        "kwargs": call.kwargs if call else schedule.kwargs,
-        "problem": problem,
-    }
+    return DescribedSchedule(schedule, None if problem else scheduling.call_of(schedule), problem)
 
 
-def change(runtime: Runtime, name: str, wanted: Change) -> tuple[dict[str, Any], bool]:
+def change(runtime: Runtime, name: str, wanted: Change) -> tuple[DescribedSchedule, bool]:
     """Make or change a schedule; (the schedule, whether anything changed).
 
     Raises ScheduleError or SourceError, with nothing written, if it could not be kept.
@@ -69,11 +84,11 @@ def change(runtime: Runtime, name: str, wanted: Change) -> tuple[dict[str, Any],
         old = schedules.find(connection, name) if schedules.exists(connection, name) else None
         call = _call(name, wanted, old)
         scheduling.check_call(connection, call)
-        values = _timing(name, wanted, old)
+        when = _timing(name, wanted, old)
         changed = schedules.put(
             connection,
             name,
-            {**values, "task": call.task, "enabled": old is None or old.enabled},
+            {**vars(when), "task": call.task, "enabled": old is None or old.enabled},
             args=call.args,
             kwargs=call.kwargs,
         )
@@ -94,7 +109,7 @@ def _call(name: str, wanted: Change, old: Schedule | None) -> Call:
     )
 
 
-def _timing(name: str, wanted: Change, old: Schedule | None) -> dict[str, Any]:
+def _timing(name: str, wanted: Change, old: Schedule | None) -> Timing:
     given = [wanted.every_seconds is not None, wanted.crontab is not None, wanted.from_settings]
     if sum(given) > 1:
         raise ScheduleError("Say only one of --every, --crontab and --from-settings.")
@@ -117,10 +132,10 @@ def _timing(name: str, wanted: Change, old: Schedule | None) -> dict[str, Any]:
         found = timing.interval(old.every_seconds or 0.0)
     if wanted.time_zone is not None and found.crontab is None:
         raise ScheduleError("An interval is the same in every time zone; --time-zone goes with --crontab.")
-    return vars(found)
+    return found
 
 
-def set_enabled(runtime: Runtime, name: str, enabled: bool) -> tuple[dict[str, Any], bool]:
+def set_enabled(runtime: Runtime, name: str, enabled: bool) -> tuple[DescribedSchedule, bool]:
     """Pause or resume; (the schedule, whether it was otherwise before). What was missed meanwhile is not made up."""
     with runtime.engine.begin() as connection:
         scheduling.seed(connection, follow=False)
@@ -129,16 +144,16 @@ def set_enabled(runtime: Runtime, name: str, enabled: bool) -> tuple[dict[str, A
         return _planned(connection, name), changed
 
 
-def _planned(connection: Connection, name: str) -> dict[str, Any]:
+def _planned(connection: Connection, name: str) -> DescribedSchedule:
     """The schedule as it is now, with its next run."""
     schedule = schedules.find(connection, name)
     if schedule.enabled and schedule.next_run_at is None:
         scheduling.plan(connection, schedule)
         schedule = schedules.find(connection, name)
-    return describe(connection, schedule)
+    return _described(connection, schedule)
 
 
-def run_now(runtime: Runtime, name: str, send: Send = scheduling.send) -> dict[str, Any]:
+def run_now(runtime: Runtime, name: str, send: Send = scheduling.send) -> DescribedSchedule:
     """Send its task at once, also if it is paused; when it is due next stays as it is.
 
     Raises ScheduleError or SourceError if it cannot be sent, and one of BROKER_AWAY, with no run noted.
@@ -151,7 +166,7 @@ def run_now(runtime: Runtime, name: str, send: Send = scheduling.send) -> dict[s
             raise ScheduleError(f"{name} cannot run: {problem}")
         schedules.note_run_now(connection, name)
         send(scheduling.call_of(schedule), f"{name}@{schedule.read_at.isoformat()}/now", None)
-        return describe(connection, schedules.find(connection, name))
+        return _described(connection, schedules.find(connection, name))
 
 
 def delete(runtime: Runtime, name: str) -> None:
@@ -166,37 +181,29 @@ def delete(runtime: Runtime, name: str) -> None:
         schedules.delete(connection, name)
 
 
-def history(runtime: Runtime, name: str | None, *, limit: int) -> list[dict[str, Any]]:
-    """Who changed which schedule when; before and after are its definition, or text if that cannot be read."""
+def history(runtime: Runtime, name: str | None, *, limit: int) -> list[ScheduleEvent]:
+    """Who changed which schedule when, the newest first."""
     with runtime.engine.begin() as connection:
-        events = schedules.history(connection, name, limit=limit)
-    return [{**e, "before": _readable(e["before"]), "after": _readable(e["after"])} for e in events]
-
-
-def _readable(text: str | None) -> Any:
-    try:
-        return None if text is None else json.loads(text)
-    except (ValueError, RecursionError):
-        return text
+        return schedules.history(connection, name, limit=limit)
 
 
 def beats_alive(connection: Connection) -> list[str]:
     """Names of the beats that ticked of late."""
-    return [b["name"] for b in schedules.beats(connection) if b["seconds_ago"] < BEAT_IS_LATE_SECONDS]
+    return [beat.name for beat in schedules.beats(connection) if beat.seconds_ago < BEAT_IS_LATE_SECONDS]
 
 
-def coming(connection: Connection) -> list[dict[str, Any]]:
-    """Name, task, next and last run and noted problem of each schedule; of a paused one no next run."""
+def coming(connection: Connection) -> list[Coming]:
+    """Every schedule at a glance, by name."""
     return [
-        {
-            "name": schedule.name,
-            "task": schedule.task,
-            "enabled": schedule.enabled,
-            "next_run_at": schedule.next_run_at if schedule.enabled else None,
-            "next_run_in_seconds": _seconds(schedule),
-            "last_run_at": schedule.last_run_at,
-            "problem": schedule.problem,
-        }
+        Coming(
+            name=schedule.name,
+            task=schedule.task,
+            enabled=schedule.enabled,
+            next_run_at=schedule.next_run_at if schedule.enabled else None,
+            next_run_in_seconds=_seconds(schedule),
+            last_run_at=schedule.last_run_at,
+            problem=schedule.problem,
+        )
         for schedule in schedules.every(connection)
     ]
 

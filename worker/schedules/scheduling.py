@@ -21,7 +21,7 @@ from pgoutlier.db.errors import PgoutlierError, ScheduleError
 from pgoutlier.db.schedules import schedules
 from pgoutlier.db.schedules.schedules import Schedule
 from pgoutlier.db.sources import sources
-from pgoutlier.db.tables import SHORTEST_INTERVAL_SECONDS
+from pgoutlier.db.tables import SHORTEST_INTERVAL_SECONDS, JsonObject
 from pgoutlier.worker.app import app
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.schedules.timing import Timing, crontab, interval
@@ -41,7 +41,7 @@ class Call:
 
     task: str
     args: list[Any]
-    kwargs: dict[str, Any]
+    kwargs: JsonObject
 
 
 Send = Callable[[Call, str, float | None], object]

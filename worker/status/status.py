@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 from kombu.exceptions import OperationalError as BrokerUnavailable
 
 from pgoutlier.db.jobs import jobs
+from pgoutlier.db.jobs.jobs import JobFigures
 from pgoutlier.db.status import overview
 from pgoutlier.db.status.overview import SourceFigures
 from pgoutlier.worker.app import app
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.schedules import schedule_control
+from pgoutlier.worker.schedules.schedule_control import Coming
 
 # How long to wait for one more answer. A worker answers within milliseconds, unless the machine is very busy.
 _QUIET_SECONDS = 0.25
@@ -46,8 +47,8 @@ class Status:
     workers: list[Worker] | None
     listeners: int
     beats: list[str]
-    schedules: list[dict[str, Any]]
-    jobs: list[dict[str, Any]]
+    schedules: list[Coming]
+    jobs: list[JobFigures]
 
 
 def alive_workers(*, quiet_seconds: float = _PATIENT_SECONDS) -> list[Worker] | None:

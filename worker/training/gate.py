@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 from sqlalchemy import Connection
@@ -11,10 +10,11 @@ from sqlalchemy import Connection
 from pgoutlier.db.errors import ModelError
 from pgoutlier.db.source.definition import PROMOTIONS, Source
 from pgoutlier.db.sources import sources
+from pgoutlier.db.tables import JsonObject
 from pgoutlier.db.training.training_rows import TrainingRows
 from pgoutlier.db.versions import aliases
 from pgoutlier.detector import FitResult
-from pgoutlier.detector.gate import HELD_OUT_SHARE, MIN_HELD_OUT, Rows, judge
+from pgoutlier.detector.gate import HELD_OUT_SHARE, MIN_HELD_OUT, Judgement, Rows, judge
 from pgoutlier.models_store import registry
 from pgoutlier.worker.runtime import Runtime
 
@@ -27,15 +27,15 @@ class Decision:
 
     promotes: bool
     reason: str
-    figures: dict[str, Any] | None = None
+    figures: Judgement | None = None
 
-    def as_metric(self, source: Source) -> dict[str, Any]:
+    def as_metric(self, source: Source) -> JsonObject:
         """What is kept with the version and its training run."""
         return {
             "promotion": source.promotion,
             "promoted": self.promotes,
             "reason": self.reason,
-            **(self.figures or {}),
+            **(vars(self.figures) if self.figures else {}),
         }
 
 
@@ -65,7 +65,7 @@ def n_held_out(source: Source, rows: TrainingRows, promote: bool | None) -> int:
 
 def measure(
     runtime: Runtime, source: Source, fitted: FitResult, rows: TrainingRows, *, n_held_out: int
-) -> dict[str, Any] | None:
+) -> Judgement | None:
     """The gate's figures on the newest rows of the window, None where none are held out.
 
     No transaction is open while they are computed.
@@ -88,7 +88,7 @@ def decide(
     runtime: Runtime,
     source: Source,
     rows: TrainingRows,
-    figures: dict[str, Any] | None,
+    figures: Judgement | None,
     *,
     promote: bool | None,
 ) -> Decision:
@@ -99,7 +99,7 @@ def decide(
             promote, "promoted by its training" if promote else "it was trained not to be promoted"
         )
     least = runtime.settings.gate_min_rows
-    refused = [] if figures is None else list(figures["refused"])
+    refused = [] if figures is None else list(figures.refused)
     if rows.n_normal < least:
         refused.insert(0, f"it was trained on {rows.n_normal:,} rows, fewer than {least:,}")
     if refused:
@@ -109,7 +109,7 @@ def decide(
     return _by_policy(source, figures)
 
 
-def _by_policy(source: Source, figures: dict[str, Any] | None) -> Decision:
+def _by_policy(source: Source, figures: Judgement | None) -> Decision:
     if source.promotion == "manual":
         return Decision(False, "an administrator promotes versions of this source", figures)
     if source.promotion == "always":
@@ -119,10 +119,10 @@ def _by_policy(source: Source, figures: dict[str, Any] | None) -> Decision:
         return Decision(
             False, f"there are fewer than {least:,} rows, too few to hold some out and compare it by"
         )
-    if figures["worse"]:
-        return Decision(False, "; ".join(figures["worse"]), figures)
-    held_out = f"{figures['n_held_out']:,} held-out rows"
-    if figures["decided_by"] == "labels":
-        average = figures["new"]["average_precision"]
+    if figures.worse:
+        return Decision(False, "; ".join(figures.worse), figures)
+    held_out = f"{figures.n_held_out:,} held-out rows"
+    if figures.decided_by == "labels":
+        average = figures.new["average_precision"]
         return Decision(True, f"better on {held_out}: average precision {average:.3f}", figures)
     return Decision(True, f"sound on {held_out}, too few of which are known to be fraud", figures)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
 
 import structlog
 from sqlalchemy import Connection
@@ -43,7 +42,7 @@ class TrainedVersion:
     n_held_out: int
     left_out: dict[str, int]
     threshold: float
-    metrics: dict[str, Any]
+    metrics: Mapping[str, float]
 
     def sentences(self) -> list[str]:
         """What came of it: the version, whether it scores and why, and what else can be done."""

@@ -13,7 +13,7 @@ from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.sources import sources
 from pgoutlier.db.sql import key_types
 from pgoutlier.db.verdicts import verdicts
-from pgoutlier.db.verdicts.verdicts import Verdict, VisibleRows
+from pgoutlier.db.verdicts.verdicts import GivenVerdict, Verdict, VisibleRows
 from pgoutlier.worker.runtime import Runtime
 
 log = structlog.get_logger()
@@ -85,7 +85,7 @@ def _checked(source: SourceDefinition, given: Iterable[Verdict]) -> Iterator[Ver
     """The verdicts with their keys as PostgreSQL prints them, each key once."""
     seen: dict[str, int] = {}
     for verdict in given:
-        key = key_of(source, verdict)
+        key = _key_of(source, verdict)
         try:
             key_types.canonical(verdict.note or "", "text")
         except ValueError:
@@ -97,7 +97,21 @@ def _checked(source: SourceDefinition, given: Iterable[Verdict]) -> Iterator[Ver
         yield replace(verdict, key=key)
 
 
-def key_of(source: SourceDefinition, verdict: Verdict) -> str:
+def listed(
+    runtime: Runtime, source_name: str, *, key: str | None, history: bool, limit: int
+) -> list[GivenVerdict]:
+    """The verdicts of a source that hold now, or with history all that were ever given, the newest first.
+
+    key: only those of the row with this key. Raises SourceError if there is no such source, VerdictError if it is no
+    key of the source.
+    """
+    with runtime.engine.begin() as connection:
+        source = sources.find(connection, source_name)
+        canonical = None if key is None else _key_of(source.definition, Verdict(key, "normal"))
+        return verdicts.listed(connection, source_name, history=history, key=canonical, limit=limit)
+
+
+def _key_of(source: SourceDefinition, verdict: Verdict) -> str:
     """The key as PostgreSQL prints it. Raises VerdictError if it is none of the source's."""
     try:
         return key_types.canonical(verdict.key, source.key_type)

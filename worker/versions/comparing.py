@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from pgoutlier.db.ddl import challenger_objects
 from pgoutlier.db.errors import ModelError, NoChampion
 from pgoutlier.db.sources import sources
+from pgoutlier.db.tables import JsonObject
 from pgoutlier.db.versions import aliases, challenger_scores, version_rows
+from pgoutlier.db.versions.challenger_scores import Disagreement, Quantile
+from pgoutlier.db.versions.version_rows import DescribedVersion
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.versions import versions
 
@@ -27,12 +31,60 @@ _FIELDS = (
 )
 
 
-def compare(runtime: Runtime, source_name: str, *, limit: int = 0) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
     """How far the challenger agrees with the champion, on the rows that both as they are now have scored.
 
-    rows, flagged_by_both, only_champion, only_challenger: counts of rows; agreement: the share that both flag or both
-    do not, None without rows; n_missing: rows the champion has scored since both were set, and the challenger has not;
-    quantiles: of both errors, one entry a level; disagreements: the last `limit` rows that only one of them flags.
+    champion, challenger: their versions. problem: why the challenger did not score the last batch. rows to agreement
+    and quantiles: see `db.versions.challenger_scores.Agreement`. n_missing: rows the champion has scored since both
+    were set, and the challenger has not. disagreements: the last rows that only one of them flags.
+    """
+
+    source: str
+    champion: int
+    challenger: int
+    champion_threshold: float
+    challenger_threshold: float
+    problem: str | None
+    rows: int
+    flagged_by_both: int
+    only_champion: int
+    only_challenger: int
+    agreement: float | None
+    n_missing: int
+    quantiles: Sequence[Quantile]
+    disagreements: Sequence[Disagreement]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a and b have of the same name, as JSON knows it; None where they have none."""
+
+    what: str
+    a: Any
+    b: Any
+
+
+@dataclass(frozen=True)
+class Differences:
+    """What differs between two versions, by part of their description.
+
+    version: threshold and the like. recipe, metrics: fields by their path. features: a side has True where it has the
+    feature.
+    """
+
+    source: str
+    a: int
+    b: int
+    version: list[Difference]
+    recipe: list[Difference]
+    metrics: list[Difference]
+    features: list[Difference]
+
+
+def compare(runtime: Runtime, source_name: str, *, limit: int = 0) -> Comparison:
+    """Hold the challenger against the champion, with the last `limit` rows that only one of them flags.
+
     Raises SourceError if there is no such source, ModelError if it lacks one of the two.
     """
     with runtime.engine.begin() as connection:
@@ -44,78 +96,53 @@ def compare(runtime: Runtime, source_name: str, *, limit: int = 0) -> dict[str, 
             )
         if pointed.champion is None:
             raise NoChampion(source.name)
-        found = challenger_scores.comparison(connection, source.definition) or {}
         champion, challenger = pointed.champion.version, pointed.challenger.version
-        thresholds = {
-            row["version"]: row["threshold"] for row in version_rows.versions(connection, source.id)
-        }
-        n_missing = challenger_scores.n_missing(connection, source)
-        differing = (
-            challenger_scores.disagreements(connection, source.definition, limit=limit) if limit else []
+        thresholds = {row.version: row.threshold for row in version_rows.versions(connection, source.id)}
+        found = challenger_scores.comparison(connection, source.definition)
+        return Comparison(
+            source=source.name,
+            champion=champion,
+            challenger=challenger,
+            champion_threshold=thresholds[champion],
+            challenger_threshold=thresholds[challenger],
+            problem=pointed.challenger.problem,
+            **vars(found),
+            n_missing=challenger_scores.n_missing(connection, source),
+            disagreements=challenger_scores.disagreements(connection, source.definition, limit=limit)
+            if limit
+            else [],
         )
-    return {
-        "source": source.name,
-        "champion": champion,
-        "challenger": challenger,
-        "champion_threshold": thresholds[champion],
-        "challenger_threshold": thresholds[challenger],
-        "problem": pointed.challenger.problem,
-        **{
-            name: found.get(name, 0)
-            for name in ("rows", "flagged_by_both", "only_champion", "only_challenger")
-        },
-        "agreement": found.get("agreement"),
-        "n_missing": n_missing,
-        "quantiles": [
-            {
-                "level": level,
-                "champion": found[f"champion_{name}"],
-                "challenger": found[f"challenger_{name}"],
-            }
-            for name, level in challenger_objects.QUANTILES.items()
-            if found
-        ],
-        "disagreements": differing,
-    }
 
 
-def diff(runtime: Runtime, source_name: str, a: int, b: int) -> dict[str, Any]:
-    """What differs between two versions: a list of {"what", "a", "b"}, by part of their description.
-
-    Parts: recipe (fields by their path), threshold and the like under version, metrics, features (a side has True
-    where it has the feature). Raises SourceError or ModelError if there is no such source or version.
-    """
+def diff(runtime: Runtime, source_name: str, a: int, b: int) -> Differences:
+    """What differs between two versions. Raises SourceError or ModelError if there is no such source or version."""
     one, other = (versions.described(runtime, source_name, version) for version in (a, b))
-    names = [dict.fromkeys(row["feature_names"], True) for row in (one, other)]
-    parts = {
-        "version": ({f: one[f] for f in _FIELDS}, {f: other[f] for f in _FIELDS}),
-        "recipe": (_flat(one["recipe"]), _flat(other["recipe"])),
-        "metrics": (_flat(_figures(one)), _flat(_figures(other))),
-        "features": (names[0], names[1]),
-    }
-    return {
-        "source": source_name,
-        "a": a,
-        "b": b,
-        **{part: _differences(left, right) for part, (left, right) in parts.items()},
-    }
+    return Differences(
+        source=source_name,
+        a=a,
+        b=b,
+        version=_differences(*({name: getattr(row, name) for name in _FIELDS} for row in (one, other))),
+        recipe=_differences(_flat(one.recipe), _flat(other.recipe)),
+        metrics=_differences(_flat(_figures(one)), _flat(_figures(other))),
+        features=_differences(*(dict.fromkeys(row.feature_names, True) for row in (one, other))),
+    )
 
 
-def _figures(row: dict[str, Any]) -> dict[str, Any]:
+def _figures(row: DescribedVersion) -> JsonObject:
     """The metrics without the losses of each epoch."""
-    return {name: value for name, value in row["metrics"].items() if name != "history"}
+    return {name: value for name, value in row.metrics.items() if name != "history"}
 
 
-def _differences(left: dict[str, Any], right: dict[str, Any]) -> list[dict[str, Any]]:
+def _differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[Difference]:
     names = dict.fromkeys([*left, *right])
     return [
-        {"what": name, "a": left.get(name), "b": right.get(name)}
+        Difference(name, left.get(name), right.get(name))
         for name in names
         if left.get(name) != right.get(name)
     ]
 
 
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
+def _flat(value: Any, path: str = "") -> JsonObject:
     """The leaves of nested dicts and lists, by their path."""
     if isinstance(value, dict):
         pairs = value.items()
@@ -123,7 +150,7 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
         pairs = enumerate(value)  # type: ignore[assignment]
     else:
         return {path: value}
-    leaves: dict[str, Any] = {}
+    leaves: JsonObject = {}
     for name, child in pairs:
         leaves |= _flat(child, f"{path}.{name}" if path else str(name))
     return leaves

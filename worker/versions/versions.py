@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import structlog
 from sqlalchemy import Connection
@@ -14,6 +13,8 @@ from pgoutlier.db.source import catalog
 from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
 from pgoutlier.db.versions import aliases, version_care, version_rows
+from pgoutlier.db.versions.version_care import VersionEvent
+from pgoutlier.db.versions.version_rows import DescribedVersion
 from pgoutlier.models_store import registry
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.scoring.sequences import index_advice, require_order
@@ -23,7 +24,7 @@ log = structlog.get_logger()
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
-def listed(runtime: Runtime, source_name: str) -> list[dict[str, Any]]:
+def listed(runtime: Runtime, source_name: str) -> list[DescribedVersion]:
     """All versions, the newest first. Raises SourceError if there is no such source."""
     with runtime.engine.begin() as connection:
         return version_rows.versions(connection, sources.find(connection, source_name).id)
@@ -203,7 +204,7 @@ def _require(connection: Connection, source: Source, version: int) -> None:
 
 def history(
     runtime: Runtime, source_name: str, *, alias: str | None = None, limit: int | None = None
-) -> list[dict[str, Any]]:
+) -> list[VersionEvent]:
     """What was done with the versions of a source, the newest first; only moves of one alias if that is given."""
     if alias not in {None, aliases.CHAMPION, aliases.CHALLENGER}:
         raise ModelError(f"{alias!r} is not an alias; write champion or challenger.")
@@ -212,12 +213,9 @@ def history(
         return version_care.history(connection, source.id, alias=alias, limit=limit)
 
 
-def described(runtime: Runtime, source_name: str, version: int) -> dict[str, Any]:
-    """The row of a version as `db.versions.version_rows.versions` gives it.
-
-    Raises SourceError or ModelError if there is none.
-    """
+def described(runtime: Runtime, source_name: str, version: int) -> DescribedVersion:
+    """Raises SourceError or ModelError if there is none."""
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
         _require(connection, source, version)
-        return next(row for row in version_rows.versions(connection, source.id) if row["version"] == version)
+        return next(row for row in version_rows.versions(connection, source.id) if row.version == version)

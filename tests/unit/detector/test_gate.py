@@ -59,29 +59,29 @@ def with_threshold(detector: Detector, threshold: float) -> Detector:
 
 def test_a_sound_version_has_nothing_against_it(fitted: FitResult) -> None:
     found = judged(fitted, rows_of())
-    assert (found["refused"], found["worse"], found["decided_by"]) == ([], [], "proxies")
-    assert found["champion_not_measured"] == "there is none"
+    assert (found.refused, found.worse, found.decided_by) == ([], [], "proxies")
+    assert found.champion_not_measured == "there is none"
 
 
 def test_a_version_that_finds_more_fraud_than_the_champion_is_better(fitted: FitResult) -> None:
     rows = rows_of(20)
     found = judged(fitted, rows, champion=blind(fitted.detector))
-    assert (found["decided_by"], found["worse"]) == ("labels", [])
-    assert found["new"]["average_precision"] > found["champion"]["average_precision"]
+    assert (found.decided_by, found.worse) == ("labels", [])
+    assert found.new["average_precision"] > found.champion["average_precision"]
     other_way = judged(fitted, rows, new=blind(fitted.detector), champion=fitted.detector)
-    assert any("the champion's" in sentence for sentence in other_way["worse"])
-    assert "the baseline without a network" in other_way["note"]
+    assert any("the champion's" in sentence for sentence in other_way.worse)
+    assert "the baseline without a network" in other_way.note
 
 
 def test_a_version_that_is_just_as_good_as_the_champion_is_not_better(fitted: FitResult) -> None:
     found = judged(fitted, rows_of(20), champion=fitted.detector)
-    assert found["worse"] == ["it is no better than the champion"]
+    assert found.worse == ["it is no better than the champion"]
 
 
 def test_too_few_frauds_decide_nothing(fitted: FitResult) -> None:
     found = judged(fitted, rows_of(gate.MIN_FRAUD - 1), champion=blind(fitted.detector))
-    assert found["decided_by"] == "proxies"
-    assert "average_precision" not in found["new"]
+    assert found.decided_by == "proxies"
+    assert "average_precision" not in found.new
 
 
 def test_rows_of_which_nobody_knows_more_than_that_they_are_flagged_have_no_part(fitted: FitResult) -> None:
@@ -90,32 +90,32 @@ def test_rows_of_which_nobody_knows_more_than_that_they_are_flagged_have_no_part
     unknown[-120:-20] = True
     rows.matrix[unknown, 0] += 60
     some = replace(rows, normal=rows.normal & ~unknown)
-    assert judged(fitted, some)["new"]["average_precision"] > 0.9
-    assert judged(fitted, rows)["new"]["average_precision"] < 0.3
+    assert judged(fitted, some).new["average_precision"] > 0.9
+    assert judged(fitted, rows).new["average_precision"] < 0.3
 
 
 def test_a_version_that_flags_too_much_is_refused(fitted: FitResult) -> None:
     low = with_threshold(fitted.detector, float(np.quantile(fitted.calibration_errors, 0.5)))
-    assert "of the hold-out, above 30.00%" in judged(fitted, rows_of(), new=low)["refused"][0]
+    assert "of the hold-out, above 30.00%" in judged(fitted, rows_of(), new=low).refused[0]
 
 
 def test_a_hold_out_unlike_the_calibration_speaks_against_a_version_without_labels(fitted: FitResult) -> None:
     rows = rows_of()
     rows.matrix[-N_HELD_OUT:] *= 2
-    worse = judged(fitted, rows)["worse"]
+    worse = judged(fitted, rows).worse
     assert any("PSI" in sentence for sentence in worse)
     assert any("of the calibration rows" in sentence for sentence in worse)
 
 
 def test_a_silent_feature_speaks_against_a_version(fitted: FitResult) -> None:
-    assert "a has no part in any error" in judged(fitted, rows_of(), new=blind(fitted.detector))["worse"]
+    assert "a has no part in any error" in judged(fitted, rows_of(), new=blind(fitted.detector)).worse
 
 
 def test_a_champion_of_other_features_is_not_measured(fitted: FitResult) -> None:
     other = fit(small_recipe(), rows_of().matrix[:500, :2], NAMES[:2]).detector
     found = judged(fitted, rows_of(), champion=other)
-    assert found["champion"] is None
-    assert "features" in found["champion_not_measured"]
+    assert found.champion is None
+    assert "features" in found.champion_not_measured
 
 
 def test_the_baseline_takes_gaps_and_constant_features(fitted: FitResult) -> None:
