@@ -32,9 +32,10 @@ class ScoredBlock:
 class FeaturePsi:
     """The population stability index of a feature, and what it may be before that is drift."""
 
-    feature: str
+    # In the order in which PostgreSQL keeps the names of a jsonb, so that JSON shows them in it as well.
     psi: float
     limit: float
+    feature: str
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from pgoutlier.db.drift import drift_reports
+from pgoutlier.db.drift.drift_reports import DriftReport
 from pgoutlier.db.errors import ModelError
 from pgoutlier.db.status import overview
 from pgoutlier.worker.drift import measuring
@@ -59,7 +60,7 @@ def add(
     )
 
 
-def later(table: Table, **shift: str) -> dict[str, Any]:
+def later(table: Table, **shift: str) -> DriftReport:
     """Add the rows that drift is measured on, score and measure them."""
     add(table, N_TRAINING + 1, N_LATER, **shift)
     table.drain_all()

@@ -200,7 +200,9 @@ def _psi(
 ) -> FeaturePsi:
     """The index of a feature, or of the error. It may be what the settings say, or more where rows are few."""
     by_chance = psi_limit(binned, n_rows, probability)
-    return FeaturePsi(name, psi_of_counts(binned, in_bins), max(settings.drift_psi, by_chance))
+    return FeaturePsi(
+        psi=psi_of_counts(binned, in_bins), limit=max(settings.drift_psi, by_chance), feature=name
+    )
 
 
 def _rate_moved(hits: int, n_rows: int, first_hits: int, first_rows: int, probability: float) -> bool:

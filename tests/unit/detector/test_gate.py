@@ -34,7 +34,7 @@ def fitted() -> FitResult:
 
 def judged(
     fitted: FitResult, rows: gate.Rows, *, new: Detector | None = None, champion: Detector | None = None
-):  # type: ignore[no-untyped-def]
+) -> gate.Judgement:
     return gate.judge(
         new or fitted.detector,
         champion,
