@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from benchmarks import latency, throughput
+from benchmarks.challenger import second_version
 from benchmarks.ground import Ground, ground, median, seconds_of
-from benchmarks.shadow import second_version
 from pgoutlier.worker.history import keeping
 from pgoutlier.worker.jobs import job_control
 from pgoutlier.worker.jobs.job_control import Started

@@ -1,7 +1,7 @@
-"""What the shadow of a source is made of: the challenger's scores, and the views that hold them against the champion's.
+"""What a challenger needs of a source: a table of its scores, and views that hold them against the champion's.
 
-A shadow score says nothing by itself. It counts where the challenger of now made it, from the same change of the row
-as the champion of now made the score.
+A score of a challenger says nothing by itself. It counts where the challenger of now made it, from the same change of
+the row as the champion of now made the score.
 """
 
 from __future__ import annotations
@@ -70,14 +70,14 @@ CREATE TABLE {table} (
 def _pairs(source: SourceDefinition) -> sql.Composed:
     """FROM and WHERE of both scores of each row: s the champion's, h the challenger's."""
     return compose(
-        "FROM {scores} s JOIN {shadow} h ON h.key = s.key AND h.change_id = s.change_id"
+        "FROM {scores} s JOIN {challenger_scores} h ON h.key = s.key AND h.change_id = s.change_id"
         " JOIN outlier.sources o ON o.name = {name}"
         " JOIN outlier.model_aliases champion ON champion.source_id = o.id AND champion.alias = 'champion'"
         " AND champion.version = s.model_version"
         " JOIN outlier.model_aliases challenger ON challenger.source_id = o.id AND challenger.alias = 'challenger'"
         " AND challenger.version = h.model_version",
         scores=ours("scores", source.name),
-        shadow=ours("shadow_scores", source.name),
+        challenger_scores=ours("shadow_scores", source.name),
         name=sql.Literal(source.name),
     )
 

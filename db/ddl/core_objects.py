@@ -1,6 +1,6 @@
 """The objects made for each source: queue, scores, triggers, views. `attach --dry-run` prints exactly these.
 
-Those of its shadow are in db.ddl.challenger_objects.
+Those for its challenger are in db.ddl.challenger_objects.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def create(
         *_scores(source),
         *triggers(source, source_columns),
         *source_views.views(source, source_columns, by_event_time=by_event_time).values(),
-        *(s for statements in shadow(source, source_columns).values() for s in statements),
+        *(s for statements in challenger(source, source_columns).values() for s in statements),
     ]
 
 
@@ -48,8 +48,8 @@ def triggers(source: SourceDefinition, source_columns: tuple[str, ...]) -> list[
     ]
 
 
-def shadow(source: SourceDefinition, source_columns: tuple[str, ...]) -> dict[str, list[sql.Composed]]:
-    """Those of them that make each object of the source's shadow, by db.ddl.challenger_objects.KINDS."""
+def challenger(source: SourceDefinition, source_columns: tuple[str, ...]) -> dict[str, list[sql.Composed]]:
+    """Those of them that make each object for the source's challenger, by db.ddl.challenger_objects.KINDS."""
     return challenger_objects.create(
         source, source_views.shown(source_columns, beside=challenger_objects.COMPARED_COLUMNS)
     )

@@ -81,7 +81,7 @@ def repair(connection: Connection, definition: SourceDefinition, columns: tuple[
     """
     views = _views_to_mend(connection, definition, columns)
     run_ddl(connection, definition, [*core_objects.triggers(definition, columns), *views])
-    add_shadow(connection, definition, columns)
+    add_challenger_objects(connection, definition, columns)
     run_ddl(connection, definition, path_triggers.create(ours("shadow_scores", definition.name)))
     if one(connection, "SELECT EXISTS (SELECT FROM outlier.webhooks WHERE source = %s)", (definition.name,)):
         run_ddl(connection, definition, notice_objects.create(definition.name))
@@ -104,7 +104,7 @@ def _views_to_mend(
 
 
 def lacks(connection: Connection, definition: SourceDefinition) -> list[str]:
-    """Names of what an earlier version of this program did not make: views, columns of views, the shadow."""
+    """Names of what an earlier version of this program did not make: views, their columns, what a challenger needs."""
     lacking = []
     for kind in source_views.VIEWS:
         view = f"{kind}_{definition.name}"
@@ -113,16 +113,18 @@ def lacks(connection: Connection, definition: SourceDefinition) -> list[str]:
             lacking.append(view)
         elif kind != "quality" and source_views.VERDICT_COLUMN not in shown:
             lacking.append(f"{view}.{source_views.VERDICT_COLUMN}")
-    return lacking + [f"{kind}_{definition.name}" for kind in lacks_of_shadow(connection, definition)]
+    return lacking + [f"{kind}_{definition.name}" for kind in lacks_for_challenger(connection, definition)]
 
 
-def add_shadow(connection: Connection, definition: SourceDefinition, columns: tuple[str, ...]) -> bool:
-    """Make what the source lacks of its shadow, as one attached by an earlier version does. Returns whether it did.
+def add_challenger_objects(
+    connection: Connection, definition: SourceDefinition, columns: tuple[str, ...]
+) -> bool:
+    """Make what the source lacks for a challenger, as one attached by an earlier version does. Returns whether it did.
 
     Raises MissingPrivilege if the role may not.
     """
-    missing = lacks_of_shadow(connection, definition)
-    made = core_objects.shadow(definition, columns)
+    missing = lacks_for_challenger(connection, definition)
+    made = core_objects.challenger(definition, columns)
     try:
         run_ddl(connection, definition, [s for kind in missing for s in made[kind]])
     except errors.InsufficientPrivilege:
@@ -134,7 +136,7 @@ def add_shadow(connection: Connection, definition: SourceDefinition, columns: tu
     return bool(missing)
 
 
-def lacks_of_shadow(connection: Connection, definition: SourceDefinition) -> list[str]:
+def lacks_for_challenger(connection: Connection, definition: SourceDefinition) -> list[str]:
     """Those of db.ddl.challenger_objects.KINDS that are not there."""
     return [
         kind

@@ -16,7 +16,7 @@ from pgoutlier.db.sql.statements import compose, one
 
 # An analyst reads the views, a worker scores and trains, an operator looks at schedules and changes them.
 Kind = Literal["analyst", "worker", "operator"]
-_VIEWS_OF_SHADOW = ("compared", "comparison")
+_VIEWS_OF_CHALLENGER = ("compared", "comparison")
 
 
 def grants(connection: Connection, role: str, kind: Kind) -> list[sql.Composed]:
@@ -41,7 +41,7 @@ def grants(connection: Connection, role: str, kind: Kind) -> list[sql.Composed]:
         return [*statements, books, read, say, told] + [
             compose("GRANT SELECT ON {view} TO {role}", view=ours(view, source.name), role=to)
             for source in found
-            for view in (*source_views.VIEWS, *_VIEWS_OF_SHADOW)
+            for view in (*source_views.VIEWS, *_VIEWS_OF_CHALLENGER)
             # A source that an earlier version attached has not all of them until it is attached again.
             if catalog.view_columns(connection, Relation(SCHEMA, f"{view}_{source.name}")) is not None
         ]

@@ -33,7 +33,7 @@ class Destination:
 
 
 SCORES = Destination("scores", "flagged", explained=True)
-SHADOW = Destination("shadow_scores", "would_flag", explained=False)
+CHALLENGER_SCORES = Destination("shadow_scores", "would_flag", explained=False)
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ def prune(
     keep_history_days: int,
     keep_jobs: int,
 ) -> int:
-    """Delete scores and quarantine entries without a row, shadow scores that say nothing any more, earlier scores that
-    are older than that, and all but the newest jobs, training runs and drift reports."""
+    """Delete scores and quarantine entries without a row, scores of challengers that say nothing any more, earlier
+    scores that are older than that, and all but the newest jobs, training runs and drift reports."""
     orphans = run(
         connection,
         compose(
@@ -38,9 +38,9 @@ def prune(
             key=identifier(source.definition.key_column),
         ),
     ).rowcount
-    shadows = (
+    of_challengers = (
         0
-        if "shadow_scores" in installation.lacks_of_shadow(connection, source.definition)
+        if "shadow_scores" in installation.lacks_for_challenger(connection, source.definition)
         else challenger_scores.prune(connection, source)
     )
     old = sum(
@@ -53,7 +53,7 @@ def prune(
     )
     earlier = score_history.prune(connection, source.definition, days=keep_history_days)
     entries = quarantine.prune(connection, source)
-    return orphans + shadows + old + earlier + entries
+    return orphans + of_challengers + old + earlier + entries
 
 
 def _all_but_newest(

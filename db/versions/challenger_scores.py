@@ -107,11 +107,11 @@ def n_missing(connection: Connection, source: Source) -> int:
                 JOIN outlier.model_aliases challenger ON challenger.source_id = %(source_id)s
                  AND challenger.alias = %(challenger)s
                 WHERE s.scored_at > greatest(champion.moved_at, challenger.moved_at)
-                  AND NOT EXISTS (SELECT FROM {shadow} h WHERE h.key = s.key AND h.change_id = s.change_id
+                  AND NOT EXISTS (SELECT FROM {challenger_scores} h WHERE h.key = s.key AND h.change_id = s.change_id
                                   AND h.model_version = challenger.version)
                 """,
                 scores=ours("scores", source.name),
-                shadow=ours("shadow_scores", source.name),
+                challenger_scores=ours("shadow_scores", source.name),
             ),
             {"source_id": source.id, "champion": CHAMPION, "challenger": CHALLENGER},
         )
@@ -134,7 +134,7 @@ def disagreements(connection: Connection, source: SourceDefinition, *, limit: in
 
 
 def prune(connection: Connection, source: Source) -> int:
-    """Remove shadow scores without a score, and those of other versions once there is a new challenger.
+    """Remove those without a score, and those of other versions once there is a new challenger.
 
     Returns how many. Until a new one is set, those of the last challenger stay to be looked at.
     """
@@ -142,11 +142,11 @@ def prune(connection: Connection, source: Source) -> int:
         connection,
         compose(
             # By ctid: a score that is written anew meanwhile has moved, and stays.
-            "DELETE FROM {shadow} h USING (SELECT o.ctid AS place FROM {shadow} o"
+            "DELETE FROM {challenger_scores} h USING (SELECT o.ctid AS place FROM {challenger_scores} o"
             " LEFT JOIN outlier.model_aliases a ON a.source_id = %s AND a.alias = %s"
             " WHERE o.model_version <> a.version OR NOT EXISTS (SELECT FROM {scores} s WHERE s.key = o.key)) gone"
             " WHERE h.ctid = gone.place",
-            shadow=ours("shadow_scores", source.name),
+            challenger_scores=ours("shadow_scores", source.name),
             scores=ours("scores", source.name),
         ),
         (source.id, CHALLENGER),

@@ -46,7 +46,7 @@ class Life:
     verdicts: dict[int, str] = field(default_factory=dict)
     scored_by: Counter[int] = field(default_factory=Counter)
     # Keys of rows that version 1 has scored as the champion and version 2 as the challenger.
-    in_shadow: list[int] = field(default_factory=list)
+    by_challenger: list[int] = field(default_factory=list)
     moves: list[tuple[str, str, int | None, int | None]] = field(default_factory=list)
 
     def run(self, *words: str) -> str:

@@ -55,7 +55,7 @@ def test_the_whole_life_of_a_model(life: Life) -> None:
     the_shop_counts_pieces(life)
     drift_is_measured_as_soon_as_the_schedule_is_edited(life)
     drift_has_a_version_trained_which_waits_for_an_administrator(life)
-    the_new_version_scores_in_the_shadow(life)
+    the_new_version_scores_as_the_challenger(life)
     the_gate_promotes_a_version_that_does_better(life)
     a_bad_version_is_refused_by_the_gate(life)
     the_champion_is_rolled_back(life)
@@ -156,11 +156,11 @@ def a_day_goes_by(life: Life) -> None:
     life.sql("UPDATE outlier.training_runs SET started_at = started_at - interval '1 day'")
 
 
-def the_new_version_scores_in_the_shadow(life: Life) -> None:
+def the_new_version_scores_as_the_challenger(life: Life) -> None:
     life.run("models", "challenge", "payments", "2", "--reason", "trained on pieces")
     life.moves.append(("challenger", "challenge", None, 2))
     keys = life.pay_and_wait(200, by_version=1, days_ago=1, days=1, pieces=4)
-    life.in_shadow += keys
+    life.by_challenger += keys
     compared = life.sql(
         "SELECT champion_version, challenger_version, rows, flagged_by_both + only_champion,"
         " only_champion > 10, only_challenger < 10 FROM outlier.comparison_payments"
@@ -204,7 +204,7 @@ def the_champion_is_rolled_back(life: Life) -> None:
     said = life.run("models", "rollback", "payments", "--reason", "the shop counts packs again")
     assert said == "payments is back on version 1 (was 3).\n"
     life.moves.append(("champion", "rollback", 3, 1))
-    life.in_shadow += life.pay_and_wait(50, by_version=1, days_ago=0.5, days=0.5, pieces=1)
+    life.by_challenger += life.pay_and_wait(50, by_version=1, days_ago=0.5, days=0.5, pieces=1)
     assert life.one("SELECT n_runs FROM outlier.schedules WHERE name = 'retrain'") == 0
     assert life.one("SELECT count(*) FROM outlier.training_runs") == 4
 
@@ -300,13 +300,13 @@ def check_challenger(life: Life, found: dict[str, Rows]) -> None:
         "SELECT key, w.reconstruction_error > v.threshold, s.flagged FROM outlier.shadow_scores_payments w"
         " JOIN outlier.scores_payments s USING (key) JOIN outlier.model_versions v ON v.version = 2"
         " WHERE key = ANY (%s)",
-        life.in_shadow,
+        life.by_challenger,
     )
     alone = {key for key, would_flag, flagged in by_both if would_flag and not flagged}
     assert {row["id"] for row in found["What the challenger would have flagged"]} == alone
     (figures,) = found["Champion against challenger"]
     assert (figures["champion_version"], figures["challenger_version"]) == (1, 2)
-    assert figures["rows"] == len(by_both) == len(life.in_shadow) == 250
+    assert figures["rows"] == len(by_both) == len(life.by_challenger) == 250
     assert figures["only_challenger"] == len(alone) > 0
 
 

@@ -126,7 +126,9 @@ def test_a_source_from_before_verdicts_takes_them_after_the_upgrade(
     assert "verdicts" not in tables(empty_database_url)
 
 
-def test_shadows_go_with_the_migration_down_and_come_back_with_a_challenger(transactions: Table) -> None:
+def test_scores_of_challengers_go_with_the_migration_down_and_come_back_with_a_challenger(
+    transactions: Table,
+) -> None:
     runtime, engine = transactions.runtime, transactions.runtime.engine
     transactions.promote()
     versions.challenge(runtime, "transactions", register(runtime, transactions.source), reason="test")

@@ -64,9 +64,9 @@ def status(
 
 
 def _status_table(figures: Status) -> Table:
-    shadow = any(source.challenger for source in figures.sources)
+    with_challenger = any(source.challenger for source in figures.sources)
     columns = [
-        *("source", "queued", "oldest", "rows/s", "champion", *(["challenger"] if shadow else [])),
+        *("source", "queued", "oldest", "rows/s", "champion", *(["challenger"] if with_challenger else [])),
         *("scored", "quarantine", "training", "note"),
     ]
     table = new_table(f"pgoutlier at {datetime.now(UTC):%H:%M:%S} UTC", columns)
@@ -77,7 +77,7 @@ def _status_table(figures: Status) -> Table:
             seconds_text(source.oldest_queued_seconds),
             f"{source.rows_per_second:,.0f}",
             str(source.champion or "none"),
-            *([str(source.challenger or "none")] if shadow else []),
+            *([str(source.challenger or "none")] if with_challenger else []),
             f"~{source.n_scored_estimate:,}",
             f"{source.n_quarantined:,}",
             _training_text(source.training),
@@ -108,9 +108,9 @@ def _notices_text(found: NoticeFigures | None) -> str:
 
 def note(source: SourceFigures) -> str:
     """Why scoring stands still, why the challenger does not score, what has drifted, and what is not delivered."""
-    shadow = f"challenger: {source.challenger_problem}" if source.challenger_problem else None
+    challenger = f"challenger: {source.challenger_problem}" if source.challenger_problem else None
     drift, notices = _drift_text(source.drift), _notices_text(source.notices)
-    return "; ".join(filter(None, (source.problem, shadow, drift, notices)))
+    return "; ".join(filter(None, (source.problem, challenger, drift, notices)))
 
 
 def _training_text(training: TrainingRun | None) -> str:

@@ -67,8 +67,8 @@ def work_one(runtime: Runtime, job: Job) -> bool:
         )
     if job.kind != jobs.REFLAG:
         runtime.rates.add(job.source, done.n_done)
-    if done.shadow is not None:
-        challenger.note(runtime, source, done.shadow)
+    if done.of_challenger is not None:
+        challenger.note(runtime, source, done.of_challenger)
     return True
 
 
@@ -77,7 +77,7 @@ class _Done:
     n_done: int
     n_flagged: int
     n_quarantined: int = 0
-    shadow: Outcome | None = None
+    of_challenger: Outcome | None = None
 
 
 def _check_still_champion(connection: Connection, job: Job) -> None:
@@ -96,7 +96,7 @@ def _scored(runtime: Runtime, connection: Connection, source: Source, job: Job, 
         return _Done(0, 0)
     result = _score(runtime, connection, source, claim, version)
     queue.finish(connection, source.definition, claim.queue_ids)
-    return _Done(result.n_scored, result.n_flagged, result.n_quarantined, result.shadow)
+    return _Done(result.n_scored, result.n_flagged, result.n_quarantined, result.of_challenger)
 
 
 def _version(runtime: Runtime, connection: Connection, source: Source, job: Job) -> LoadedVersion:
@@ -122,11 +122,11 @@ def _score(
     windows.queue_neighbours(connection, source.definition, claim, rows)
     rows = _without_waiting(connection, source, claim, rows)
     pointed = aliases.both(connection, source.id)
-    follower = None
+    challenger_scorer = None
     # As live: what the champion scores, the challenger scores too.
     if pointed.champion and pointed.champion.version == version.version:
-        follower = challenger.follower(runtime, connection, source, claim, pointed)
-    return score_claimed(connection, source, claim, rows, version, follower)
+        challenger_scorer = challenger.scorer(runtime, connection, source, claim, pointed)
+    return score_claimed(connection, source, claim, rows, version, challenger_scorer)
 
 
 def _without_waiting(connection: Connection, source: Source, claim: Claim, rows: ClaimedRows) -> ClaimedRows:

@@ -31,7 +31,7 @@ from pgoutlier.models_store import registry
 from pgoutlier.models_store.registry import LoadedVersion
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.scoring import challenger, failures, sequences
-from pgoutlier.worker.scoring.challenger import Outcome, Shadow
+from pgoutlier.worker.scoring.challenger import ChallengerScorer, Outcome
 
 log = structlog.get_logger()
 
@@ -51,14 +51,14 @@ class BatchFailed(Exception):
 class BatchResult:
     """What one transaction wrote. problem: to be mended by an administrator although the batch was scored.
 
-    shadow: what became of the challenger's scores, if it was asked for any.
+    of_challenger: what became of the challenger's scores, if it was asked for any.
     """
 
     n_scored: int = 0
     n_flagged: int = 0
     n_quarantined: int = 0
     problem: str | None = None
-    shadow: Outcome | None = None
+    of_challenger: Outcome | None = None
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,8 @@ def score_batch(runtime: Runtime, source: Source, batch: OpenBatch) -> BatchResu
             return BatchResult()
         rows = sequences.fitting(connection, source, claim, batch.rows, champion.detector.recipe)
         windows.queue_neighbours(connection, source.definition, claim, rows)
-        follower = challenger.follower(runtime, connection, source, claim, pointed)
-        result = score_claimed(connection, source, claim, rows, champion, follower)
+        challenger_scorer = challenger.scorer(runtime, connection, source, claim, pointed)
+        result = score_claimed(connection, source, claim, rows, champion, challenger_scorer)
         queue.finish(connection, source.definition, claim.queue_ids)
         batch.transaction.commit()
     except Exception as error:
@@ -203,17 +203,17 @@ def score_claimed(
     claim: Claim,
     batch: ClaimedRows,
     champion: LoadedVersion,
-    shadow: Shadow | None = None,
+    challenger_scorer: ChallengerScorer | None = None,
 ) -> BatchResult:
     """Write the scores of claimed rows, and quarantine those that can have none, in the caller's transaction.
 
-    shadow: what scores them with the challenger as well.
+    challenger_scorer: what scores them with the challenger as well.
     """
     batch = batch.latest_by_key(source.definition.key_type)
     sound, refused = _sound_rows(source, batch, imputes=champion.detector.recipe.missing == "median")
     rows = _scored_rows(batch, sound, champion)
-    if shadow is not None:
-        shadow.begin(batch)
+    if challenger_scorer is not None:
+        challenger_scorer.begin(batch)
     finite = np.isfinite(rows.errors)
     if not finite.all():
         refused += _entries(source, batch.take(~finite), "error", "the reconstruction error is not finite")
@@ -232,7 +232,7 @@ def score_claimed(
         n_scored=int(scored.sum()),
         n_flagged=int(rows.flagged.sum()),
         n_quarantined=len(refused),
-        shadow=None if shadow is None else shadow.finish(batch, scored),
+        of_challenger=None if challenger_scorer is None else challenger_scorer.finish(batch, scored),
     )
 
 

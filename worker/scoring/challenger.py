@@ -44,14 +44,14 @@ _ROWS_WORTH_A_THREAD = 2_000
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the shadow of one batch. problem: why rows have none; failed: that none of them has."""
+    """What became of the challenger's scores of a batch. problem: why rows have none; failed: that no row has one."""
 
     challenger: Challenger
     problem: str | None = None
     failed: bool = False
 
 
-class Shadow:
+class ChallengerScorer:
     """The challenger's part in one batch: `begin` when the champion has scored, `finish` when that is written."""
 
     def __init__(
@@ -106,34 +106,34 @@ class Shadow:
             )
             scored = _among(batch.keys, wanted, source.definition.key_type)
         found = self._ahead.result() if self._ahead else _errors(batch, detector)
-        rows = _shadow_rows(batch, found, scored & found.sound, detector)
+        rows = _scored_rows(batch, found, scored & found.sound, detector)
         scores.write(
             self._connection,
             source.definition,
             rows,
             model_version=challenger.version,
             may_exist=self._claim.rescore,
-            into=scores.SHADOW,
+            into=scores.CHALLENGER_SCORES,
         )
         return bool(np.isfinite(found.values).all())
 
 
-def follower(
+def scorer(
     runtime: Runtime,
     connection: Connection,
     source: Source,
     claim: Claim,
     pointed: Aliases,
-) -> Shadow | None:
+) -> ChallengerScorer | None:
     """What scores a claim's rows with the challenger as well, if there is one that is not left alone for now."""
     challenger = pointed.challenger
     if challenger is None or challenger.paused:
         return None
-    return Shadow(runtime, connection, source, claim, challenger)
+    return ChallengerScorer(runtime, connection, source, claim, challenger)
 
 
 def note(runtime: Runtime, source: Source, outcome: Outcome) -> None:
-    """Record with the alias what became of a batch's shadow, where that is news."""
+    """Record with the alias what became of a batch, where that is news."""
     known = outcome.challenger.problem
     if outcome.problem != known and outcome.problem is not None:
         log.warning(
@@ -172,7 +172,7 @@ def _among(keys: key_types.Keys, wanted: key_types.Keys, key_type: str) -> npt.N
     return found
 
 
-def _shadow_rows(
+def _scored_rows(
     batch: ClaimedRows, found: _Errors, kept: npt.NDArray[np.bool_], detector: Detector
 ) -> ScoredRows:
     kept = kept & np.isfinite(found.values)

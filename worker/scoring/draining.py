@@ -93,8 +93,8 @@ def drain(
             result.add(scored)
             runtime.rates.add(source.name, scored.n_scored)
             source = _note(runtime, source, scored.problem)
-            if scored.shadow is not None:
-                challenger.note(runtime, source, scored.shadow)
+            if scored.of_challenger is not None:
+                challenger.note(runtime, source, scored.of_challenger)
             # Behind a small batch there is hardly more, and asking would take as long as scoring it did.
             if is_full and result.n_batches == 1 and call_for_help is not None and _has_due(runtime, source):
                 call_for_help()

@@ -92,9 +92,9 @@ def challenge(runtime: Runtime, source_name: str, version: int, *, reason: str) 
     """
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
-        if installation.lacks_of_shadow(connection, source.definition):
+        if installation.lacks_for_challenger(connection, source.definition):
             columns = catalog.inspect(connection, source.definition.relation).own_columns
-            installation.add_shadow(connection, source.definition, columns)
+            installation.add_challenger_objects(connection, source.definition, columns)
         moved = registry.challenge(
             connection,
             source,

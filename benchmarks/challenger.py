@@ -1,6 +1,6 @@
 """What a challenger costs: the same rows drained without one and with one, both versions of the recipe default.
 
-python -m benchmarks.shadow --rows 300000
+python -m benchmarks.challenger --rows 300000
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ def second_version(base: Ground) -> int:
         )
 
 
-def drain_seconds(base: Ground, version: int, *, shadow: bool, n_threads: int = 1) -> float:
+def drain_seconds(base: Ground, version: int, *, challenged: bool, n_threads: int = 1) -> float:
     """From a full queue to an empty one, with this challenger or with none."""
-    if shadow:
+    if challenged:
         versions.challenge(base.runtime, "transactions", version, reason="bench")
     else:
         versions.clear_challenger(base.runtime, "transactions", reason="bench")
     base.connection.execute("TRUNCATE outlier.shadow_scores_transactions")
     seconds = throughput.drain_seconds(base, len(base.rows), n_threads=n_threads)
     written = base.connection.execute("SELECT count(*) FROM outlier.shadow_scores_transactions").fetchone()
-    if written != (len(base.rows) if shadow else 0,):
-        raise RuntimeError(f"{written} shadow scores were written")
+    if written != (len(base.rows) if challenged else 0,):
+        raise RuntimeError(f"{written} scores of the challenger were written")
     return seconds
 
 
@@ -53,10 +53,10 @@ def measure(base: Ground, *, n_rounds: int) -> dict[str, float]:
     for n_threads, name in ((1, "one_thread"), (2, "two_threads")):
         seconds: dict[bool, list[float]] = {False: [], True: []}
         for number in range(n_rounds + 1):
-            for shadow in (number % 2 == 0, number % 2 != 0):
-                taken = drain_seconds(base, version, shadow=shadow, n_threads=n_threads)
+            for challenged in (number % 2 == 0, number % 2 != 0):
+                taken = drain_seconds(base, version, challenged=challenged, n_threads=n_threads)
                 if number:  # the first pair compiles and fills caches
-                    seconds[shadow].append(taken)
+                    seconds[challenged].append(taken)
         pairs = [on / off for off, on in zip(seconds[False], seconds[True], strict=True)]
         figures |= {
             f"{name}_off_rows_per_second": round(len(base.rows) / median(seconds[False])),

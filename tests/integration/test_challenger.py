@@ -1,4 +1,4 @@
-"""A challenger in the shadow: what is kept of it, what it never does, and what becomes of it when aliases move."""
+"""A challenger: what is kept of it, what it never does, and what becomes of it when aliases move."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def challenge(table: Table, detector: Detector | None = None, **changes: Any) ->
     return version
 
 
-def shadow(table: Table) -> dict[Any, tuple[float, int, bool]]:
+def challenger_scores(table: Table) -> dict[Any, tuple[float, int, bool]]:
     """(error, version, would be flagged) by key."""
     found = table.rows(
         "SELECT key, reconstruction_error, model_version, would_flag FROM outlier.shadow_scores_{source}"
@@ -100,7 +100,7 @@ def test_each_row_is_scored_by_both_and_only_the_champion_flags(transactions: Ta
     expected = champion.score(matrix).reconstruction_error
     assert transactions.errors() == pytest.approx(dict(enumerate(expected, start=1)), rel=1e-6)
     expected = challenger.score(matrix).reconstruction_error
-    found = shadow(transactions)
+    found = challenger_scores(transactions)
     assert {key: row[0] for key, row in found.items()} == pytest.approx(
         dict(enumerate(expected, start=1)), rel=1e-6
     )
@@ -109,7 +109,9 @@ def test_each_row_is_scored_by_both_and_only_the_champion_flags(transactions: Ta
 
 
 @pytest.mark.parametrize("key_type", ["uuid", "text"])
-def test_keys_of_every_form_have_shadow_scores(user: User, runtime: Runtime, key_type: str) -> None:
+def test_keys_of_every_form_have_scores_of_the_challenger(
+    user: User, runtime: Runtime, key_type: str
+) -> None:
     user.execute(f"CREATE TABLE t (k {key_type} PRIMARY KEY, x float8)")  # type: ignore[arg-type]
     table = attach_table(user, runtime, relation="t", key="k", features="x")
     table.promote()
@@ -120,7 +122,7 @@ def test_keys_of_every_form_have_shadow_scores(user: User, runtime: Runtime, key
     user.execute("UPDATE t SET x = x + 1")
     table.drain()
     assert len(table.scored()) == 49
-    assert sorted(shadow(table)) == table.scored()
+    assert sorted(challenger_scores(table)) == table.scored()
     assert comparing.compare(runtime, "t").rows == 49
 
 
@@ -143,7 +145,7 @@ def test_without_a_challenger_nothing_is_sent_that_was_not_sent_before(transacti
             challenge(transactions)
     assert sent[0] == []
     assert sent[1]
-    assert sorted(shadow(transactions)) == [2]
+    assert sorted(challenger_scores(transactions)) == [2]
 
 
 def test_a_row_that_changes_has_both_scores_made_again(transactions: Table) -> None:
@@ -151,10 +153,10 @@ def test_a_row_that_changes_has_both_scores_made_again(transactions: Table) -> N
     challenge(transactions)
     transactions.insert(1, 5)
     transactions.drain()
-    before = shadow(transactions)
+    before = challenger_scores(transactions)
     transactions.user.execute("UPDATE transactions SET amount = 1000 WHERE id = 3")
     transactions.drain()
-    after = shadow(transactions)
+    after = challenger_scores(transactions)
     assert [key for key in after if after[key] != before[key]] == [3]
     pairs = "SELECT count(*) FROM outlier.scores_{source} JOIN outlier.shadow_scores_{source} USING (key, change_id)"
     assert transactions.keys(pairs) == [5]
@@ -166,7 +168,7 @@ def test_rows_without_a_score_of_the_champion_have_none_of_the_challenger(transa
     transactions.insert(1, 2)
     transactions.user.execute("INSERT INTO transactions VALUES (3, NULL, 1, 1)")
     transactions.drain()
-    assert sorted(shadow(transactions)) == [1, 2]
+    assert sorted(challenger_scores(transactions)) == [1, 2]
     assert transactions.quarantined() == {"3": ("null", "amount")}
 
 
@@ -177,24 +179,24 @@ def test_rows_that_the_challenger_cannot_score_have_the_champion_s_score_alone(t
     transactions.user.execute("INSERT INTO transactions VALUES (3, NULL, 1, 1)")
     transactions.drain()
     assert transactions.scored() == [1, 2, 3]
-    assert sorted(shadow(transactions)) == [1, 2]
+    assert sorted(challenger_scores(transactions)) == [1, 2]
     assert comparing.compare(transactions.runtime, "transactions").n_missing == 1
 
 
-def test_shadow_scores_go_with_the_scores(transactions: Table) -> None:
+def test_scores_of_the_challenger_go_with_the_scores(transactions: Table) -> None:
     transactions.promote()
     version = challenge(transactions)
     transactions.insert(1, 6)
     transactions.drain()
     transactions.user.execute("DELETE FROM transactions WHERE id < 3")
     assert maintenance.prune_all(transactions.runtime) == {"transactions": 4}
-    assert sorted(shadow(transactions)) == [3, 4, 5, 6]
+    assert sorted(challenger_scores(transactions)) == [3, 4, 5, 6]
     versions.clear_challenger(transactions.runtime, "transactions", reason="test")
     assert maintenance.prune_all(transactions.runtime) == {"transactions": 0}
-    assert {row[1] for row in shadow(transactions).values()} == {version}
+    assert {row[1] for row in challenger_scores(transactions).values()} == {version}
     challenge(transactions)
     assert maintenance.prune_all(transactions.runtime) == {"transactions": 4}
-    assert shadow(transactions) == {}
+    assert challenger_scores(transactions) == {}
 
 
 # -- windows
@@ -228,7 +230,10 @@ def test_recipes_with_and_without_windows_challenge_each_other(
     sound = np.delete(np.arange(60), 11)
     # The row in quarantine ends the history of those behind it.
     groups = np.array(["xyz"[i % 3] + ("'" if i % 3 == 2 and i > 11 else "") for i in sound])
-    for detector, found in ((first, table.errors()), (second, {k: v[0] for k, v in shadow(table).items()})):
+    for detector, found in (
+        (first, table.errors()),
+        (second, {k: v[0] for k, v in challenger_scores(table).items()}),
+    ):
         expected = detector.numpy_score(
             rows[sound], groups=groups if detector.recipe.window > 1 else None
         ).reconstruction_error
@@ -267,12 +272,12 @@ def test_a_window_without_an_order_is_refused_when_it_is_set(transactions: Table
 
 
 def scored_without_it(table: Table, first: int) -> None:
-    """The next rows have their champion's score, once, and no shadow."""
+    """The next rows have their champion's score, once, and none of the challenger's."""
     table.insert(first, first + 2)
     result = table.drain()
     assert (result.n_scored, result.n_failed_batches, result.n_quarantined) == (3, 0, 0)
     assert set(range(first, first + 3)) <= set(table.scored())
-    assert not set(range(first, first + 3)) & set(shadow(table))
+    assert not set(range(first, first + 3)) & set(challenger_scores(table))
     assert table.source.last_problem is None
 
 
@@ -317,7 +322,7 @@ def test_errors_that_are_not_finite_are_left_out_and_noted(transactions: Table) 
         ("ALTER TABLE outlier.shadow_scores_transactions RENAME would_flag TO other", "UndefinedColumn"),
     ],
 )
-def test_a_table_that_takes_no_shadow_scores_stops_no_score(
+def test_a_table_that_takes_no_scores_of_the_challenger_stops_no_score(
     transactions: Table, harm: str, says: str
 ) -> None:
     transactions.promote()
@@ -330,7 +335,7 @@ def test_a_table_that_takes_no_shadow_scores_stops_no_score(
     assert transactions.queued() == []
 
 
-def test_a_lock_on_the_shadow_scores_holds_up_no_score(transactions: Table, connect: Connect) -> None:
+def test_a_lock_on_the_challenger_s_scores_holds_up_no_score(transactions: Table, connect: Connect) -> None:
     transactions.promote()
     challenge(transactions)
     locker = connect(autocommit=False)
@@ -344,13 +349,13 @@ def test_a_lock_on_the_shadow_scores_holds_up_no_score(transactions: Table, conn
     end_pause(transactions)
     transactions.insert(7, 9)
     transactions.drain()
-    assert sorted(shadow(transactions)) == [7, 8, 9]
+    assert sorted(challenger_scores(transactions)) == [7, 8, 9]
     found = state(transactions)
     assert found is not None
     assert (found.problem, found.paused) == (None, False)
 
 
-def test_the_bounds_on_waiting_are_the_shadow_s_alone(transactions: Table) -> None:
+def test_the_bounds_on_waiting_are_the_challenger_s_alone(transactions: Table) -> None:
     transactions.promote()
     challenge(transactions)
     transactions.insert(1)
@@ -367,13 +372,15 @@ def test_the_bounds_on_waiting_are_the_shadow_s_alone(transactions: Table) -> No
     object.__setattr__(batch, "transaction", type("T", (), {"commit": staticmethod(look_and_commit)}))
     score_batch(transactions.runtime, transactions.source, batch)
     assert seen == ["7s"]
-    assert sorted(shadow(transactions)) == [1]
+    assert sorted(challenger_scores(transactions)) == [1]
 
 
 # -- at once
 
 
-def test_workers_at_once_write_every_score_and_every_shadow_score_once(transactions: Table) -> None:
+def test_workers_at_once_write_every_score_and_every_score_of_the_challenger_once(
+    transactions: Table,
+) -> None:
     transactions.promote()
     challenge(transactions)
     transactions.user.execute(
@@ -418,7 +425,7 @@ def test_workers_with_changes_of_the_same_rows_leave_pairs_and_no_deadlock(trans
     rows = transactions.rows("SELECT id, amount, hour, distance FROM transactions ORDER BY id")
     matrix = np.array([row[1:] for row in rows])
     expected = make_detector(FEATURES, seed=7).score(matrix).reconstruction_error
-    assert {key: row[0] for key, row in shadow(transactions).items()} == pytest.approx(
+    assert {key: row[0] for key, row in challenger_scores(transactions).items()} == pytest.approx(
         dict(zip([row[0] for row in rows], expected.tolist(), strict=True)), rel=1e-6
     )
     assert comparing.compare(transactions.runtime, "transactions").rows == 200
@@ -445,11 +452,11 @@ def test_a_batch_that_is_killed_leaves_neither_score(transactions: Table, connec
         until(lambda: holder.execute(waiting).fetchall())
         holder.execute(f"SELECT pg_terminate_backend(pid) FROM ({waiting}) w")
         assert draining.result(HUNG_SECONDS).n_scored == 0
-    assert (transactions.scored(), shadow(transactions)) == ([], {})
+    assert (transactions.scored(), challenger_scores(transactions)) == ([], {})
     assert transactions.queued() == [1, 2, 3]
     holder.execute("SELECT pg_advisory_unlock(4711)")
     transactions.drain()
-    assert sorted(shadow(transactions)) == transactions.scored() == [1, 2, 3]
+    assert sorted(challenger_scores(transactions)) == transactions.scored() == [1, 2, 3]
 
 
 # -- aliases
@@ -581,12 +588,12 @@ def earlier(transactions: Table) -> Table:
     return transactions
 
 
-def test_a_source_attached_earlier_gets_its_shadow_with_the_first_challenger(earlier: Table) -> None:
+def test_a_source_attached_earlier_gets_what_it_lacks_with_the_first_challenger(earlier: Table) -> None:
     maintenance.prune_all(earlier.runtime)
     challenge(earlier)
     earlier.insert(1, 3)
     earlier.drain()
-    assert sorted(shadow(earlier)) == [1, 2, 3]
+    assert sorted(challenger_scores(earlier)) == [1, 2, 3]
     assert earlier.keys("SELECT id FROM outlier.compared_{source} ORDER BY 1") == [1, 2, 3]
 
 
@@ -612,7 +619,7 @@ def test_a_worker_s_role_that_may_not_make_tables_says_who_has_to(earlier: Table
         versions.challenge(limited, "transactions", version, reason="test")
     limited.engine.dispose()
     with earlier.runtime.engine.begin() as connection:
-        assert len(installation.lacks_of_shadow(connection, earlier.source.definition)) == 3
+        assert len(installation.lacks_for_challenger(connection, earlier.source.definition)) == 3
 
 
 def test_a_worker_s_role_may_do_all_of_it(transactions: Table, role: str) -> None:
@@ -623,7 +630,7 @@ def test_a_worker_s_role_may_do_all_of_it(transactions: Table, role: str) -> Non
     challenge(table)
     table.insert(1, 3)
     table.drain()
-    assert sorted(shadow(table)) == [1, 2, 3]
+    assert sorted(challenger_scores(table)) == [1, 2, 3]
     assert comparing.compare(limited, "transactions", limit=5).rows == 3
     assert versions.tag(limited, "transactions", 2, "march")
     assert versions.prune(limited, "transactions", keep=1) == []
