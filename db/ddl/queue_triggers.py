@@ -202,14 +202,13 @@ def _ring(source: SourceDefinition) -> sql.Composed:
     Not where transactions may be prepared, because one that has notified cannot be: there the listener finds the row
     when it looks next.
     """
-    lock = compose("{a}, {b}", a=locks.number("listener sleeps"), b=locks.number(source.name))
     return compose(
         """IF pg_try_advisory_lock_shared({lock}) THEN
         PERFORM pg_advisory_unlock_shared({lock});
     ELSIF current_setting('max_prepared_transactions') = '0' THEN
         PERFORM pg_notify({channel}, {source});
     END IF;""",
-        lock=lock,
+        lock=locks.listener_sleeps(sql.Literal(source.name)),
         channel=sql.Literal(CHANNEL),
         source=sql.Literal(source.name),
     )

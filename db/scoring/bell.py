@@ -11,13 +11,14 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from pgoutlier.db.sql import locks
 from pgoutlier.db.sql.identifiers import ours
 from pgoutlier.db.sql.statements import compose
 
 Session = psycopg.Connection[tuple[Any, ...]]
 # Rows looked at in a queue, from the newest: of more than these the workers take one after another anyway.
 _NEWEST = 100
-_SLEEPS = "outlier.listener sleeps"
+_SLEEPS = locks.listener_sleeps(sql.SQL("n.name"))
 
 
 def audible(session: Session) -> list[str]:
@@ -48,17 +49,18 @@ def newest(session: Session, sources: Sequence[str]) -> dict[str, list[int]]:
 
 def fall_asleep(session: Session, sources: Collection[str]) -> set[str]:
     """From now on writers notify. Returns of which sources this session has the lock: another listener may have it."""
-    statement = (
-        "SELECT name FROM unnest(%s::text[]) AS n (name)"
-        " WHERE pg_try_advisory_lock(hashtext(%s), hashtext('outlier.' || name))"
+    if not sources:
+        return set()
+    statement = compose(
+        "SELECT name FROM unnest(%s::text[]) AS n (name) WHERE pg_try_advisory_lock({lock})", lock=_SLEEPS
     )
-    return {name for (name,) in session.execute(statement, (list(sources), _SLEEPS))} if sources else set()
+    return {name for (name,) in session.execute(statement, (list(sources),))}
 
 
 def wake_up(session: Session, sources: Collection[str]) -> None:
     """From now on writers need not notify. Of sources whose lock this session has: PostgreSQL warns of others."""
     if sources:
-        session.execute(
-            "SELECT pg_advisory_unlock(hashtext(%s), hashtext('outlier.' || name)) FROM unnest(%s::text[]) AS n (name)",
-            (_SLEEPS, list(sources)),
+        statement = compose(
+            "SELECT pg_advisory_unlock({lock}) FROM unnest(%s::text[]) AS n (name)", lock=_SLEEPS
         )
+        session.execute(statement, (list(sources),))
