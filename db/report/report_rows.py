@@ -90,7 +90,8 @@ def features_of(
         connection,
         source,
         origin=compose(
-            "FROM unnest(%(keys)s::{keys}) WITH ORDINALITY w (key, place) JOIN {relation} t ON t.{key} = w.key",
+            "FROM unnest(%(keys)s::{keys}) WITH ORDINALITY w (key, place)"
+            " JOIN {relation} t ON t.{key} OPERATOR(pg_catalog.=) w.key",
             keys=key_types.array_type(source.key_type),
             relation=source.feature_relation.sql(),
             key=identifier(source.key_column),

@@ -9,8 +9,7 @@ wrong length is read once more, with such values as NaN and the first problem of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any, LiteralString
 
@@ -22,7 +21,7 @@ from sqlalchemy import Connection
 from pgoutlier.db.scoring.queue import Claim
 from pgoutlier.db.scoring.rows import ClaimedRows, FeatureRows
 from pgoutlier.db.source.definition import Feature, SourceDefinition
-from pgoutlier.db.sql import key_types, wire
+from pgoutlier.db.sql import key_types, search_path, wire
 from pgoutlier.db.sql.identifiers import identifier, ours
 from pgoutlier.db.sql.statements import binary_rows, compose, in_one_piece, one, run
 
@@ -39,7 +38,7 @@ def read_claimed(
     scored: sql.Composable = sql.SQL("")
     if as_scored:
         scored = compose(
-            " JOIN {scores} s ON s.key = t.{key}",
+            " JOIN {scores} s ON s.key OPERATOR(pg_catalog.=) t.{key}",
             scores=ours("scores", source.name),
             key=identifier(source.key_column),
         )
@@ -83,19 +82,17 @@ def longest_claimed_key(connection: Connection, source: SourceDefinition, claim:
 
 def absent_from_view(connection: Connection, source: SourceDefinition, claim: Claim) -> list[tuple[str, int]]:
     """(key as text, change id) of claimed rows that are in the table but not in the feature view."""
-    absent = run(
-        connection,
-        compose(
-            "SELECT b.{key}::text, max(coalesce(q.change_id, q.id)) FROM {queue} q"
-            " JOIN {relation} b ON b.{key} OPERATOR(pg_catalog.=) ANY (q.keys) WHERE q.id = ANY (%(ids)s)"
-            " AND NOT EXISTS (SELECT FROM {features} t WHERE t.{key} = b.{key}) GROUP BY b.{key}",
-            key=identifier(source.key_column),
-            queue=ours("queue", source.name),
-            relation=source.relation.sql(),
-            features=source.feature_relation.sql(),
-        ),
-        {"ids": claim.queue_ids},
-    ).fetchall()
+    statement = compose(
+        "SELECT b.{key}::text, max(coalesce(q.change_id, q.id)) FROM {queue} q"
+        " JOIN {relation} b ON b.{key} OPERATOR(pg_catalog.=) ANY (q.keys) WHERE q.id = ANY (%(ids)s)"
+        " AND NOT EXISTS (SELECT FROM {features} t WHERE t.{key} OPERATOR(pg_catalog.=) b.{key}) GROUP BY b.{key}",
+        key=identifier(source.key_column),
+        queue=ours("queue", source.name),
+        relation=source.relation.sql(),
+        features=source.feature_relation.sql(),
+    )
+    with search_path.of_the_role(connection):
+        absent = run(connection, statement, {"ids": claim.queue_ids}).fetchall()
     return [(key, claim.change_id or change_id) for key, change_id in absent]
 
 
@@ -126,27 +123,13 @@ def read(
             if rows_per_block is None
             else compose("GROUP BY number / {n}", n=sql.Literal(rows_per_block)),
         )
-        with _names_as_the_view_finds_them(connection, source):
+        with search_path.of_the_role(connection) if source.feature_view else nullcontext():
             rows = binary_rows(connection, statement, params)
         blocks = [dict(zip(names, row, strict=True)) for row in rows if row[0] is not None]
         found = _assemble(blocks, source, longest_key_bytes, tolerant=tolerant)
         if found is not None:
             return found
     raise AssertionError("a read with NULLs replaced still holds NULLs")
-
-
-@contextmanager
-def _names_as_the_view_finds_them(connection: Connection, source: SourceDefinition) -> Iterator[None]:
-    """Functions that a feature view calls find names as in any session of the role, see db.engine.secure.
-
-    So what is read says the schema of whatever PostgreSQL might find a better match for elsewhere.
-    """
-    if source.feature_view is None:
-        yield
-        return
-    run(connection, "SET LOCAL search_path TO DEFAULT")
-    yield
-    run(connection, "SET LOCAL search_path TO pg_catalog, pg_temp")
 
 
 @lru_cache(maxsize=64)

@@ -75,7 +75,7 @@ def read_claimed(
                 SELECT {key}, bool_or(claimed) AS claimed, row_number() OVER (ORDER BY {order}) AS place,
                        dense_rank() OVER (ORDER BY {run}) AS run
                 FROM needed GROUP BY {order}
-            ) w JOIN {features} t ON t.{key} = w.{key}
+            ) w JOIN {features} t ON t.{key} OPERATOR(pg_catalog.=) w.{key}
             """,
             t_order=_list(order, "t"),
             p_order=_list(order, "p"),

@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 
 from pgoutlier.db.errors import SourceError
 from pgoutlier.db.source.definition import WRITTEN_COLUMNS, WRITTEN_MARK
+from pgoutlier.db.sql import search_path
 from pgoutlier.db.sql.identifiers import SCHEMA, Relation, display, identifier
 from pgoutlier.db.sql.statements import as_text, compose, one, run, run_dicts
 
@@ -271,16 +272,14 @@ def missing_grants_to_attach(connection: Connection) -> list[str]:
 
 def array_lengths(connection: Connection, relation: Relation, column: str) -> set[int]:
     """The lengths of an array column seen in a sample of rows; empty for an empty table."""
-    rows = run(
-        connection,
-        compose(
-            "SELECT DISTINCT cardinality(c) FROM (SELECT {column} AS c FROM {relation}"
-            " WHERE {column} IS NOT NULL LIMIT 1000) s",
-            column=identifier(column),
-            relation=relation.sql(),
-        ),
-    ).fetchall()
-    return {row[0] for row in rows}
+    statement = compose(
+        "SELECT DISTINCT pg_catalog.cardinality(c) FROM (SELECT {column} AS c FROM {relation}"
+        " WHERE {column} IS NOT NULL LIMIT 1000) s",
+        column=identifier(column),
+        relation=relation.sql(),
+    )
+    with search_path.of_the_role(connection):
+        return {length for (length,) in run(connection, statement)}
 
 
 def server_facts(connection: Connection) -> dict[str, Any]:

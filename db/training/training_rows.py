@@ -153,7 +153,8 @@ def _origin(
     with_reason = compose("(SELECT w.*, {reason} AS reason FROM ({window}) w)", reason=reason, window=window)
     sampled = compose(" AND hashtextextended(w.key::text, 0) %% {one_in} = 0", one_in=sql.Literal(one_in))
     return compose(
-        "FROM {window} w JOIN {relation} t ON t.{key} = w.key WHERE (w.reason IS NULL{or_along}){sampled}",
+        "FROM {window} w JOIN {relation} t ON t.{key} OPERATOR(pg_catalog.=) w.key"
+        " WHERE (w.reason IS NULL{or_along}){sampled}",
         window=_in_runs(window, reason) if in_runs else with_reason,
         relation=source.feature_relation.sql(),
         key=identifier(source.key_column),
@@ -217,7 +218,7 @@ def labelled_fraud(
         connection,
         source,
         origin=compose(
-            "FROM ({window}) w JOIN {relation} t ON t.{key} = w.key WHERE w.fraud LIMIT {most}",
+            "FROM ({window}) w JOIN {relation} t ON t.{key} OPERATOR(pg_catalog.=) w.key WHERE w.fraud LIMIT {most}",
             window=newest_rows(source, newest),
             relation=source.feature_relation.sql(),
             key=identifier(source.key_column),
