@@ -27,7 +27,17 @@ from pgoutlier.worker.runtime import Runtime, make_runtime
 from pgoutlier.worker.sources import attaching
 from tests.conftest import Connect
 from tests.servers import Postgres
-from tests.support import Table, attach_table, detach_table, make_table, quote, until, waits
+from tests.support import (
+    Table,
+    attach_table,
+    detach_table,
+    make_table,
+    objects,
+    quote,
+    refusal,
+    until,
+    waits,
+)
 
 User = psycopg.Connection[Any]
 
@@ -54,41 +64,6 @@ ODD_NAMES = {
     "our variable": "changed",
     "our alias": "new_rows",
 }
-
-
-def refusal(runtime: Runtime, **request: Any) -> str:
-    """The sentence with which an attach is refused."""
-    with runtime.engine.begin() as connection, pytest.raises(SourceError) as raised:
-        attach.resolve(connection, AttachRequest(**request))
-    return raised.value.sentence
-
-
-def objects(user: User) -> list[tuple[Any, ...]]:
-    """Every relation, column, index, constraint, function, trigger and privilege in the database, as text."""
-    return user.execute(
-        """
-        SELECT 'relation', n.nspname || '.' || c.relname, c.relkind::text || coalesce(c.relacl::text, '')
-               || c.reloptions::text || c.relhastriggers || c.relrowsecurity FROM pg_class c
-            JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname IN ('public', 'outlier')
-        UNION ALL SELECT 'column', a.attrelid::regclass::text || '.' || a.attname,
-               format_type(a.atttypid, a.atttypmod) || a.attnotnull || a.attstorage::text
-               || coalesce(pg_get_expr(d.adbin, d.adrelid), '')
-            FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
-            LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-            JOIN pg_namespace n ON n.oid = c.relnamespace
-            WHERE n.nspname IN ('public', 'outlier') AND a.attnum > 0 AND NOT a.attisdropped
-        UNION ALL SELECT 'index', indexrelid::regclass::text, pg_get_indexdef(indexrelid) FROM pg_index
-            JOIN pg_class c ON c.oid = indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-            WHERE n.nspname IN ('public', 'outlier')
-        UNION ALL SELECT 'function', p.oid::regprocedure::text, pg_get_functiondef(p.oid) || p.proacl::text
-            FROM pg_proc p WHERE p.pronamespace IN ('public'::regnamespace, 'outlier'::regnamespace)
-        UNION ALL SELECT 'trigger', tgname, pg_get_triggerdef(oid) || tgenabled::text FROM pg_trigger
-            WHERE NOT tgisinternal
-        UNION ALL SELECT 'view', c.oid::regclass::text, pg_get_viewdef(c.oid) FROM pg_class c
-            WHERE c.relkind = 'v' AND c.relnamespace IN ('public'::regnamespace, 'outlier'::regnamespace)
-        ORDER BY 1, 2, 3
-        """
-    ).fetchall()
 
 
 @pytest.fixture(scope="module")

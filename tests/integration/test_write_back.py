@@ -33,8 +33,8 @@ from pgoutlier.worker.scoring.batches import score_claimed
 from pgoutlier.worker.sources import attaching, filling
 from tests.conftest import Connect
 from tests.integration.conftest import Run
-from tests.integration.test_attach import objects, refusal
-from tests.integration.test_sequences import SEQUENCE_RECIPE
+from tests.names import NAMES
+from tests.readings import SEQUENCE_RECIPE
 from tests.servers import Postgres
 from tests.support import (
     HUNG_SECONDS,
@@ -44,11 +44,12 @@ from tests.support import (
     detach_table,
     heard,
     make_detector,
+    objects,
     quote,
+    refusal,
     until,
     waits,
 )
-from tests.unit.test_identifiers import NAMES
 
 User = psycopg.Connection[Any]
 ASKED: dict[str, Any] = {"relation": "transactions", "key": "id", "features": "amount,hour,distance"}
