@@ -128,20 +128,6 @@ def _train(
     )
     n_held_out = gate.n_held_out(source, window, promote)
     rows = window.without_last(n_held_out)
-
-    def report(progress: Progress) -> None:
-        with runtime.engine.begin() as connection:
-            training_runs.update_run(
-                connection,
-                run_id,
-                epoch=progress.epoch,
-                n_epochs=progress.n_epochs,
-                loss=progress.loss,
-                eta_seconds=progress.eta_seconds,
-            )
-        if on_progress is not None:
-            on_progress(progress)
-
     fitted = detector.fit(
         recipe,
         rows.matrix,
@@ -151,21 +137,12 @@ def _train(
         rows_per_day=rate,
         groups=rows.runs,
         seed=seed,
-        on_progress=report,
+        on_progress=_noted(runtime, run_id, on_progress),
     )
     figures = gate.measure(runtime, source, fitted, window, n_held_out=n_held_out)
     with runtime.engine.begin() as connection:
         decision = gate.decide(connection, runtime, source, window, figures, promote=promote)
-        number = _register(connection, runtime, source, fitted, rows, decision)
-        training_runs.finish_run(
-            connection,
-            run_id,
-            status="succeeded",
-            metrics={**fitted.metrics, "gate": decision.as_metric(source)},
-            versions=_versions(),
-            version=number,
-            promoted=decision.promotes,
-        )
+        number = _register(connection, runtime, source, fitted, rows, decision, run_id)
     log.info(
         "version_trained",
         source=source.name,
@@ -187,6 +164,27 @@ def _train(
         threshold=fitted.detector.threshold,
         metrics=fitted.metrics,
     )
+
+
+def _noted(
+    runtime: Runtime, run_id: int, on_progress: Callable[[Progress], None] | None
+) -> Callable[[Progress], None]:
+    """Notes progress with the training run, and passes it on."""
+
+    def note(progress: Progress) -> None:
+        with runtime.engine.begin() as connection:
+            training_runs.update_run(
+                connection,
+                run_id,
+                epoch=progress.epoch,
+                n_epochs=progress.n_epochs,
+                loss=progress.loss,
+                eta_seconds=progress.eta_seconds,
+            )
+        if on_progress is not None:
+            on_progress(progress)
+
+    return note
 
 
 def _rows(
@@ -245,7 +243,9 @@ def _register(
     fitted: FitResult,
     rows: TrainingRows,
     decision: Decision,
+    run_id: int,
 ) -> int:
+    """Keep what was fitted as a version, its training run done, and promote it if that was decided."""
     number = registry.register(
         connection,
         source,
@@ -257,6 +257,15 @@ def _register(
     )
     if decision.promotes:
         registry.promote(connection, source, number, reason=decision.reason, seal=runtime.seal)
+    training_runs.finish_run(
+        connection,
+        run_id,
+        status="succeeded",
+        metrics={**fitted.metrics, "gate": decision.as_metric(source)},
+        versions=_versions(),
+        version=number,
+        promoted=decision.promotes,
+    )
     return number
 
 
