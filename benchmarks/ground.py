@@ -86,6 +86,9 @@ def ground(n_rows: int) -> Iterator[Ground]:
     data_dir = home / "data"
     servers = embedded.ensure_running(data_dir)
     try:
+        _note_commits(servers.database_url)
+        embedded.stop(data_dir)
+        servers = embedded.ensure_running(data_dir)
         settings = Settings(
             data_dir=data_dir,
             database_url=SecretStr(servers.database_url),
@@ -108,6 +111,12 @@ def ground(n_rows: int) -> Iterator[Ground]:
     finally:
         embedded.purge(data_dir)
         home.rmdir()
+
+
+def _note_commits(database_url: str) -> None:
+    """Have the server note when each transaction commits, from its next start on."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET track_commit_timestamp = on")
 
 
 def _attach_and_train(runtime: Runtime, rows: np.ndarray) -> None:

@@ -129,8 +129,7 @@ def _collect(source: SourceDefinition, columns: tuple[str, ...], event: str) -> 
     feature was, every row of an UPDATE counts. The block holds no write: it costs the writer no transaction number.
     """
     template: LiteralString = (
-        "SELECT array_agg(c.k), count(*) INTO changed, n"
-        " FROM (SELECT r.{key} AS k FROM {rows} LIMIT {most}) c;"
+        "changed := ARRAY(SELECT r.{key} FROM {rows} LIMIT {most}); n := cardinality(changed);"
     )
     parts = {"key": identifier(source.key_column), "most": sql.Literal(_few(source) + 1)}
     handler: sql.Composable = sql.SQL("RETURN NULL;")
@@ -200,11 +199,11 @@ def _ring(source: SourceDefinition) -> sql.Composed:
     """NOTIFY where a listener sleeps: one holds this lock then, which is tried and given back at once.
 
     Not where transactions may be prepared, because one that has notified cannot be: there the listener finds the row
-    when it looks next.
+    when it looks next. One expression, because a second statement takes as long as all of this.
     """
     return compose(
-        """IF pg_try_advisory_lock_shared({lock}) THEN
-        PERFORM pg_advisory_unlock_shared({lock});
+        """IF (CASE WHEN pg_try_advisory_lock_shared({lock}) THEN pg_advisory_unlock_shared({lock}) ELSE false END) THEN
+        NULL;
     ELSIF current_setting('max_prepared_transactions') = '0' THEN
         PERFORM pg_notify({channel}, {source});
     END IF;""",
