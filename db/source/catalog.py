@@ -55,13 +55,19 @@ class ColumnInfo:
         return None
 
     @property
+    def has_order_in_time(self) -> bool:
+        """Whether its values can say what came before what: times and dates, and numbers, of seconds for instance."""
+        return self.feature_kind in {"timestamptz", "timestamp", "double", "number"}
+
+    @property
     def key_type(self) -> str | None:
         return _KEY_TYPES.get(self.type_name)
 
 
 @dataclass(frozen=True)
 class RelationInfo:
-    """kind is pg_class.relkind; unique_columns holds the column lists of all usable unique indexes."""
+    """kind is pg_class.relkind; unique_columns holds the column lists of all usable unique indexes, primary_key that
+    of the primary key, empty where there is none."""
 
     relation: Relation
     oid: int
@@ -69,6 +75,7 @@ class RelationInfo:
     persistence: str
     columns: dict[str, ColumnInfo]
     unique_columns: list[tuple[str, ...]]
+    primary_key: tuple[str, ...]
 
     @property
     def own_columns(self) -> tuple[str, ...]:
@@ -102,21 +109,24 @@ def inspect(connection: Connection, relation: Relation) -> RelationInfo:
     oid = found[0]["oid"]
     columns = run_dicts(
         connection,
-        # A domain is read as the type beneath it.
-        "SELECT a.attname AS name, a.attnotnull AS not_null, a.attgenerated = 'v' AS is_virtual,"
+        # A domain is read as the type beneath it, or beneath the one beneath it.
+        "WITH RECURSIVE base (domain, oid) AS (SELECT a.atttypid, a.atttypid FROM pg_attribute a"
+        " WHERE a.attrelid = %s UNION SELECT b.domain, t.typbasetype FROM base b JOIN pg_type t ON t.oid = b.oid"
+        " WHERE t.typtype = 'd')"
+        " SELECT a.attname AS name, a.attnotnull AS not_null, a.attgenerated = 'v' AS is_virtual,"
         " coalesce(starts_with(col_description(a.attrelid, a.attnum), %s), false) AS is_written,"
-        " format_type(CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.oid END, NULL) AS type_name"
-        " FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid"
+        " format_type(t.oid, NULL) AS type_name"
+        " FROM pg_attribute a JOIN base b ON b.domain = a.atttypid JOIN pg_type t ON t.oid = b.oid AND t.typtype <> 'd'"
         " WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
-        (WRITTEN_MARK, oid),
+        (oid, WRITTEN_MARK, oid),
     )
     unique = run_dicts(
         connection,
-        "SELECT array_agg(a.attname::text ORDER BY k.position) AS names FROM pg_index i"
+        "SELECT array_agg(a.attname::text ORDER BY k.position) AS names, i.indisprimary AS is_primary FROM pg_index i"
         " CROSS JOIN LATERAL unnest(i.indkey[0 : i.indnkeyatts - 1]) WITH ORDINALITY k (attnum, position)"
         " JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum"
         " WHERE i.indrelid = %s AND i.indisunique AND i.indisvalid AND i.indimmediate"
-        " AND i.indpred IS NULL AND i.indexprs IS NULL GROUP BY i.indexrelid",
+        " AND i.indpred IS NULL AND i.indexprs IS NULL GROUP BY i.indexrelid, i.indisprimary",
         (oid,),
     )
     return RelationInfo(
@@ -135,6 +145,7 @@ def inspect(connection: Connection, relation: Relation) -> RelationInfo:
             for c in columns
         },
         unique_columns=[tuple(u["names"]) for u in unique],
+        primary_key=next((tuple(u["names"]) for u in unique if u["is_primary"]), ()),
     )
 
 

@@ -8,12 +8,13 @@ from psycopg import errors, sql
 from psycopg.types.json import Jsonb
 from sqlalchemy import Connection
 
-from pgoutlier.db.ddl import core_objects, installation, written_columns
-from pgoutlier.db.errors import SourceError
+from pgoutlier.db.ddl import challenger_objects, core_objects, installation, source_views, written_columns
+from pgoutlier.db.errors import SourceError, first_line
 from pgoutlier.db.scoring import write_back
+from pgoutlier.db.source import catalog
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sql import locks
-from pgoutlier.db.sql.identifiers import display
+from pgoutlier.db.sql.identifiers import SCHEMA, Relation, display
 from pgoutlier.db.sql.statements import compose, run, run_dicts
 from pgoutlier.db.tables import JsonObject
 
@@ -101,7 +102,11 @@ def attach(
                 f"{definition.relation} is attached already, as source {source.name};"
                 f" detach that first: pgoutlier detach {source.name}"
             )
-    installation.run_ddl(connection, definition, installation.plan(connection, definition, columns))
+    _check_name_is_free(connection, definition.name)
+    try:
+        installation.run_ddl(connection, definition, installation.plan(connection, definition, columns))
+    except (errors.DuplicateTable, errors.DuplicateFunction) as error:
+        raise _taken(definition.name, first_line(error)) from None
     run(
         connection,
         "INSERT INTO outlier.sources (name, definition, recipe, attached_xid) VALUES (%s, %s, %s,"
@@ -110,6 +115,20 @@ def attach(
     )
     record(connection, definition.name, "attach", definition.describe())
     return True
+
+
+def _check_name_is_free(connection: Connection, name: str) -> None:
+    """Views are made in place of those that are there."""
+    for kind in (*source_views.VIEWS, *challenger_objects.KINDS):
+        relation = Relation(SCHEMA, f"{kind}_{name}")
+        if catalog.exists(connection, relation):
+            raise _taken(name, f'relation "{relation.name}" already exists')
+
+
+def _taken(name: str, why: str) -> SourceError:
+    return SourceError(
+        f"A source cannot be called {name}, because {why} in schema {SCHEMA}; give it another --name."
+    )
 
 
 def record(connection: Connection, source_name: str, action: str, detail: str | None = None) -> None:
@@ -145,6 +164,11 @@ def _switch_columns(connection: Connection, source: Source, definition: SourceDe
 
 
 def _check_same(source: Source, definition: SourceDefinition, recipe: JsonObject) -> None:
+    if source.definition.relation != definition.relation:
+        raise SourceError(
+            f"{source.name} is the name of the source of {source.definition.relation}; give {definition.relation}"
+            " another --name."
+        )
     old, new = source.definition.model_dump(), definition.model_dump()
     different = [field for field in old if old[field] != new[field] and field != "write_columns"]
     # What was asked for of the recipe; the rest of it may be otherwise in another version of this program.

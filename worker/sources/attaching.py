@@ -8,9 +8,11 @@ from typing import Literal
 from sqlalchemy import Connection
 
 from pgoutlier.db.ddl import core_objects, installation
+from pgoutlier.db.source import labels
 from pgoutlier.db.source.definition import Source, SourceDefinition
+from pgoutlier.db.source.labels import LabelValue
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sources.attach import AttachRequest, resolve
+from pgoutlier.db.sources.attach import AttachRequest, not_features, resolve
 from pgoutlier.detector import Recipe
 from pgoutlier.worker.jobs import job_control
 from pgoutlier.worker.jobs.job_control import Started
@@ -26,12 +28,16 @@ OldRows = Literal["left", "swept", "backfilled"]
 class Attached:
     """A source, and what attach did: made is False if it was attached like this already.
 
-    columns_taken_out: that its table had the scores in columns until now. job: the backfill, if one was asked for.
+    left_out: columns that are no features although nobody named those that are, with the type of each. labels: what
+    the label column says. columns_taken_out: that its table had the scores in columns until now. job: the backfill, if
+    one was asked for.
     index_advice: the CREATE INDEX that finding the rows before each needs, or None.
     """
 
     source: Source
     made: bool
+    left_out: dict[str, str]
+    labels: list[LabelValue]
     columns_taken_out: bool
     job: Started | None
     index_advice: str | None
@@ -56,8 +62,11 @@ def attach(
         )
         source = sources.find(connection, definition.name)
         advice = index_advice(connection, definition, [recipe])
+        left_out = not_features(connection, definition) if request.features is None else {}
+        label_values = labels.values(connection, definition)
     job = job_control.backfill(runtime, source.name) if old_rows == "backfilled" else None
-    return Attached(source, made, had_columns and not definition.write_columns, job, advice)
+    taken_out = had_columns and not definition.write_columns
+    return Attached(source, made, left_out, label_values, taken_out, job, advice)
 
 
 def script(runtime: Runtime, request: AttachRequest, recipe: Recipe) -> str:
