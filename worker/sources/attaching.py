@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import structlog
 from sqlalchemy import Connection
 
 from pgoutlier.db.ddl import core_objects, installation
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sources.attach import AttachRequest, resolve
+from pgoutlier.db.sources.attach import AttachRequest, request_of, resolve
 from pgoutlier.detector import Recipe
 from pgoutlier.worker.jobs import job_control
 from pgoutlier.worker.jobs.job_control import Started
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.scoring.sequences import index_advice, require_order
 from pgoutlier.worker.training import recipes
+
+log = structlog.get_logger()
 
 # What becomes of the rows that are there already: nothing, the next sweep queues them, a job scores them.
 OldRows = Literal["left", "swept", "backfilled"]
@@ -54,6 +57,8 @@ def attach(
             recipe.model_dump(mode="json"),
             sweep_old_rows=old_rows == "swept",
         )
+    # Not in that transaction, which may hold a lock on the table.
+    with runtime.engine.begin() as connection:
         source = sources.find(connection, definition.name)
         advice = index_advice(connection, definition, [recipe])
     job = job_control.backfill(runtime, source.name) if old_rows == "backfilled" else None
@@ -65,6 +70,30 @@ def script(runtime: Runtime, request: AttachRequest, recipe: Recipe) -> str:
     with runtime.engine.begin() as connection:
         definition, columns = _resolved(connection, request, recipe)
         return core_objects.script(installation.plan(connection, definition, columns))
+
+
+def adopt(runtime: Runtime, source_name: str, *, key: str | None = None) -> Attached:
+    """Go on with the table that has the name of the source's now: its scores of before are dropped, and a job scores
+    all rows anew.
+
+    key: its key column, where that has another name. Raises SourceError if there is no such source or the table does
+    not fit, as `attach` does.
+    """
+    with runtime.engine.begin() as connection:
+        source = sources.find(connection, source_name)
+        request = request_of(source.definition)
+        definition, columns = _resolved(
+            connection,
+            request if key is None else replace(request, key=key),
+            Recipe.model_validate(source.recipe),
+        )
+        sources.adopt(connection, source, definition, columns)
+    log.info("table_adopted", source=source_name, relation=str(definition.relation))
+    job = job_control.backfill(runtime, source_name)
+    with runtime.engine.begin() as connection:
+        source = sources.find(connection, source_name)
+        advice = index_advice(connection, source.definition, [Recipe.model_validate(source.recipe)])
+    return Attached(source, made=False, columns_taken_out=False, job=job, index_advice=advice)
 
 
 def _resolved(
