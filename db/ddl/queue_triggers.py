@@ -25,8 +25,8 @@ _FEW_TEXTS = 100
 _BYTES_PER_TEXT = 1024
 
 
-def create(source: SourceDefinition, columns: tuple[str, ...]) -> list[sql.Composed]:
-    """Statements that make the functions and triggers, and mend them when they are run again.
+def functions(source: SourceDefinition, columns: tuple[str, ...]) -> list[sql.Composed]:
+    """Statements that make the functions, and mend them when they are run again.
 
     columns: those of the table that are the user's.
     """
@@ -36,8 +36,12 @@ def create(source: SourceDefinition, columns: tuple[str, ...]) -> list[sql.Compo
             compose("REVOKE ALL ON FUNCTION {f}() FROM PUBLIC", f=_function_name(source.name, event))
             for event in EVENTS
         ),
-        *(_trigger(source, event) for event in EVENTS),
     ]
+
+
+def triggers(source: SourceDefinition) -> dict[str, sql.Composed]:
+    """Statements that make the triggers, by their names; each locks the user's table."""
+    return {trigger_name(source.name, event): _trigger(source, event) for event in EVENTS}
 
 
 def drop(source_name: str) -> list[sql.Composed]:
@@ -63,7 +67,7 @@ def _function_name(source_name: str, event: str) -> sql.Composable:
 def _trigger(source: SourceDefinition, event: str) -> sql.Composed:
     """PostgreSQL allows a transition table on a single event without a column list, so each event has its own."""
     return compose(
-        "CREATE OR REPLACE TRIGGER {trigger} AFTER {event} ON {relation}"
+        "CREATE TRIGGER {trigger} AFTER {event} ON {relation}"
         " REFERENCING NEW TABLE AS new_rows{old} FOR EACH STATEMENT EXECUTE FUNCTION {f}()",
         trigger=identifier(trigger_name(source.name, event)),
         event=sql.SQL("UPDATE" if event == "update" else "INSERT"),

@@ -156,7 +156,10 @@ def _columns(
     source: SourceDefinition, number: sql.Composable, longest_key_bytes: int, *, tolerant: bool
 ) -> dict[str, sql.Composable]:
     """What is read of each row, by name: number, key, scalars (packed), array0 ..., and so on."""
-    key = compose("t.{key}", key=identifier(source.key_column))
+    # Of the type that the keys of the source have, whatever the column has become: the queue has none that do not fit.
+    key = compose(
+        "t.{key}::{type}", key=identifier(source.key_column), type=key_types.scalar_type(source.key_type)
+    )
     columns: dict[str, sql.Composable] = {"number": compose("({number})::bigint", number=number), "key": key}
     if source.key_type == "text":
         columns["key_bytes"] = compose("octet_length(convert_to({key}::text, 'UTF8'))", key=key)

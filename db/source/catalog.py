@@ -209,14 +209,18 @@ def has_table_privilege(connection: Connection, relation: Relation, privilege: s
 
 def live_triggers(connection: Connection, relation: Relation) -> set[str]:
     """Names of the relation's triggers that fire for ordinary sessions; none if there is no such relation."""
+    return {name for name, state in trigger_states(connection, relation).items() if state in {"O", "A"}}
+
+
+def trigger_states(connection: Connection, relation: Relation) -> dict[str, str]:
+    """pg_trigger.tgenabled of each of the relation's triggers by name; none if there is no such relation."""
     found = run(
         connection,
-        "SELECT t.tgname::text FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid"
-        " JOIN pg_namespace n ON n.oid = c.relnamespace"
-        " WHERE n.nspname = %s AND c.relname = %s AND t.tgenabled IN ('O', 'A')",
+        "SELECT t.tgname::text, t.tgenabled::text FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid"
+        " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s",
         (relation.schema, relation.name),
     )
-    return {name for (name,) in found}
+    return dict(found.fetchall())
 
 
 def readable(connection: Connection, relation: Relation) -> bool:
@@ -248,6 +252,21 @@ def view_reads(connection: Connection, view: Relation, relation: Relation, colum
             " JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid"
             " WHERE r.ev_class = to_regclass(%s) AND d.refobjid = to_regclass(%s) AND a.attname = %s)",
             (as_text(view.sql()), as_text(relation.sql()), column),
+        )
+    )
+
+
+def view_reads_table(connection: Connection, view: Relation, table_oid: int) -> bool:
+    """Whether a view's query has this table in it, or a view that has."""
+    return bool(
+        one(
+            connection,
+            "WITH RECURSIVE read (oid) AS (SELECT to_regclass(%s)::oid UNION"
+            " SELECT d.refobjid FROM read JOIN pg_rewrite r ON r.ev_class = read.oid"
+            " JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid"
+            " AND d.refclassid = 'pg_class'::regclass AND d.refobjid <> read.oid)"
+            " SELECT EXISTS (SELECT FROM read WHERE oid = %s)",
+            (as_text(view.sql()), table_oid),
         )
     )
 

@@ -56,6 +56,25 @@ class AttachRequest:
     write_columns: bool | None = None
 
 
+def request_of(source: SourceDefinition) -> AttachRequest:
+    """What has to be asked for to get this definition."""
+
+    def optional(name: str | None) -> str | None:
+        return None if name is None else display(name)
+
+    return AttachRequest(
+        relation=str(source.relation),
+        key=display(source.key_column),
+        features=",".join(feature.declaration for feature in source.features),
+        feature_view=None if source.feature_view is None else str(source.feature_view),
+        time=optional(source.time_column),
+        entity=optional(source.entity_column),
+        label=optional(source.label_column),
+        name=source.name,
+        write_columns=source.write_columns,
+    )
+
+
 def resolve(connection: Connection, request: AttachRequest) -> tuple[SourceDefinition, tuple[str, ...]]:
     """The definition asked for, and the columns of the table that are the user's.
 

@@ -70,7 +70,7 @@ def commit_while_another_drains(slow: Connection, table: Table, claim: Claim) ->
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(table.drain)
         until(lambda: other.done() or waits(table.user))
-        queue.finish(slow, table.source.definition, claim.queue_ids)
+        queue.finish(slow, table.source, claim.queue_ids)
         slow.commit()
         other.result(HUNG_SECONDS)
 
@@ -81,7 +81,7 @@ def finish(connection: Connection, table: Table, claim: Claim) -> None:
     champion = registry.champion(connection, source, table.runtime.cache)
     assert champion is not None
     score_claimed(connection, source, claim, read_claimed(connection, source.definition, claim), champion)
-    queue.finish(connection, source.definition, claim.queue_ids)
+    queue.finish(connection, source, claim.queue_ids)
     connection.commit()
 
 
@@ -386,7 +386,7 @@ def test_a_score_of_an_older_read_never_replaces_a_newer_one(
         top_contributions=scored.contributions[:0, :1],
     )
     scores.write(slow, source.definition, rows, model_version=champion.version, may_exist=claim.rescore)
-    queue.finish(slow, source.definition, claim.queue_ids)
+    queue.finish(slow, source, claim.queue_ids)
     slow.commit()
     assert transactions.errors()[1] == newer[1]
     assert transactions.scored() == [1, 2, 3]

@@ -48,6 +48,12 @@ ENTRIES = (
         "Watch a table: from now on every new row is queued and scored, and re-scored when a feature changes.",
     ),
     Entry(
+        "adopt",
+        _START,
+        "sources.adopt",
+        "Go on with another table of the same name, after a swap by rename say: all of its rows are scored anew.",
+    ),
+    Entry(
         "detach",
         _START,
         "sources.detach",

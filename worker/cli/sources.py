@@ -177,6 +177,31 @@ def _print_attached(done: Attached, *, n_copied: int, n_old: int | None) -> None
         console.print(f"Next: pgoutlier train {definition.name}", highlight=False)
 
 
+def adopt(
+    source: SourceName,
+    key: Annotated[str | None, typer.Option(help="Its key column, where that is another one now.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with another table of the same name, after a swap by rename say: all of its rows are scored anew.
+
+    Scores, queue and quarantine of the table before are dropped; model versions, verdicts and rights on the views stay.
+
+    Example: pgoutlier adopt payments
+    """
+    runtime = open_runtime()
+    relation = listing.find(runtime, source).definition.relation
+    if not yes:
+        typer.confirm(f"Drop the scores of {source}, and score all rows of {relation} anew?", abort=True)
+    done = attaching.adopt(runtime, source, key=key)
+    if done.job is not None:
+        tasks.ask_for_work(done.job.id)
+    if as_json:
+        print_json(_attached_json(done, n_copied=0))
+    else:
+        _print_attached(done, n_copied=0, n_old=_n_old(runtime, done))
+
+
 def detach(
     source: SourceName,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from sqlalchemy import Connection
 
-from pgoutlier.db.errors import ModelError, NoChampion
+from pgoutlier.db.errors import ModelError, NoChampion, TableReplaced
 from pgoutlier.db.jobs import job_ranges, jobs
 from pgoutlier.db.jobs.jobs import Job
 from pgoutlier.db.scoring import features, queue, windows
@@ -44,21 +44,22 @@ class Overtaken(ModelError):
 def work_one(runtime: Runtime, job: Job) -> bool:
     """Work the next range of a job that is due. Returns False if there is none.
 
-    Raises RangeFailed, NoChampion, Overtaken.
+    Raises RangeFailed, NoChampion, Overtaken, TableReplaced.
     """
     with runtime.engine.begin() as connection:
         job_ranges.prepare(connection)
         keys = job_ranges.claim_range(connection, job.id)
         if keys is None:
             return False
-        source = sources.find(connection, job.source)
+        source = sources.at_work(connection, job.source)
+        queue.hold_tables(connection, source.definition)
         try:
             _check_still_champion(connection, job)
             if job.kind == jobs.REFLAG:
                 done = _Done(*job_ranges.reflag(connection, source, job, keys))
             else:
                 done = _scored(runtime, connection, source, job, keys)
-        except (NoChampion, Overtaken):
+        except (NoChampion, Overtaken, TableReplaced):
             raise
         except Exception as error:
             raise RangeFailed(source, keys, error) from error
@@ -95,7 +96,7 @@ def _scored(runtime: Runtime, connection: Connection, source: Source, job: Job, 
     if not claim:
         return _Done(0, 0)
     result = _score(runtime, connection, source, claim, version)
-    queue.finish(connection, source.definition, claim.queue_ids)
+    queue.finish(connection, source, claim.queue_ids)
     return _Done(result.n_scored, result.n_flagged, result.n_quarantined, result.of_challenger)
 
 

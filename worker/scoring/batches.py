@@ -77,7 +77,7 @@ class OpenBatch:
 
 
 def open_batch(runtime: Runtime, source: Source, begun: Connection | None = None) -> OpenBatch | None:
-    """Claim and read. None if nothing is due or there is no champion. Raises BatchFailed.
+    """Claim and read. None if nothing is due, there is no champion or not the table. Raises BatchFailed.
 
     begun: a connection whose transaction has begun, to go on with.
     """
@@ -89,7 +89,9 @@ def open_batch(runtime: Runtime, source: Source, begun: Connection | None = None
             connection = runtime.engine.connect()
         transaction = connection.get_transaction() or connection.begin()
         queue.prepare(connection)
-        if aliases.alias(connection, source.id) is None:
+        if source.table_problem is not None:
+            failures.note_problem_in(connection, source, source.table_problem)
+        elif aliases.alias(connection, source.id) is None:
             failures.note_problem_in(
                 connection, source, f"{NoChampion(source.name)}; rows stay queued until then"
             )
@@ -126,7 +128,7 @@ def score_batch(runtime: Runtime, source: Source, batch: OpenBatch) -> BatchResu
         windows.queue_neighbours(connection, source.definition, claim, rows)
         challenger_scorer = challenger.scorer(runtime, connection, source, claim, pointed)
         result = score_claimed(connection, source, claim, rows, champion, challenger_scorer)
-        queue.finish(connection, source.definition, claim.queue_ids)
+        queue.finish(connection, source, claim.queue_ids)
         batch.transaction.commit()
     except Exception as error:
         raise BatchFailed(claim, error) from error

@@ -7,7 +7,7 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from pgoutlier.db.errors import PgoutlierError, first_line
+from pgoutlier.db.errors import PgoutlierError, TableReplaced, first_line
 from pgoutlier.db.scoring import quarantine, queue
 from pgoutlier.db.scoring.quarantine import Entry
 from pgoutlier.db.scoring.queue import Claim
@@ -46,8 +46,14 @@ def handle(runtime: Runtime, source: Source, claim: Claim, error: Exception) -> 
         return True
     try:
         with runtime.engine.begin() as connection:
-            if all(other.id != source.id for other in sources.every(connection)):
+            now = next((s for s in sources.every(connection) if s.id == source.id), None)
+            if now is None:
                 log.info("source_detached_meanwhile", source=source.name)
+                return False
+            if now.table_problem is not None:  # whatever the error is, no row is to blame
+                _stand_still(connection, now, claim, TableReplaced(now.table_problem))
+                return False
+            if isinstance(error, TableReplaced):  # by one that was adopted meanwhile
                 return False
             if not claim or _is_setup_problem(error, state):
                 _stand_still(connection, source, claim, error)
@@ -159,4 +165,6 @@ def note_problem_in(connection: Connection, source: Source, problem: str) -> Non
 
 def sentence(error: BaseException) -> str:
     """What went wrong and what kind of error it was, short enough for a column."""
+    if isinstance(error, TableReplaced):  # which says what to do
+        return error.sentence[:500]
     return f"{type(getattr(error, 'orig', None) or error).__name__}: {first_line(error)}"[:500]

@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 from pgoutlier import detector
 from pgoutlier.db.errors import ModelError, TrainingBusy
 from pgoutlier.db.schedules import schedules
+from pgoutlier.db.source import identity
 from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
 from pgoutlier.db.training import training_rows, training_runs
@@ -107,7 +108,7 @@ def plan(
 ) -> tuple[Source, Recipe]:
     """The source, and the recipe that `train` would fit. Raises SourceError or ModelError as it does."""
     with runtime.engine.begin() as connection:
-        source = sources.find(connection, source_name)
+        source = sources.at_work(connection, source_name)
         recipe = with_threshold(recipe_of(source, recipe_name), threshold)
         require_order(recipe, source.definition)
         check_columns(connection, recipe, source.definition)
@@ -206,6 +207,7 @@ def _rows(
             with_frauds_and_flagged=recipe.needs_all_rows or gated,
             in_runs=recipe.window > 1,
         )
+        identity.check(connection, source)
         if recipe.threshold.policy == "alert_budget":
             rate = training_rows.rows_per_day(connection, source.definition, newest=newest)
         training_runs.update_run(

@@ -62,7 +62,7 @@ def give(
     """
     n_read = n_given = 0
     with runtime.engine.begin() as connection:
-        source = sources.find(connection, source_name)
+        source = sources.at_work(connection, source_name)
         rows = VisibleRows.of(connection, source.definition)
         checked = _checked(source.definition, given)
         while batch := list(islice(checked, BATCH)):
