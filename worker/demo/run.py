@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pgoutlier.db import embedded, migrate
 from pgoutlier.db.demo import demo_tables
+from pgoutlier.db.embedded import lock_file
 from pgoutlier.db.settings import PREFIX, Settings
 from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources.attach import AttachRequest
@@ -69,17 +69,16 @@ def _only_demo(data_dir: Path) -> Iterator[None]:
     """One demo at a time in a data folder. Raises DatasetError if there is another."""
     data_dir.parent.mkdir(parents=True, exist_ok=True)
     path = data_dir.with_name(data_dir.name + ".lock")
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DatasetError(
-                "Another demo is running; wait for it, or set PGOUTLIER_DATA_DIR to another folder."
-            ) from None
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    try:
+        with lock_file.held(path, wait=False):
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+    except lock_file.HeldByAnother:
+        raise DatasetError(
+            "Another demo is running; wait for it, or set PGOUTLIER_DATA_DIR to another folder."
+        ) from None
 
 
 def _servers(settings: Settings, data_dir: Path, keep: Callable[[], bool]) -> Iterator[Settings]:
