@@ -1,4 +1,4 @@
-"""One `pgoutlier up` on a machine, and nothing left of one that was killed."""
+"""One `pgoutlier up` on a machine, one demo in a folder, and nothing left of one that was killed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TextIO
 
 import psutil
@@ -27,7 +28,7 @@ class RunsAlready(PgoutlierError):
 
 @dataclass(frozen=True)
 class Place:
-    """Held while `up` runs. left: names of processes of an earlier one that were still there, and are ended.
+    """Held while `up` or `demo` runs. left: names of processes of an earlier one that were still there, and are ended.
 
     file: where it is written down what was started; None where that cannot be.
     """
@@ -51,6 +52,20 @@ class Place:
 
 
 @contextmanager
+def place(path: Path) -> Iterator[Place]:
+    """Hold the place that this file stands for; what an earlier holder that was killed has left is ended first.
+
+    Raises lock_file.HeldByAnother if somebody holds it.
+    """
+    with lock_file.held(path, wait=False) as file:
+        left = _end_what_is_left(_json(file.read()).get("started", {}))
+        try:
+            yield Place(file, tuple(left))
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
 def only_up(settings: Settings, servers: tuple[str, str]) -> Iterator[Place]:
     """Hold the place of the one `up` on these servers (database URL, broker URL).
 
@@ -65,12 +80,8 @@ def only_up(settings: Settings, servers: tuple[str, str]) -> Iterator[Place]:
         yield Place(None, ())
         return
     try:
-        with lock_file.held(path, wait=False) as file:
-            left = _end_what_is_left(_json(file.read()).get("started", {}))
-            try:
-                yield Place(file, tuple(left))
-            finally:
-                path.unlink(missing_ok=True)
+        with place(path) as held:
+            yield held
     except lock_file.HeldByAnother:
         who = _json(path.read_text()).get("up", "unknown") if path.exists() else "unknown"
         raise RunsAlready(

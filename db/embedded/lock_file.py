@@ -17,7 +17,8 @@ class HeldByAnother(Exception):
 def held(path: Path, *, wait: bool) -> Iterator[TextIO]:
     """Hold the lock; yields the file, to be read and written, with what the last holder has left in it.
 
-    The holder may delete the file, as the last thing it does. Raises HeldByAnother unless it waits, OSError if the file cannot be made.
+    The holder may delete the file, as the last thing it does. Raises HeldByAnother unless it waits, OSError if the file
+    cannot be made.
     """
     import fcntl  # there is none on Windows
 

@@ -168,3 +168,24 @@ def test_what_a_killed_up_has_left_is_ended_by_the_next(stack: Stack, shared_ser
     until(lambda: not left.alive(), "it is ended")
     until(lambda: "Ended the listener process" in " ".join(up.output().split()), "and named")
     assert stop(stack, up, signal.SIGTERM) == 0
+
+
+def test_ctrl_c_at_a_pipeline_ends_all_of_it(stack: Stack) -> None:
+    """In a terminal it goes to every process of `pgoutlier up | tee log`."""
+    log = stack.logs / "tee.log"
+    pipeline = subprocess.Popen(
+        ["/bin/sh", "-c", '"$0" -m pgoutlier.worker.cli up 2>&1 | tee "$1"', stack.python, str(log)],
+        cwd=stack.logs,
+        env={**os.environ, **stack.environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        until(lambda: log.exists() and started_all(log.read_text()), "each process has said something")
+        os.killpg(pipeline.pid, signal.SIGINT)
+        until(lambda: pipeline.poll() is not None, "the pipeline ends")
+        until(lambda: processes_of(stack.environment) == [], "no process is left")
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(pipeline.pid, signal.SIGKILL)
