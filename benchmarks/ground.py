@@ -30,6 +30,11 @@ COLUMNS = ", ".join(FEATURES)
 DECLARED = ", ".join(f"{name} double precision NOT NULL" for name in FEATURES)
 
 
+def insert_row(table: str) -> str:
+    """The INSERT of one row, whose features are its parameters."""
+    return f"INSERT INTO {table} ({COLUMNS}) VALUES ({', '.join(['%s'] * N_FEATURES)})"
+
+
 @dataclass(frozen=True)
 class Ground:
     """Where to measure. connection is a user's own, in autocommit."""

@@ -6,14 +6,14 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from benchmarks.ground import COLUMNS, FEATURES, Ground, ground, median
-from benchmarks.processes import running
+from benchmarks.processes import exists, running, until
 from pgoutlier.db.embedded.postgres import postgres_binary
 
 CLIENTS = (1, 4, 8, 16)
+# Rows whose way to their score is timed, beside those of the clients.
 
 
 def measure(base: Ground, *, n_rounds: int, seconds: float) -> dict[str, dict[str, float]]:
@@ -50,17 +50,11 @@ def _pair(
         if on:
             (last,) = base.connection.execute("SELECT max(id) FROM transactions").fetchone() or (0,)
             rates[on] = _pgbench(base, script, n_clients, seconds)
-            _until_drained(base)
+            until(lambda: not exists(base, "outlier.queue_transactions"))
             p50 = _p50_ms(base, last)
         else:
             rates[on] = _pgbench(base, script, n_clients, seconds)
     return rates[False], rates[True], p50
-
-
-def _until_drained(base: Ground) -> None:
-    """What is left over is no burden on what is measured next."""
-    while base.connection.execute("SELECT FROM outlier.queue_transactions LIMIT 1").fetchone() is not None:
-        time.sleep(0.1)
 
 
 def _p50_ms(base: Ground, after: int) -> float:

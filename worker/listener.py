@@ -12,7 +12,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import psycopg
@@ -66,19 +66,28 @@ def listen(
     conninfo = make_conninfo(conninfo, **KEEPALIVES)
     while not stop.is_set():
         try:
-            with psycopg.connect(conninfo, autocommit=True, application_name="pgoutlier listener") as session:
-                secure(session)
+            with (
+                _session(conninfo, "pgoutlier listener") as hearing,
+                _session(conninfo, "pgoutlier listener, looks") as looking,
+            ):
                 channels = (CHANNEL, FLAGGED_CHANNEL)
                 for channel in channels:
-                    session.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+                    hearing.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
                 log.info("listening", channels=list(channels))
                 on_ready()
-                ears = _Ears(session, ring, ring_flagged)
+                ears = _Ears(hearing, looking, ring, ring_flagged)
                 while not stop.is_set():
                     ears.hear()
         except psycopg.Error as error:
             log.warning("listener_disconnected", error=first_line(error))
             stop.wait(_RECONNECT_SECONDS)
+
+
+@contextmanager
+def _session(conninfo: str, application_name: str) -> Iterator[Session]:
+    with psycopg.connect(conninfo, autocommit=True, application_name=application_name) as session:
+        secure(session)
+        yield session
 
 
 @dataclass
@@ -116,9 +125,14 @@ class _Watched:
 
 @dataclass
 class _Ears:
-    """One connection, on which notifications are heard and queues looked into."""
+    """Two connections: one on which notifications are heard, and one by which queues are looked into.
 
-    session: Session
+    A statement has to take in all notifications that were sent before its result, however many those are; and a look
+    shall not wait for them.
+    """
+
+    hearing: Session
+    looking: Session
     ring: Ring
     ring_flagged: Ring
     sources: dict[str, _Watched] = field(default_factory=dict)
@@ -130,8 +144,8 @@ class _Ears:
         next_at = min(
             self.look_at, self.look_at_all, *(each.due_at() for _, _, each in self._bells()), float("inf")
         )
-        # As a list: the connection is taken for as long as the generator runs.
-        for notice in list(self.session.notifies(timeout=max(0.0, next_at - time.monotonic()), stop_after=1)):
+        # As many as have come by now, which the buffers of the connection bound.
+        for notice in self.hearing.notifies(timeout=max(0.0, next_at - time.monotonic()), stop_after=1):
             self._heard(notice)
         self._ring_owed()
         now = time.monotonic()
@@ -174,16 +188,16 @@ class _Ears:
         source.heard_at, source.heard_of = now, notice.pid
 
     def _know_sources(self) -> None:
-        ids = bell.audible(self.session)
+        ids = bell.audible(self.looking)
         known = {n: source for n, source in self.sources.items() if ids.get(n) == source.source_id}
-        bell.wake_up(self.session, {n for n, s in self.sources.items() if s.locked and n not in known})
+        bell.wake_up(self.looking, {n for n, s in self.sources.items() if s.locked and n not in known})
         self.sources = {name: known.get(name) or _Watched(source_id) for name, source_id in ids.items()}
 
     def _look(self, names: list[str], now: float) -> None:
         """Ring for those of these sources that have rows which were not there at the last look."""
         found: dict[str, Look] = {}
         with suppress(psycopg.errors.UndefinedTable):  # detached just now
-            found = bell.newest(self.session, {n: self.sources[n].source_id for n in names}) if names else {}
+            found = bell.newest(self.looking, {n: self.sources[n].source_id for n in names}) if names else {}
         took = time.monotonic() - now
         for name, look in found.items():
             source = self.sources[name]
@@ -204,8 +218,8 @@ class _Ears:
         now = time.monotonic()
         tired = {name for name, source in self.sources.items() if now >= source.awake_until}
         locked = {name for name, source in self.sources.items() if source.locked}
-        bell.wake_up(self.session, locked - tired)
-        locked = (locked & tired) | bell.fall_asleep(self.session, tired - locked)
+        bell.wake_up(self.looking, locked - tired)
+        locked = (locked & tired) | bell.fall_asleep(self.looking, tired - locked)
         for name, source in self.sources.items():
             if name in tired and not source.asleep:
                 self.look_at_all = now  # at what was committed before writers knew

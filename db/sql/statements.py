@@ -12,6 +12,11 @@ from sqlalchemy import Connection
 
 from pgoutlier.db.engine import driver_connection
 
+# SQLSTATEs and classes of them (https://www.postgresql.org/docs/current/errcodes-appendix.html) that another batch, or
+# a smaller one, may not have: cardinality, data exceptions, integrity, errors raised by functions of the user's; what
+# PostgreSQL does not do with some values, limits of size and memory; a row that is corrupt.
+_ROWS_TO_BLAME = ("21", "22", "23", "38", "39", "P0", "0A", "53200", "54", "XX")
+
 Params = Sequence[Any] | Mapping[str, Any]
 Record = TypeVar("Record")
 
@@ -98,3 +103,8 @@ def sqlstate(error: BaseException) -> str | None:
     """PostgreSQL's five-character error code of an error from the driver or from SQLAlchemy around it."""
     original = getattr(error, "orig", error)
     return getattr(original, "sqlstate", None)
+
+
+def blames_rows(state: str | None) -> bool:
+    """Whether an error of this SQLSTATE may be due to the values of rows."""
+    return (state or "").startswith(_ROWS_TO_BLAME)

@@ -14,8 +14,8 @@ from sqlalchemy import Connection, Engine
 
 from pgoutlier.db.ddl import installation
 from pgoutlier.db.ddl.queue_triggers import EVENTS
-from pgoutlier.db.scoring import bell, features, quarantine, queue, scores
-from pgoutlier.db.scoring.features import read_claimed
+from pgoutlier.db.scoring import bell, quarantine, queue, scores
+from pgoutlier.db.scoring.claimed_rows import read_claimed
 from pgoutlier.db.scoring.quarantine import Entry
 from pgoutlier.db.scoring.queue import Claim
 from pgoutlier.db.sources import sources
@@ -369,7 +369,7 @@ def test_a_score_of_an_older_read_never_replaces_a_newer_one(
     transactions.insert(1, 3)
     slow, claim = claims()
     source = transactions.source
-    stale = features.read_claimed(slow, source.definition, claim)
+    stale = read_claimed(slow, source.definition, claim)
     transactions.user.execute("UPDATE transactions SET amount = 1e6 WHERE id = 1")
     transactions.drain()
     newer = transactions.errors()

@@ -20,7 +20,7 @@ from pgoutlier.db.ddl import core_objects, queue_triggers
 from pgoutlier.db.engine import make_engine
 from pgoutlier.db.errors import MissingPrivilege, SchemaNotReady, SourceError
 from pgoutlier.db.scoring import bell, queue, write_back
-from pgoutlier.db.scoring.features import read_claimed
+from pgoutlier.db.scoring.claimed_rows import read_claimed
 from pgoutlier.db.source.definition import Feature, SourceDefinition
 from pgoutlier.db.sources import attach
 from pgoutlier.db.sources.attach import AttachRequest

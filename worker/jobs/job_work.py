@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from pgoutlier.db.errors import ModelError, NoChampion, TableReplaced
 from pgoutlier.db.jobs import job_ranges, jobs
 from pgoutlier.db.jobs.jobs import Job
-from pgoutlier.db.scoring import features, queue, windows
+from pgoutlier.db.scoring import claimed_rows, queue, windows
 from pgoutlier.db.scoring.queue import Claim
 from pgoutlier.db.scoring.rows import ClaimedRows
 from pgoutlier.db.source.definition import Source
@@ -22,7 +22,7 @@ from pgoutlier.db.versions.aliases import Pointed
 from pgoutlier.models_store import registry
 from pgoutlier.models_store.registry import LoadedVersion
 from pgoutlier.worker.runtime import Runtime
-from pgoutlier.worker.scoring import challenger, sequences
+from pgoutlier.worker.scoring import challenger, failures, sequences
 from pgoutlier.worker.scoring.batches import BatchResult, score_claimed
 from pgoutlier.worker.scoring.challenger import Outcome
 
@@ -116,10 +116,13 @@ def _score(
     runtime: Runtime, connection: Connection, source: Source, claim: Claim, version: LoadedVersion
 ) -> BatchResult:
     recipe = version.detector.recipe
+    careful = failures.is_last_whole_try(runtime, claim)
     if source.definition.time_column is None:
-        rows = features.read_claimed(connection, source.definition, claim, as_scored=claim.rescore)
+        rows = claimed_rows.read_claimed(
+            connection, source.definition, claim, as_scored=claim.rescore, careful=careful
+        )
     else:
-        rows = sequences.read_for(connection, source, claim, recipe)
+        rows = sequences.read_for(connection, source, claim, recipe, careful=careful)
     windows.queue_neighbours(connection, source.definition, claim, rows)
     rows = _without_waiting(connection, source, claim, rows)
     pointed = aliases.both(connection, source.id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 
 import structlog
@@ -13,6 +13,8 @@ from sqlalchemy import Connection
 from pgoutlier import detector
 from pgoutlier.db.errors import ModelError, TrainingBusy
 from pgoutlier.db.schedules import schedules
+from pgoutlier.db.scoring import quarantine
+from pgoutlier.db.scoring.quarantine import Entry
 from pgoutlier.db.source import identity
 from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
@@ -32,6 +34,20 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
+class Unreadable:
+    """How many rows PostgreSQL refused to read, the key (as text) of one of them, and what it said of that."""
+
+    n_rows: int
+    key: str
+    error: str
+
+    @classmethod
+    def among(cls, rows: TrainingRows) -> Unreadable | None:
+        """None where all could be read."""
+        return next((cls(len(rows.refusals), key, error) for key, error in rows.refusals.items()), None)
+
+
+@dataclass(frozen=True)
 class TrainedVersion:
     """What a training made."""
 
@@ -44,6 +60,7 @@ class TrainedVersion:
     left_out: dict[str, int]
     threshold: float
     metrics: Mapping[str, float]
+    unreadable: Unreadable | None = None
 
     def sentences(self) -> list[str]:
         """What came of it: the version, whether it scores and why, and what else can be done."""
@@ -53,11 +70,18 @@ class TrainedVersion:
             f"Version {self.version} of {self.source}: {self.n_rows:,} rows (left out: {left_out}{held_out}),"
             f" threshold {self.threshold:.4g}, {self.metrics.get('seconds', 0):.1f} s."
         )
+        said = [version]
+        if self.unreadable:
+            said.append(
+                f"PostgreSQL cannot read {self.unreadable.n_rows:,} of the rows, such as that of key"
+                f" {self.unreadable.key} ({self.unreadable.error}); they are in quarantine:"
+                f" pgoutlier quarantine list {self.source}"
+            )
         if self.promoted:
             why = [f"Why: {self.reason}."] if self.n_held_out else []
-            return [version, "It is the champion: the next batch is scored with it.", *why]
+            return [*said, "It is the champion: the next batch is scored with it.", *why]
         by_hand = f"To let it score: pgoutlier models promote {self.source} {self.version}"
-        return [version, f"It does not score: {self.reason}.", by_hand]
+        return [*said, f"It does not score: {self.reason}.", by_hand]
 
 
 def train(
@@ -164,6 +188,7 @@ def _train(
         left_out=rows.left_out,
         threshold=fitted.detector.threshold,
         metrics=fitted.metrics,
+        unreadable=Unreadable.among(window),
     )
 
 
@@ -220,7 +245,20 @@ def _rows(
             window_from=rows.first,
             window_to=rows.last,
         )
+    if rows.refusals:
+        _quarantine(runtime, source, rows.refusals)
     return rows, rate
+
+
+def _quarantine(runtime: Runtime, source: Source, refusals: Mapping[str, str]) -> None:
+    """Rows that cannot be read, unless a change of theirs has been scored. Nobody asked for a score of these."""
+    log.warning(
+        "rows_unreadable", source=source.name, n_rows=len(refusals), error=next(iter(refusals.values()))
+    )
+    entries = [Entry(key, change_id=0, reason="error", detail=error) for key, error in refusals.items()]
+    with runtime.engine.begin() as connection:
+        quarantine.take_places(connection, source.definition, entries)
+        quarantine.put(connection, source, entries)
 
 
 def _keep_report(
@@ -248,12 +286,15 @@ def _register(
     run_id: int,
 ) -> int:
     """Keep what was fitted as a version, its training run done, and promote it if that was decided."""
+    metrics = {**fitted.metrics, "gate": decision.as_metric(source)}
+    if unreadable := Unreadable.among(rows):
+        metrics["unreadable"] = asdict(unreadable)
     number = registry.register(
         connection,
         source,
         fitted.detector,
         window=TrainingWindow(n_rows=rows.n_normal, first=rows.first, last=rows.last),
-        metrics={**fitted.metrics, "history": fitted.history, "gate": decision.as_metric(source)},
+        metrics={**metrics, "history": fitted.history},
         seal=runtime.seal,
         drift_reference=drift_reference(fitted, rows.matrix[rows.normal]),
     )
@@ -263,7 +304,7 @@ def _register(
         connection,
         run_id,
         status="succeeded",
-        metrics={**fitted.metrics, "gate": decision.as_metric(source)},
+        metrics=metrics,
         versions=_versions(),
         version=number,
         promoted=decision.promotes,
