@@ -59,6 +59,14 @@ class TrainingRows:
             runs=None if self.runs is None else self.runs[earlier],
         )
 
+    def leaving_out(self, places: npt.NDArray[np.int64], reason: str) -> TrainingRows:
+        """The same rows, these of the normal ones (k,) not among those to fit on, counted under this reason."""
+        if not len(places):
+            return self
+        normal = self.normal.copy()
+        normal[places] = False
+        return replace(self, normal=normal, left_out={**self.left_out, reason: len(places)})
+
     def fingerprint(self) -> str:
         """SHA-256 of the rows and of which of them are normal: the same rows in the same order give the same."""
         digest = hashlib.sha256(np.ascontiguousarray(self.matrix).data)

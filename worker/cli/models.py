@@ -9,6 +9,7 @@ import typer
 
 from pgoutlier import detector
 from pgoutlier.db.versions.version_care import VersionEvent
+from pgoutlier.detector.far import FarValues
 from pgoutlier.worker.cli.arguments import AsJson, Reason, SourceName, Version
 from pgoutlier.worker.cli.context import open_runtime
 from pgoutlier.worker.console import console, epoch_bar, print_json, print_table
@@ -146,10 +147,12 @@ def models_show(source: SourceName, version: Version, as_json: AsJson = False) -
         return
     facts = [(k, v) for k, v in vars(row).items() if k not in {"metrics", "recipe"} and v is not None]
     print_table(f"version {number} of {source}", ["what", "value"], facts)
-    figures = [(k, v) for k, v in row.metrics.items() if k not in {"history", "gate"}]
+    figures = [(k, v) for k, v in row.metrics.items() if k not in {"history", "gate", "decided_by_few"}]
     print_table("metrics", ["metric", "value"], sorted(figures))
     recipe = [(k, v) for k, v in row.recipe.items() if v not in (None, [], {})]
     print_table("recipe", ["field", "value"], recipe)
+    for found in row.metrics.get("decided_by_few", ()):
+        console.print(f"Note: {FarValues(**found).sentence()}", highlight=False, markup=False, soft_wrap=True)
     if judged := row.metrics.get("gate"):
         _print_gate(judged)
     if history:

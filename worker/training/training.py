@@ -18,6 +18,7 @@ from pgoutlier.db.sources import sources
 from pgoutlier.db.training import training_rows, training_runs
 from pgoutlier.db.training.training_rows import TrainingRows
 from pgoutlier.detector import DetectorError, FitResult, Progress, Recipe
+from pgoutlier.detector.far import FarValues
 from pgoutlier.models_store import registry
 from pgoutlier.models_store.registry import TrainingWindow
 from pgoutlier.worker.report.build import drift_reference
@@ -32,7 +33,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class TrainedVersion:
-    """What a training made."""
+    """What a training made. decided_by_few: features whose spread a few rows decide, see `detector.far`."""
 
     source: str
     version: int
@@ -43,6 +44,7 @@ class TrainedVersion:
     left_out: dict[str, int]
     threshold: float
     metrics: Mapping[str, float]
+    decided_by_few: tuple[FarValues, ...] = ()
 
     def sentences(self) -> list[str]:
         """What came of it: the version, whether it scores and why, and what else can be done."""
@@ -52,11 +54,12 @@ class TrainedVersion:
             f"Version {self.version} of {self.source}: {self.n_rows:,} rows (left out: {left_out}{held_out}),"
             f" threshold {self.threshold:.4g}, {self.metrics.get('seconds', 0):.1f} s."
         )
+        few = [f"Note: {found.sentence()}" for found in self.decided_by_few]
         if self.promoted:
             why = [f"Why: {self.reason}."] if self.n_held_out else []
-            return [version, "It is the champion: the next batch is scored with it.", *why]
+            return [version, *few, "It is the champion: the next batch is scored with it.", *why]
         by_hand = f"To let it score: pgoutlier models promote {self.source} {self.version}"
-        return [version, f"It does not score: {self.reason}.", by_hand]
+        return [version, *few, f"It does not score: {self.reason}.", by_hand]
 
 
 def train(
@@ -139,6 +142,9 @@ def _train(
         seed=seed,
         on_progress=_noted(runtime, run_id, on_progress),
     )
+    # They are counted from the oldest row on, of which the hold-out has none.
+    window = window.leaving_out(fitted.far_rows, "far_out")
+    rows = window.without_last(n_held_out)
     figures = gate.measure(runtime, source, fitted, window, n_held_out=n_held_out)
     with runtime.engine.begin() as connection:
         decision = gate.decide(connection, runtime, source, window, figures, promote=promote)
@@ -150,6 +156,7 @@ def _train(
         promoted=decision.promotes,
         reason=decision.reason,
         n_rows=rows.n_normal,
+        decided_by_few=[found.feature for found in fitted.decided_by_few],
     )
     if runtime.settings.training_reports:
         _keep_report(runtime, source, number, fitted, rows)
@@ -163,6 +170,7 @@ def _train(
         left_out=rows.left_out,
         threshold=fitted.detector.threshold,
         metrics=fitted.metrics,
+        decided_by_few=fitted.decided_by_few,
     )
 
 
@@ -246,12 +254,15 @@ def _register(
     run_id: int,
 ) -> int:
     """Keep what was fitted as a version, its training run done, and promote it if that was decided."""
+    metrics = {**fitted.metrics, "gate": decision.as_metric(source)}
+    if fitted.decided_by_few:
+        metrics["decided_by_few"] = [vars(found) for found in fitted.decided_by_few]
     number = registry.register(
         connection,
         source,
         fitted.detector,
         window=TrainingWindow(n_rows=rows.n_normal, first=rows.first, last=rows.last),
-        metrics={**fitted.metrics, "history": fitted.history, "gate": decision.as_metric(source)},
+        metrics={**metrics, "history": fitted.history},
         seal=runtime.seal,
         drift_reference=drift_reference(fitted, rows.matrix[rows.normal]),
     )
@@ -261,7 +272,9 @@ def _register(
         connection,
         run_id,
         status="succeeded",
-        metrics={**fitted.metrics, "gate": decision.as_metric(source)},
+        metrics=metrics,
+        n_rows=rows.n_normal,
+        left_out=rows.left_out,
         versions=_versions(),
         version=number,
         promoted=decision.promotes,
