@@ -17,7 +17,7 @@ from pgoutlier.db.source import catalog
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sources import sources
 from pgoutlier.db.sql.identifiers import SCHEMA, Relation, identifier, ours
-from pgoutlier.db.sql.statements import compose, one, run_dicts
+from pgoutlier.db.sql.statements import compose, one, users_rows
 from pgoutlier.db.training import training_runs
 from pgoutlier.db.training.training_runs import TrainingRun
 from pgoutlier.db.versions import aliases
@@ -121,7 +121,7 @@ def flagged(
     connection: Connection, source: SourceDefinition, *, since: datetime | None, limit: int
 ) -> list[dict[str, Any]]:
     """The last flagged rows, the newest first: the user's columns and the score's."""
-    return run_dicts(
+    return users_rows(
         connection,
         compose(
             "SELECT * FROM {view} WHERE scored_at >= coalesce(%(since)s::timestamptz, '-infinity')"

@@ -14,8 +14,9 @@ from sqlalchemy import Connection
 
 from pgoutlier.db.scoring import unreadable, windows
 from pgoutlier.db.scoring.rows import UNREADABLE
-from pgoutlier.db.source import catalog, labels
+from pgoutlier.db.source import catalog, labels, moments
 from pgoutlier.db.source.definition import Source, SourceDefinition
+from pgoutlier.db.source.moments import Moments
 from pgoutlier.db.sql.identifiers import identifier, ours
 from pgoutlier.db.sql.statements import compose, one, run, run_dicts
 
@@ -62,6 +63,14 @@ class TrainingRows:
             fraud=self.fraud[earlier],
             runs=None if self.runs is None else self.runs[earlier],
         )
+
+    def leaving_out(self, places: npt.NDArray[np.int64], reason: str) -> TrainingRows:
+        """The same rows, these of the normal ones (k,) not among those to fit on, counted under this reason."""
+        if not len(places):
+            return self
+        normal = self.normal.copy()
+        normal[places] = False
+        return replace(self, normal=normal, left_out={**self.left_out, reason: len(places)})
 
     def fingerprint(self) -> str:
         """SHA-256 of the rows and of which of them are normal: the same rows in the same order give the same."""
@@ -210,21 +219,25 @@ def _in_runs(window: sql.Composable, reason: sql.Composable) -> sql.Composable:
 
 
 def rows_per_day(connection: Connection, source: SourceDefinition, *, newest: int) -> float | None:
-    """How many of the newest rows there are to a day of the time they cover.
+    """How many of the newest rows there are to a day of the time they cover, but for strays (`db.source.moments`).
 
     None where they cover none: fewer than two moments, or no column of times.
     """
     if not catalog.is_time(connection, source.relation, source.time_column):
         return None
-    n_rows, days = run(
+    found = run(
         connection,
         compose(
-            "SELECT count(*), extract(epoch FROM max(w.moment))::float8 / 86400"
-            " - extract(epoch FROM min(w.moment))::float8 / 86400 FROM ({window}) w WHERE isfinite(w.moment)",
+            "SELECT min(r.moment), max(r.moment), count(*) FROM (SELECT {dated} AS moment FROM ({window}) w) r"
+            " WHERE r.moment IS NOT NULL GROUP BY {day}",
+            dated=moments.dated(sql.SQL("w.moment")),
+            day=moments.day(sql.SQL("r.moment")),
             window=newest_rows(source, newest),
         ),
-    ).fetchone() or (0, None)
-    return n_rows / days if days else None
+    ).fetchall()
+    covered = moments.without_strays(Moments(*row) for row in found)
+    seconds = (covered[-1].last - covered[0].first).total_seconds() if covered else 0.0
+    return sum(day.n_rows for day in covered) / (seconds / 86_400) if seconds else None
 
 
 def labelled_fraud(

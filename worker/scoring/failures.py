@@ -5,7 +5,7 @@ from __future__ import annotations
 import psycopg
 import structlog
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from pgoutlier.db.errors import PgoutlierError, TableReplaced, first_line
 from pgoutlier.db.scoring import quarantine, queue
@@ -13,7 +13,7 @@ from pgoutlier.db.scoring.quarantine import Entry
 from pgoutlier.db.scoring.queue import Claim
 from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sql.statements import blames_rows, sqlstate
+from pgoutlier.db.sql.statements import blames_rows, lost_connection, sqlstate
 from pgoutlier.models_store.artifact import ArtifactRefused
 from pgoutlier.worker.runtime import Runtime
 
@@ -73,22 +73,12 @@ def is_last_whole_try(runtime: Runtime, claim: Claim) -> bool:
 
 def is_passing(error: Exception) -> bool:
     """Whether it is worth nothing more than another try: a lost connection, a lock, a lost race."""
-    return _lost_connection(error) or (sqlstate(error) or "").startswith((*_PASSING, _LOST_RACE))
+    return lost_connection(error) or (sqlstate(error) or "").startswith((*_PASSING, _LOST_RACE))
 
 
 def rows_to_blame(error: Exception) -> bool:
     """Whether it may be due to the values of rows, so that smaller batches can tell which."""
     return not _is_setup_problem(error, sqlstate(error) or "")
-
-
-def _lost_connection(error: Exception) -> bool:
-    if isinstance(error, DBAPIError):
-        return error.connection_invalidated or _lost_connection_text(error.orig)
-    return _lost_connection_text(error)
-
-
-def _lost_connection_text(error: BaseException | None) -> bool:
-    return isinstance(error, psycopg.OperationalError) and sqlstate(error) is None
 
 
 def _is_setup_problem(error: Exception, state: str) -> bool:

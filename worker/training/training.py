@@ -21,6 +21,7 @@ from pgoutlier.db.sources import sources
 from pgoutlier.db.training import training_rows, training_runs
 from pgoutlier.db.training.training_rows import TrainingRows
 from pgoutlier.detector import DetectorError, FitResult, Progress, Recipe
+from pgoutlier.detector.far import FarValues
 from pgoutlier.models_store import registry
 from pgoutlier.models_store.registry import TrainingWindow
 from pgoutlier.worker.report.build import drift_reference
@@ -49,7 +50,7 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class TrainedVersion:
-    """What a training made."""
+    """What a training made. decided_by_few: features whose spread a few rows decide, see `detector.far`."""
 
     source: str
     version: int
@@ -61,6 +62,7 @@ class TrainedVersion:
     threshold: float
     metrics: Mapping[str, float]
     unreadable: Unreadable | None = None
+    decided_by_few: tuple[FarValues, ...] = ()
 
     def sentences(self) -> list[str]:
         """What came of it: the version, whether it scores and why, and what else can be done."""
@@ -77,6 +79,7 @@ class TrainedVersion:
                 f" {self.unreadable.key} ({self.unreadable.error}); they are in quarantine:"
                 f" pgoutlier quarantine list {self.source}"
             )
+        said += [f"Note: {found.sentence()}" for found in self.decided_by_few]
         if self.promoted:
             why = [f"Why: {self.reason}."] if self.n_held_out else []
             return [*said, "It is the champion: the next batch is scored with it.", *why]
@@ -164,6 +167,9 @@ def _train(
         seed=seed,
         on_progress=_noted(runtime, run_id, on_progress),
     )
+    # They are counted from the oldest row on, of which the hold-out has none.
+    window = window.leaving_out(fitted.far_rows, "far_out")
+    rows = window.without_last(n_held_out)
     figures = gate.measure(runtime, source, fitted, window, n_held_out=n_held_out)
     with runtime.engine.begin() as connection:
         decision = gate.decide(connection, runtime, source, window, figures, promote=promote)
@@ -175,6 +181,7 @@ def _train(
         promoted=decision.promotes,
         reason=decision.reason,
         n_rows=rows.n_normal,
+        decided_by_few=[found.feature for found in fitted.decided_by_few],
     )
     if runtime.settings.training_reports:
         _keep_report(runtime, source, number, fitted, rows)
@@ -189,6 +196,7 @@ def _train(
         threshold=fitted.detector.threshold,
         metrics=fitted.metrics,
         unreadable=Unreadable.among(window),
+        decided_by_few=fitted.decided_by_few,
     )
 
 
@@ -289,6 +297,8 @@ def _register(
     metrics = {**fitted.metrics, "gate": decision.as_metric(source)}
     if unreadable := Unreadable.among(rows):
         metrics["unreadable"] = asdict(unreadable)
+    if fitted.decided_by_few:
+        metrics["decided_by_few"] = [vars(found) for found in fitted.decided_by_few]
     number = registry.register(
         connection,
         source,
@@ -305,6 +315,8 @@ def _register(
         run_id,
         status="succeeded",
         metrics=metrics,
+        n_rows=rows.n_normal,
+        left_out=rows.left_out,
         versions=_versions(),
         version=number,
         promoted=decision.promotes,
