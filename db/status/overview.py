@@ -16,7 +16,7 @@ from pgoutlier.db.scoring import queue
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sources import sources
 from pgoutlier.db.sql.identifiers import identifier, ours
-from pgoutlier.db.sql.statements import compose, one, run_dicts
+from pgoutlier.db.sql.statements import compose, one, run_dicts, show_what_policies_allow
 from pgoutlier.db.training import training_runs
 from pgoutlier.db.training.training_runs import TrainingRun
 from pgoutlier.db.versions import aliases
@@ -114,7 +114,8 @@ def listeners(connection: Connection) -> int:
 def flagged(
     connection: Connection, source: SourceDefinition, *, since: datetime | None, limit: int
 ) -> list[dict[str, Any]]:
-    """The last flagged rows, the newest first: the user's columns and the score's."""
+    """The last flagged rows, the newest first: the user's columns and the score's; of those that the role may see."""
+    show_what_policies_allow(connection)
     return run_dicts(
         connection,
         compose(

@@ -127,7 +127,7 @@ def _beat(connection: Connection) -> Finding:
 
 
 def _schedules(connection: Connection) -> Iterator[Finding]:
-    for schedule in schedules.every(connection):
+    for schedule in schedules.times(connection):
         if schedule.enabled and schedule.problem:
             yield Finding(
                 f"schedule {schedule.name}",

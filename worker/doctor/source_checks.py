@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from pgoutlier.db.ddl import installation, queue_triggers, written_columns
 from pgoutlier.db.errors import PgoutlierError, first_line
 from pgoutlier.db.notices import notices
+from pgoutlier.db.roles import grants
 from pgoutlier.db.scoring import write_back
 from pgoutlier.db.source import catalog
 from pgoutlier.db.source.definition import Source
@@ -68,14 +69,21 @@ def _triggers(connection: Connection, _: Runtime, source: Source) -> Finding:
 
 def _views(connection: Connection, _: Runtime, source: Source) -> Finding:
     what, lacking = f"{source.name} views", installation.lacks(connection, source.definition)
-    if not lacking:
-        return Finding(what, True, "all there")
-    return Finding(
-        what,
-        False,
-        f"there is no {', '.join(lacking)}",
-        "run the same `pgoutlier attach` again, and then `pgoutlier db grant` for each role that had it",
-    )
+    open_to_all = installation.shows_too_much(connection, source.definition)
+    if lacking or open_to_all:
+        wrong = [f"there is no {', '.join(lacking)}"] if lacking else []
+        if open_to_all:
+            hidden = "rows that row-level security may hide, or scores of theirs"
+            wrong.append(f"by {', '.join(open_to_all)} one sees {hidden}")
+        mend = (
+            "run the same `pgoutlier attach` again, and then `pgoutlier db grant` for each role that had it"
+        )
+        return Finding(what, False, "; ".join(wrong), mend)
+    cut_off = grants.analysts_without_rows(connection, source.definition)
+    if cut_off:
+        detail = f"{', '.join(cut_off)} may read them, and not what they show of {source.definition.relation}"
+        return Finding(what, False, detail, "; ".join(f"pgoutlier db grant {role}" for role in cut_off))
+    return Finding(what, True, "all there")
 
 
 def _champion(connection: Connection, runtime: Runtime, source: Source) -> Finding:

@@ -8,6 +8,7 @@ from typing import Literal
 from sqlalchemy import Connection
 
 from pgoutlier.db.ddl import core_objects, installation
+from pgoutlier.db.roles import grants
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sources import sources
 from pgoutlier.db.sources.attach import AttachRequest, resolve
@@ -27,7 +28,8 @@ class Attached:
     """A source, and what attach did: made is False if it was attached like this already.
 
     columns_taken_out: that its table had the scores in columns until now. job: the backfill, if one was asked for.
-    index_advice: the CREATE INDEX that finding the rows before each needs, or None.
+    index_advice: the CREATE INDEX that finding the rows before each needs, or None. workers_without_table: roles of
+    workers that may not read the table. analysts_without_rows: roles that may read the views and not the table.
     """
 
     source: Source
@@ -35,6 +37,8 @@ class Attached:
     columns_taken_out: bool
     job: Started | None
     index_advice: str | None
+    workers_without_table: list[str]
+    analysts_without_rows: list[str]
 
 
 def attach(
@@ -56,8 +60,12 @@ def attach(
         )
         source = sources.find(connection, definition.name)
         advice = index_advice(connection, definition, [recipe])
+        grants.give_new_tables(connection, source.name)
+        blind = grants.workers_without_table(connection, definition)
+        cut_off = grants.analysts_without_rows(connection, definition)
     job = job_control.backfill(runtime, source.name) if old_rows == "backfilled" else None
-    return Attached(source, made, had_columns and not definition.write_columns, job, advice)
+    columns_taken_out = had_columns and not definition.write_columns
+    return Attached(source, made, columns_taken_out, job, advice, blind, cut_off)
 
 
 def script(runtime: Runtime, request: AttachRequest, recipe: Recipe) -> str:
