@@ -12,7 +12,7 @@ from pgoutlier.db.ddl import core_objects, installation, written_columns
 from pgoutlier.db.errors import SourceError
 from pgoutlier.db.scoring import write_back
 from pgoutlier.db.source.definition import Source, SourceDefinition
-from pgoutlier.db.sql import locks
+from pgoutlier.db.sql import locks, owners
 from pgoutlier.db.sql.identifiers import display
 from pgoutlier.db.sql.statements import compose, run, run_dicts
 from pgoutlier.db.tables import JsonObject
@@ -93,15 +93,20 @@ def attach(
             _check_same(source, definition, recipe)
             if sweep_old_rows:
                 include_old_rows(connection, source.id)
+            _refuse_foreign(connection, definition)
             _switch_columns(connection, source, definition)
             installation.repair(connection, definition, columns)
+            _refuse_foreign(connection, definition)
             return False
         if source.definition.relation == definition.relation:
             raise SourceError(
                 f"{definition.relation} is attached already, as source {source.name};"
                 f" detach that first: pgoutlier detach {source.name}"
             )
+    _refuse_foreign(connection, definition)
     installation.run_ddl(connection, definition, installation.plan(connection, definition, columns))
+    # Again, for CREATE OR REPLACE leaves the owner of what was put there meanwhile.
+    _refuse_foreign(connection, definition)
     run(
         connection,
         "INSERT INTO outlier.sources (name, definition, recipe, attached_xid) VALUES (%s, %s, %s,"
@@ -110,6 +115,16 @@ def attach(
     )
     record(connection, definition.name, "attach", definition.describe())
     return True
+
+
+def _refuse_foreign(connection: Connection, definition: SourceDefinition) -> None:
+    """Raise SourceError if an object that the source is to have is there already and another's, who could change it."""
+    found = owners.of_source(connection, definition.name)
+    if found:
+        raise SourceError(
+            f"The {found[0]}, who could change what runs when {definition.relation} is written to. Nothing was changed;"
+            f" drop it (DROP {found[0].kind.upper()} {found[0].object}), and attach again."
+        )
 
 
 def record(connection: Connection, source_name: str, action: str, detail: str | None = None) -> None:

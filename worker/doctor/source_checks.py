@@ -14,6 +14,7 @@ from pgoutlier.db.roles import grants
 from pgoutlier.db.scoring import write_back
 from pgoutlier.db.source import catalog
 from pgoutlier.db.source.definition import Source
+from pgoutlier.db.sql import owners
 from pgoutlier.db.status import overview
 from pgoutlier.db.versions import aliases
 from pgoutlier.detector import Recipe
@@ -28,7 +29,7 @@ Check = Callable[[Connection, Runtime, Source], Finding]
 
 def of_source(connection: Connection, runtime: Runtime, source: Source) -> Iterator[Finding]:
     """Everything that has to be right for rows of the source to be scored, and what was turned on for it."""
-    checks: tuple[Check, ...] = (_relation, _triggers, _views, _champion, _order, _problem)
+    checks: tuple[Check, ...] = (_relation, _triggers, _views, _owners, _champion, _order, _problem)
     for check in checks:
         yield check(connection, runtime, source)
     yield from _challenger(connection, runtime, source)
@@ -84,6 +85,19 @@ def _views(connection: Connection, _: Runtime, source: Source) -> Finding:
         detail = f"{', '.join(cut_off)} may read them, and not what they show of {source.definition.relation}"
         return Finding(what, False, detail, "; ".join(f"pgoutlier db grant {role}" for role in cut_off))
     return Finding(what, True, "all there")
+
+
+def _owners(connection: Connection, _: Runtime, source: Source) -> Finding:
+    what = f"{source.name} owners"
+    found = owners.of_source(connection, source.name, owners.schema_owner(connection))
+    if not found:
+        return Finding(what, True, "of the role that attached it")
+    return Finding(
+        what,
+        False,
+        "; ".join(map(str, found)),
+        f"DROP {found[0].kind.upper()} {found[0].object} CASCADE, and run the same `pgoutlier attach` again",
+    )
 
 
 def _champion(connection: Connection, runtime: Runtime, source: Source) -> Finding:
