@@ -51,6 +51,9 @@ metadata = MetaData(
     },
 )
 
+# Characters of a verdict's note, or of the reason for moving an alias: triggers refuse more.
+LONGEST_NOTE = 4_000
+
 # None is NULL, and not the null of JSON.
 _JSON = JSONB(none_as_null=True)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from psycopg import sql
 
-from pgoutlier.db.ddl import path_triggers
+from pgoutlier.db.ddl import path_triggers, source_views
 from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.sql import key_types
 from pgoutlier.db.sql.identifiers import identifier, ours
@@ -89,12 +89,12 @@ def _compared(source: SourceDefinition, shown: sql.Composable) -> sql.Composed:
         for name, value in COMPARED_COLUMNS.items()
     ]
     return compose(
-        "CREATE OR REPLACE VIEW {view} AS SELECT {shown}, {scores} {pairs} JOIN {relation} t ON t.{key} = s.key",
+        "CREATE OR REPLACE VIEW {view} AS SELECT {shown}, {scores} {pairs} JOIN {rows} t ON t.{key} = s.key",
         view=ours("compared", source.name),
         shown=shown,
         scores=sql.SQL(", ").join(scores),
         pairs=_pairs(source),
-        relation=source.relation.sql(),
+        rows=ours(source_views.ROWS, source.name),
         key=identifier(source.key_column),
     )
 

@@ -34,6 +34,7 @@ def create(
         *_scores(source),
         *functions(source, source_columns),
         *source_views.views(source, source_columns, by_event_time=by_event_time).values(),
+        source_views.share_rows(source),
         *(s for statements in challenger(source, source_columns).values() for s in statements),
     ]
 

@@ -30,8 +30,10 @@ def plan(
 ) -> list[sql.Composed]:
     """The statements that `attach` runs; those that lock the user's table against writers are the last."""
     made = core_objects.create(definition, columns, by_event_time=_by_event_time(connection, definition))
+    barred = catalog.has_policies(connection, definition.relation)
+    barriers = source_views.barriers(definition) if barred else []
     triggers = queue_triggers.triggers(definition).values()
-    return [*made, *columns_to_add(connection, definition), *triggers]
+    return [*made, *barriers, *columns_to_add(connection, definition), *triggers]
 
 
 def columns_to_add(connection: Connection, definition: SourceDefinition) -> list[sql.Composed]:
@@ -68,6 +70,8 @@ def repair(
     views = _views_to_mend(connection, definition, columns)
     run_ddl(connection, definition, [*core_objects.functions(definition, columns), *views])
     add_challenger_objects(connection, definition, columns)
+    if _without_barrier(connection, definition):
+        run_ddl(connection, definition, source_views.barriers(definition))
     followers = path_triggers.create(ours("shadow_scores", definition.name))
     if one(connection, "SELECT EXISTS (SELECT FROM outlier.webhooks WHERE source = %s)", (definition.name,)):
         followers += notice_objects.create(definition.name)
@@ -93,16 +97,69 @@ def _views_to_mend(
     connection: Connection, definition: SourceDefinition, columns: tuple[str, ...]
 ) -> list[sql.Composed]:
     by_event_time = _by_event_time(connection, definition)
+
+    def made(kind: str, of: tuple[str, ...]) -> list[sql.Composed]:
+        if kind == "compared":
+            return core_objects.challenger(definition, of)[kind]
+        view = source_views.views(definition, of, by_event_time=by_event_time)[kind]
+        return [view, source_views.share_rows(definition)] if kind == source_views.ROWS else [view]
+
+    kinds = (source_views.ROWS, *source_views.READ, "compared")
+    views = {kind: catalog.view_columns(connection, _view(definition, kind)) for kind in kinds}
     mended = []
-    for kind, made in source_views.views(definition, columns, by_event_time=by_event_time).items():
-        shown = catalog.view_columns(connection, Relation(SCHEMA, f"{kind}_{definition.name}"))
+    for kind, shown in views.items():
         if shown is None:
-            mended.append(made)
-        elif kind != "quality" and source_views.VERDICT_COLUMN not in shown:
+            mended += made(kind, columns) if kind != "compared" else []
+        elif kind == source_views.ROWS and None in views.values():
+            # Those that are made have every column; what it has already can only be followed by others.
+            mended += made(kind, tuple(dict.fromkeys((*shown, *columns))))
+        elif _lacks_verdict(kind, shown) or not _reads_as_who_asks(connection, definition, kind):
             # A column that the table got since then would come before ours, where none can be put in.
             kept = tuple(c for c in columns if source_views.alias(c, columns) in shown)
-            mended.append(source_views.views(definition, kept, by_event_time=by_event_time)[kind])
+            mended += made(kind, kept if kind in {"scored", "flagged", "compared"} else columns)
     return mended
+
+
+def _view(definition: SourceDefinition, kind: str) -> Relation:
+    return Relation(SCHEMA, f"{kind}_{definition.name}")
+
+
+def _lacks_verdict(kind: str, shown: list[str]) -> bool:
+    return kind in {"scored", "flagged"} and source_views.VERDICT_COLUMN not in shown
+
+
+def _reads_as_who_asks(connection: Connection, definition: SourceDefinition, kind: str) -> bool:
+    """Whether a view that is there reads the user's table with the rights of whoever asks."""
+    if kind == source_views.ROWS:
+        return "security_invoker=true" in catalog.options(connection, _view(definition, kind))
+    rows = _view(definition, source_views.ROWS)
+    return catalog.view_reads(connection, _view(definition, kind), rows, definition.key_column)
+
+
+def _without_barrier(connection: Connection, definition: SourceDefinition) -> list[str]:
+    """Kinds of views without the barrier that the policies of the user's table ask for."""
+    if not catalog.has_policies(connection, definition.relation):
+        return []
+    return [
+        kind
+        for kind in source_views.BARRED_BY_POLICIES
+        if catalog.exists(connection, _view(definition, kind))
+        and "security_barrier=true" not in catalog.options(connection, _view(definition, kind))
+    ]
+
+
+def shows_too_much(connection: Connection, definition: SourceDefinition) -> list[str]:
+    """Names of views by which one sees rows, or scores of rows, that the policies of the user's table hide."""
+    kinds = [
+        kind
+        for kind in (*source_views.VIEWS, "compared")
+        if catalog.exists(connection, _view(definition, kind))
+        and not _reads_as_who_asks(connection, definition, kind)
+    ]
+    return [
+        _view(definition, kind).name
+        for kind in dict.fromkeys([*kinds, *_without_barrier(connection, definition)])
+    ]
 
 
 def lacks(connection: Connection, definition: SourceDefinition) -> list[str]:
@@ -113,7 +170,7 @@ def lacks(connection: Connection, definition: SourceDefinition) -> list[str]:
         shown = catalog.view_columns(connection, Relation(SCHEMA, view))
         if shown is None:
             lacking.append(view)
-        elif kind != "quality" and source_views.VERDICT_COLUMN not in shown:
+        elif _lacks_verdict(kind, shown):
             lacking.append(f"{view}.{source_views.VERDICT_COLUMN}")
     return lacking + [f"{kind}_{definition.name}" for kind in lacks_for_challenger(connection, definition)]
 
@@ -127,6 +184,9 @@ def add_challenger_objects(
     """
     missing = lacks_for_challenger(connection, definition)
     made = core_objects.challenger(definition, columns)
+    rows = source_views.views(definition, columns, by_event_time=False)[source_views.ROWS]
+    if missing and not catalog.exists(connection, _view(definition, source_views.ROWS)):
+        made[missing[0]] = [rows, source_views.share_rows(definition), *made[missing[0]]]
     try:
         run_ddl(connection, definition, [s for kind in missing for s in made[kind]])
     except errors.InsufficientPrivilege:

@@ -191,6 +191,25 @@ def role_with_hidden_rows(connection: Connection, table: RelationInfo) -> str | 
     return display(str(one(connection, "SELECT current_user::text")))
 
 
+def has_policies(connection: Connection, relation: Relation) -> bool:
+    """Whether row-level security is enabled for a table; False if there is none."""
+    return bool(
+        one(
+            connection,
+            "SELECT c.relrowsecurity FROM pg_class c WHERE c.oid = to_regclass(%s)",
+            (as_text(relation.sql()),),
+        )
+    )
+
+
+def options(connection: Connection, relation: Relation) -> list[str]:
+    """The options of a relation, such as security_barrier=true; none if there is no such relation."""
+    found: list[str] | None = one(
+        connection, "SELECT reloptions FROM pg_class WHERE oid = to_regclass(%s)", (as_text(relation.sql()),)
+    )
+    return found or []
+
+
 def exists(connection: Connection, relation: Relation) -> bool:
     """Whether there is a relation of this name."""
     return one(connection, "SELECT to_regclass(%s)", (as_text(relation.sql()),)) is not None

@@ -17,7 +17,7 @@ from pgoutlier.db.source import catalog, identity
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.source.identity import Found
 from pgoutlier.db.sources import changing
-from pgoutlier.db.sql import locks
+from pgoutlier.db.sql import locks, owners
 from pgoutlier.db.sql.identifiers import SCHEMA, Relation, display, identifier
 from pgoutlier.db.sql.statements import compose, run, run_dicts
 from pgoutlier.db.tables import JsonObject
@@ -107,15 +107,18 @@ def attach(
     table_oid = catalog.inspect(connection, definition.relation).oid
     for source in every(connection):
         if source.name == definition.name:
+            _refuse_foreign(connection, definition)
             _attach_again(connection, source, definition, columns, recipe, table_oid)
             if sweep_old_rows:
                 include_old_rows(connection, source.id)
+            _refuse_foreign(connection, definition)
             return False
         if table_oid == source.table_oid:
             raise SourceError(
                 f"{definition.relation} is attached already, as source {source.name};"
                 f" detach that first: pgoutlier detach {source.name}"
             )
+    _refuse_foreign(connection, definition)
     _check_name_is_free(connection, definition.name)
     statements = installation.plan(connection, definition, columns)
     run(
@@ -135,6 +138,8 @@ def attach(
         run_ddl(connection, definition, statements)
     except (errors.DuplicateTable, errors.DuplicateFunction) as error:
         raise _taken(definition.name, first_line(error)) from None
+    # Again, for CREATE OR REPLACE leaves the owner of what was put there meanwhile.
+    _refuse_foreign(connection, definition)
     return True
 
 
@@ -150,6 +155,16 @@ def _taken(name: str, why: str) -> SourceError:
     return SourceError(
         f"A source cannot be called {name}, because {why} in schema {SCHEMA}; give it another --name."
     )
+
+
+def _refuse_foreign(connection: Connection, definition: SourceDefinition) -> None:
+    """Raise SourceError if an object that the source is to have is there already and another's, who could change it."""
+    found = owners.of_source(connection, definition.name)
+    if found:
+        raise SourceError(
+            f"The {found[0]}, who could change what runs when {definition.relation} is written to. Nothing was changed;"
+            f" drop it (DROP {found[0].kind.upper()} {found[0].object}), and attach again."
+        )
 
 
 def record(connection: Connection, source_name: str, action: str, detail: str | None = None) -> None:

@@ -17,7 +17,7 @@ from pgoutlier.db.source import catalog
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sources import sources
 from pgoutlier.db.sql.identifiers import SCHEMA, Relation, identifier, ours
-from pgoutlier.db.sql.statements import compose, one, users_rows
+from pgoutlier.db.sql.statements import compose, one, show_what_policies_allow, users_rows
 from pgoutlier.db.training import training_runs
 from pgoutlier.db.training.training_runs import TrainingRun
 from pgoutlier.db.versions import aliases
@@ -120,7 +120,8 @@ def has_views(connection: Connection, source: SourceDefinition) -> bool:
 def flagged(
     connection: Connection, source: SourceDefinition, *, since: datetime | None, limit: int
 ) -> list[dict[str, Any]]:
-    """The last flagged rows, the newest first: the user's columns and the score's."""
+    """The last flagged rows, the newest first: the user's columns and the score's; of those that the role may see."""
+    show_what_policies_allow(connection)
     return users_rows(
         connection,
         compose(

@@ -559,7 +559,7 @@ def test_the_dry_run_prints_what_attach_does(
     by_hand = objects(user)
     user.execute("DROP FUNCTION outlier.enqueue_insert_sales, outlier.enqueue_update_sales CASCADE")
     user.execute("DROP VIEW outlier.scored_sales, outlier.flagged_sales, outlier.quality_sales")
-    user.execute("DROP VIEW outlier.comparison_sales, outlier.compared_sales")
+    user.execute("DROP VIEW outlier.comparison_sales, outlier.compared_sales, outlier.rows_sales")
     user.execute("DROP TABLE outlier.scores_sales, outlier.queue_sales, outlier.shadow_scores_sales")
     assert objects(user) == before
     attach_table(user, runtime, relation='"50% Sales"', key='"Key %s"', features=features, name="sales")

@@ -124,6 +124,8 @@ def _attached_json(done: Attached, *, n_copied: int) -> dict[str, object]:
         "write_columns": done.source.definition.write_columns,
         "n_scores_copied": n_copied,
         "index_advice": done.index_advice,
+        "workers_without_table": done.workers_without_table,
+        "analysts_without_rows": done.analysts_without_rows,
     }
 
 
@@ -173,6 +175,17 @@ def _print_attached(done: Attached, *, n_copied: int, n_old: int | None) -> None
         console.print(
             f"To find the rows before each quickly, first run: {done.index_advice}", highlight=False
         )
+    for roles, what in (
+        (done.workers_without_table, " --as worker"),
+        (done.analysts_without_rows, ""),
+    ):
+        for role in roles:
+            console.print(
+                f"{role} may not read {definition.relation} yet: pgoutlier db grant {role}{what}",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
     if done.made:
         console.print(f"Next: pgoutlier train {definition.name}", highlight=False)
 

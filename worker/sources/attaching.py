@@ -9,6 +9,7 @@ import structlog
 from sqlalchemy import Connection
 
 from pgoutlier.db.ddl import core_objects, installation
+from pgoutlier.db.roles import grants
 from pgoutlier.db.source import labels
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.source.labels import LabelValue
@@ -33,8 +34,9 @@ class Attached:
 
     left_out: columns that are no features although nobody named those that are, with the type of each. labels: what
     the label column says. columns_taken_out: that its table had the scores in columns until now. job: the backfill, if
-    one was asked for.
-    index_advice: the CREATE INDEX that finding the rows before each needs, or None.
+    one was asked for. index_advice: the CREATE INDEX that finding the rows before each needs, or None.
+    workers_without_table: roles of workers that may not read the table. analysts_without_rows: roles that may read the
+    views and not the table.
     """
 
     source: Source
@@ -44,6 +46,8 @@ class Attached:
     columns_taken_out: bool
     job: Started | None
     index_advice: str | None
+    workers_without_table: list[str]
+    analysts_without_rows: list[str]
 
 
 def attach(
@@ -63,6 +67,7 @@ def attach(
             recipe.model_dump(mode="json"),
             sweep_old_rows=old_rows == "swept",
         )
+        grants.give_new_tables(connection, definition.name)
     return _attached(
         runtime,
         definition.name,
@@ -96,6 +101,8 @@ def _attached(
             columns_taken_out=columns_taken_out,
             job=job,
             index_advice=index_advice(connection, source.definition, [recipe]),
+            workers_without_table=grants.workers_without_table(connection, source.definition),
+            analysts_without_rows=grants.analysts_without_rows(connection, source.definition),
         )
 
 
