@@ -97,6 +97,13 @@ def runtime() -> Runtime:
         return _runtime_of(os.getpid())
 
 
+def stop() -> None:
+    """Have this process stop after the batch at hand, if it has a runtime at all."""
+    with _lock:
+        if _runtime_of.cache_info().currsize:
+            _runtime_of(os.getpid()).stopping.set()
+
+
 @lru_cache(maxsize=1)
 def _runtime_of(pid: int) -> Runtime:
     return make_runtime(load_settings(), application_name=f"pgoutlier worker {pid}")

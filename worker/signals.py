@@ -13,7 +13,7 @@ from pgoutlier.db.settings import load_settings
 from pgoutlier.detector import load_onnx_runtime
 from pgoutlier.worker.app import app, ring
 from pgoutlier.worker.logs import configure_logs
-from pgoutlier.worker.runtime import runtime
+from pgoutlier.worker.runtime import runtime, stop
 from pgoutlier.worker.warming import warm_up
 
 _ARENA_MAX = -8  # M_ARENA_MAX of malloc.h
@@ -58,4 +58,5 @@ def _scores_in_threads(worker: Any) -> bool:
 
 @worker_shutting_down.connect
 def _stop_after_this_batch(**_: Any) -> None:
-    runtime().stopping.set()
+    # This runs in whatever the signal has interrupted, which may hold the locks that it takes to say so.
+    threading.Thread(target=stop, name="stop", daemon=True).start()

@@ -230,5 +230,24 @@ def test_a_broker_that_refuses_for_a_while_ends_nobody(
     table.assert_scored_once()
 
 
+@pytest.mark.parametrize("what", ["replica", "no memory", "no right"])
+def test_processes_that_start_while_the_broker_refuses_wait_for_it(
+    stack: Stack, table: Table, what: str
+) -> None:
+    refuse, serve = REFUSALS[what]
+    with broker_of(stack) as broker:
+        refuse(broker)
+        try:
+            up = stack.start("up", "pgoutlier.worker.cli", "up", drain_every_seconds=1)
+            table.insert(5)
+            until(lambda: "broker_unavailable" in up.output(), "somebody is refused")
+        finally:
+            serve(broker)
+    until(table.drained, "rows are scored")
+    assert "Ended by itself" not in up.output()
+    assert "Traceback" not in up.output()
+    assert up.alive()
+
+
 def _n_ticks(stack: Stack) -> int:
     return int(str(stack.one("SELECT n_runs FROM outlier.schedules WHERE name = 'drain'")))
