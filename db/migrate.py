@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from pgoutlier.db.errors import MissingPrivilege, SchemaNotReady, first_line
+from pgoutlier.db.sql import owners
 from pgoutlier.db.sql.identifiers import SCHEMA, display
 from pgoutlier.db.sql.statements import one, sqlstate
 
@@ -64,6 +65,22 @@ def _migrate(engine: Engine, direction: object, revision: str) -> None:
                 f" database has to run: CREATE SCHEMA {SCHEMA} AUTHORIZATION {role};"
             ) from None
         raise
+
+
+def refuse_foreign(connection: Connection) -> None:
+    """Raise SchemaNotReady if the schema or something in it is another's: its triggers would run as us."""
+    found = owners.plugin_wide(connection)
+    if not found:
+        return
+    role = display(str(one(connection, "SELECT current_user::text")))
+    more = f", and {len(found) - 1} more in it" if len(found) > 1 else ""
+    owner = display(found[0].owner)
+    hand_over = f"ALTER {found[0].kind.upper()} {found[0].object} OWNER TO {role};"
+    raise SchemaNotReady(
+        f"The {found[0]}{more}, and what {owner} has put there would run with the rights of {role}; nothing changed."
+        f" If {owner} looks after pgoutlier, connect as {owner}, or make {role} a member: GRANT {owner} TO {role}; If"
+        f" not, look at it, then drop it or hand it over: {hand_over}"
+    )
 
 
 def check(engine: Engine) -> None:

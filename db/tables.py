@@ -25,7 +25,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSONB, REGCLASS
 
 from pgoutlier.db.sql.identifiers import SCHEMA
 
@@ -51,6 +51,9 @@ metadata = MetaData(
     },
 )
 
+# Characters of a verdict's note, or of the reason for moving an alias: triggers refuse more.
+LONGEST_NOTE = 4_000
+
 # None is NULL, and not the null of JSON.
 _JSON = JSONB(none_as_null=True)
 
@@ -68,6 +71,7 @@ sources = Table(
     metadata,
     Column("id", Integer, Identity(always=True), primary_key=True),
     Column("name", Text, nullable=False, unique=True),
+    Column("relation", REGCLASS, comment="its table, whatever that is called; null: it was gone"),
     Column("definition", _JSON, nullable=False, comment="db.sources.SourceDefinition"),
     Column("recipe", _JSON, nullable=False, comment="detector.Recipe that new versions are trained with"),
     Column(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Connection, text
 
-from pgoutlier.db.migrate import LOCK_TIMEOUT, STATEMENT_TIMEOUT
+from pgoutlier.db.migrate import LOCK_TIMEOUT, STATEMENT_TIMEOUT, refuse_foreign
 from pgoutlier.db.sql.identifiers import SCHEMA
 from pgoutlier.db.tables import metadata
 
@@ -26,6 +26,7 @@ def _run(connection: Connection) -> None:
     # IF NOT EXISTS would ask for the right to create schemas where an owner has made this one for us.
     if connection.scalar(text(f"SELECT to_regnamespace('{SCHEMA}')")) is None:
         connection.execute(text(f"CREATE SCHEMA {SCHEMA}"))
+    refuse_foreign(connection)
     context.configure(
         connection=connection,
         target_metadata=metadata,

@@ -28,6 +28,10 @@ errors = Console(stderr=True)
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in {9, 10}}
 
 
+# Columns of numbers that one types again: nothing is put between their digits.
+_IDENTITIES = {"id", "job", "key", "version", "champion", "challenger"}
+
+
 def plain(value: Any) -> Any:
     """A value as JSON knows it: a dataclass as its fields by name, a time as text, what JSON has no number for too."""
     if value is None or isinstance(value, str | bool | int):
@@ -79,7 +83,8 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     """A table; None shows as a dash. Text is never read as markup, nor as control sequences of the terminal."""
     table = new_table(title, columns)
     for row in rows:
-        table.add_row(*(_cell(value) for value in row))
+        values = (identity(v) if name in _IDENTITIES else v for name, v in zip(columns, row, strict=True))
+        table.add_row(*(_cell(value) for value in values))
     console.print(table)
 
 
@@ -138,6 +143,11 @@ def _cell(value: object) -> str:
     if isinstance(value, datetime):
         return value.strftime("%m-%d %H:%M:%S")
     return escape(str(value).translate(_CONTROLS))
+
+
+def identity(value: object) -> object:
+    """What says which row or whose it is, for a cell: a number as one types it, with nothing between its digits."""
+    return str(value) if isinstance(value, int) else value
 
 
 def top_features_text(top: list[TopFeature] | None, *, most: int = 3) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from psycopg import sql
 
-from pgoutlier.db.ddl import path_triggers
+from pgoutlier.db.ddl import path_triggers, source_views
 from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.sql import key_types
 from pgoutlier.db.sql.identifiers import identifier, ours
@@ -16,6 +16,8 @@ from pgoutlier.db.sql.statements import compose
 
 # The kinds of objects, each after those that it needs.
 KINDS = ("shadow_scores", "compared", "comparison")
+# The views among them, each before those that it needs.
+VIEWS = ("comparison", "compared")
 COMPARED_COLUMNS = {
     "reconstruction_error": "s.reconstruction_error",
     "flagged": "s.flagged",
@@ -42,8 +44,7 @@ def create(source: SourceDefinition, shown: sql.Composable) -> dict[str, list[sq
 def drop(source: SourceDefinition) -> list[sql.Composed]:
     """The statements that remove them."""
     return [
-        compose("DROP VIEW IF EXISTS {view}", view=ours("comparison", source.name)),
-        compose("DROP VIEW IF EXISTS {view}", view=ours("compared", source.name)),
+        *(compose("DROP VIEW IF EXISTS {view}", view=ours(view, source.name)) for view in VIEWS),
         compose("DROP TABLE IF EXISTS {table}", table=ours("shadow_scores", source.name)),
     ]
 
@@ -88,12 +89,12 @@ def _compared(source: SourceDefinition, shown: sql.Composable) -> sql.Composed:
         for name, value in COMPARED_COLUMNS.items()
     ]
     return compose(
-        "CREATE OR REPLACE VIEW {view} AS SELECT {shown}, {scores} {pairs} JOIN {relation} t ON t.{key} = s.key",
+        "CREATE OR REPLACE VIEW {view} AS SELECT {shown}, {scores} {pairs} JOIN {rows} t ON t.{key} = s.key",
         view=ours("compared", source.name),
         shown=shown,
         scores=sql.SQL(", ").join(scores),
         pairs=_pairs(source),
-        relation=source.relation.sql(),
+        rows=ours(source_views.ROWS, source.name),
         key=identifier(source.key_column),
     )
 

@@ -16,22 +16,24 @@ from pgoutlier.db.ddl import (
     source_views,
     written_columns,
 )
-from pgoutlier.db.errors import MissingPrivilege, SourceError
+from pgoutlier.db.ddl.lock_waits import run_ddl
+from pgoutlier.db.errors import MissingPrivilege
 from pgoutlier.db.source import catalog
 from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.sql import locks
 from pgoutlier.db.sql.identifiers import SCHEMA, Relation, ours
 from pgoutlier.db.sql.statements import one, run
 
-LOCK_TIMEOUT = "10s"
-
 
 def plan(
     connection: Connection, definition: SourceDefinition, columns: tuple[str, ...]
 ) -> list[sql.Composed]:
-    """The statements that `attach` runs."""
+    """The statements that `attach` runs; those that lock the user's table against writers are the last."""
     made = core_objects.create(definition, columns, by_event_time=_by_event_time(connection, definition))
-    return [*columns_to_add(connection, definition), *made]
+    barred = catalog.has_policies(connection, definition.relation)
+    barriers = source_views.barriers(definition) if barred else []
+    triggers = queue_triggers.triggers(definition).values()
+    return [*made, *barriers, *columns_to_add(connection, definition), *triggers]
 
 
 def columns_to_add(connection: Connection, definition: SourceDefinition) -> list[sql.Composed]:
@@ -48,59 +50,116 @@ def _by_event_time(connection: Connection, definition: SourceDefinition) -> bool
 def run_our_ddl(
     connection: Connection, definition: SourceDefinition, statements: Sequence[sql.Composed]
 ) -> None:
-    """Statements on a source's objects that wait for their locks no longer than LOCK_TIMEOUT, and not beside an attach.
-
-    Raises SourceError if the locks are not to be had.
-    """
+    """Statements on a source's objects, as `run_ddl` runs them, and not beside an attach."""
     locks.hold(connection, "attach")
-    limit_lock_waits(connection)
     run_ddl(connection, definition, statements)
 
 
-def limit_lock_waits(connection: Connection) -> None:
-    """Whoever waits for the lock on a table makes every later writer of it wait, too."""
-    run(connection, sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(LOCK_TIMEOUT)))
+def repair(
+    connection: Connection,
+    definition: SourceDefinition,
+    columns: tuple[str, ...],
+    *,
+    last: Sequence[sql.Composed] = (),
+) -> None:
+    """Make triggers, functions and views again that somebody dropped, and those on our tables that somebody disabled.
 
-
-def run_ddl(connection: Connection, definition: SourceDefinition, statements: Sequence[sql.Composed]) -> None:
-    """Run statements on a source's objects. Raises SourceError if a lock on them is not to be had in time."""
-    try:
-        for statement in statements:
-            run(connection, statement)
-    except (errors.LockNotAvailable, errors.DeadlockDetected):
-        raise SourceError(
-            f"{definition.relation} is in use: no lock on it within {LOCK_TIMEOUT}, and nothing was changed; end"
-            " the transactions that wrote to it, and try again."
-        ) from None
-
-
-def repair(connection: Connection, definition: SourceDefinition, columns: tuple[str, ...]) -> None:
-    """Make triggers, functions and views again that somebody dropped or disabled. Tables are never touched.
-
-    Views of an earlier version of this program get the columns that they lack.
+    Tables are never touched. Views of an earlier version of this program get the columns that they lack. Triggers on
+    the user's table that are there stay as they are, also disabled ones. last: statements on the user's table.
     """
     views = _views_to_mend(connection, definition, columns)
-    run_ddl(connection, definition, [*core_objects.triggers(definition, columns), *views])
+    run_ddl(connection, definition, [*core_objects.functions(definition, columns), *views])
     add_challenger_objects(connection, definition, columns)
-    run_ddl(connection, definition, path_triggers.create(ours("shadow_scores", definition.name)))
+    if _without_barrier(connection, definition):
+        run_ddl(connection, definition, source_views.barriers(definition))
+    followers = path_triggers.create(ours("shadow_scores", definition.name))
     if one(connection, "SELECT EXISTS (SELECT FROM outlier.webhooks WHERE source = %s)", (definition.name,)):
-        run_ddl(connection, definition, notice_objects.create(definition.name))
+        followers += notice_objects.create(definition.name)
+    run_ddl(connection, definition, followers)
+    present = catalog.trigger_states(connection, definition.relation)
+    missing = [made for name, made in queue_triggers.triggers(definition).items() if name not in present]
+    run_ddl(connection, definition, [*last, *missing])
+
+
+def view_grants(connection: Connection, definition: SourceDefinition) -> list[sql.Composed]:
+    """The statements that give the rights on the views again, as they are now."""
+    views = (*source_views.VIEWS, *challenger_objects.VIEWS)
+    found = run(
+        connection,
+        "SELECT unnest(outlier.grants_on(c.oid::regclass)) FROM pg_class c"
+        " WHERE c.relnamespace = 'outlier'::regnamespace AND c.relname = ANY (%s)",
+        ([f"{view}_{definition.name}" for view in views],),
+    )
+    return [sql.Composed([sql.SQL(grant.replace("%", "%%"))]) for (grant,) in found.fetchall()]
 
 
 def _views_to_mend(
     connection: Connection, definition: SourceDefinition, columns: tuple[str, ...]
 ) -> list[sql.Composed]:
     by_event_time = _by_event_time(connection, definition)
+
+    def made(kind: str, of: tuple[str, ...]) -> list[sql.Composed]:
+        if kind == "compared":
+            return core_objects.challenger(definition, of)[kind]
+        view = source_views.views(definition, of, by_event_time=by_event_time)[kind]
+        return [view, source_views.share_rows(definition)] if kind == source_views.ROWS else [view]
+
+    kinds = (source_views.ROWS, *source_views.READ, "compared")
+    views = {kind: catalog.view_columns(connection, _view(definition, kind)) for kind in kinds}
     mended = []
-    for kind, made in source_views.views(definition, columns, by_event_time=by_event_time).items():
-        shown = catalog.view_columns(connection, Relation(SCHEMA, f"{kind}_{definition.name}"))
+    for kind, shown in views.items():
         if shown is None:
-            mended.append(made)
-        elif kind != "quality" and source_views.VERDICT_COLUMN not in shown:
+            mended += made(kind, columns) if kind != "compared" else []
+        elif kind == source_views.ROWS and None in views.values():
+            # Those that are made have every column; what it has already can only be followed by others.
+            mended += made(kind, tuple(dict.fromkeys((*shown, *columns))))
+        elif _lacks_verdict(kind, shown) or not _reads_as_who_asks(connection, definition, kind):
             # A column that the table got since then would come before ours, where none can be put in.
             kept = tuple(c for c in columns if source_views.alias(c, columns) in shown)
-            mended.append(source_views.views(definition, kept, by_event_time=by_event_time)[kind])
+            mended += made(kind, kept if kind in {"scored", "flagged", "compared"} else columns)
     return mended
+
+
+def _view(definition: SourceDefinition, kind: str) -> Relation:
+    return Relation(SCHEMA, f"{kind}_{definition.name}")
+
+
+def _lacks_verdict(kind: str, shown: list[str]) -> bool:
+    return kind in {"scored", "flagged"} and source_views.VERDICT_COLUMN not in shown
+
+
+def _reads_as_who_asks(connection: Connection, definition: SourceDefinition, kind: str) -> bool:
+    """Whether a view that is there reads the user's table with the rights of whoever asks."""
+    if kind == source_views.ROWS:
+        return "security_invoker=true" in catalog.options(connection, _view(definition, kind))
+    rows = _view(definition, source_views.ROWS)
+    return catalog.view_reads(connection, _view(definition, kind), rows, definition.key_column)
+
+
+def _without_barrier(connection: Connection, definition: SourceDefinition) -> list[str]:
+    """Kinds of views without the barrier that the policies of the user's table ask for."""
+    if not catalog.has_policies(connection, definition.relation):
+        return []
+    return [
+        kind
+        for kind in source_views.BARRED_BY_POLICIES
+        if catalog.exists(connection, _view(definition, kind))
+        and "security_barrier=true" not in catalog.options(connection, _view(definition, kind))
+    ]
+
+
+def shows_too_much(connection: Connection, definition: SourceDefinition) -> list[str]:
+    """Names of views by which one sees rows, or scores of rows, that the policies of the user's table hide."""
+    kinds = [
+        kind
+        for kind in (*source_views.VIEWS, "compared")
+        if catalog.exists(connection, _view(definition, kind))
+        and not _reads_as_who_asks(connection, definition, kind)
+    ]
+    return [
+        _view(definition, kind).name
+        for kind in dict.fromkeys([*kinds, *_without_barrier(connection, definition)])
+    ]
 
 
 def lacks(connection: Connection, definition: SourceDefinition) -> list[str]:
@@ -111,7 +170,7 @@ def lacks(connection: Connection, definition: SourceDefinition) -> list[str]:
         shown = catalog.view_columns(connection, Relation(SCHEMA, view))
         if shown is None:
             lacking.append(view)
-        elif kind != "quality" and source_views.VERDICT_COLUMN not in shown:
+        elif _lacks_verdict(kind, shown):
             lacking.append(f"{view}.{source_views.VERDICT_COLUMN}")
     return lacking + [f"{kind}_{definition.name}" for kind in lacks_for_challenger(connection, definition)]
 
@@ -125,6 +184,9 @@ def add_challenger_objects(
     """
     missing = lacks_for_challenger(connection, definition)
     made = core_objects.challenger(definition, columns)
+    rows = source_views.views(definition, columns, by_event_time=False)[source_views.ROWS]
+    if missing and not catalog.exists(connection, _view(definition, source_views.ROWS)):
+        made[missing[0]] = [rows, source_views.share_rows(definition), *made[missing[0]]]
     try:
         run_ddl(connection, definition, [s for kind in missing for s in made[kind]])
     except errors.InsufficientPrivilege:

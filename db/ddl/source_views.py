@@ -1,4 +1,8 @@
-"""The views made for each source: what analysts read."""
+"""The views made for each source: what analysts read.
+
+Nobody sees more of the user's table by them than by the table itself: they read it through `rows`, which PostgreSQL
+reads with the rights of whoever asks, and only our own tables with those of whoever attached (decision 0028).
+"""
 
 from __future__ import annotations
 
@@ -14,39 +18,69 @@ from pgoutlier.db.sql.statements import compose
 SCORE_COLUMNS = ("reconstruction_error", "flagged", "model_version", "scored_at", "top_features")
 VERDICT_COLUMN = "verdict"
 OURS = (*SCORE_COLUMNS, VERDICT_COLUMN)
-VIEWS = ("scored", "flagged", "quality")
+READ = ("scored", "flagged", "quality")
+ROWS = "rows"
+# Each before those that it needs.
+VIEWS = (*READ, ROWS)
+BARRED_BY_POLICIES = ("scored", "quality", "compared")
 
 
 def views(
     source: SourceDefinition, source_columns: tuple[str, ...], *, by_event_time: bool
 ) -> dict[str, sql.Composed]:
-    """CREATE OR REPLACE VIEW of each view, by its kind.
+    """CREATE OR REPLACE VIEW of each view, by its kind, in an order in which they can be made.
 
+    rows: the user's table.
     scored, flagged: the user's columns, and the score and the verdict beside them; a column of theirs named as one
     of ours gets source_ before it. New columns of ours come last, since a view that exists can only be given more at
     its end. source_columns: of the user's table. by_event_time: its time column tells a day.
     """
     select = compose(
-        "SELECT {theirs}, {ours}, {verdict} AS {verdict_name} FROM {relation} t JOIN {scores} s ON s.key = t.{key}",
+        "SELECT {theirs}, {ours}, {verdict} AS {verdict_name} FROM {rows} t JOIN {scores} s ON s.key = t.{key}",
         theirs=shown(source_columns, beside=OURS),
         ours=sql.SQL(", ").join(compose("s.{c}", c=identifier(column)) for column in SCORE_COLUMNS),
         verdict=labels.verdict_of_row(source, "t"),
         verdict_name=identifier(VERDICT_COLUMN),
-        relation=source.relation.sql(),
+        rows=ours(ROWS, source.name),
         scores=ours("scores", source.name),
         key=identifier(source.key_column),
     )
+    rows = compose(
+        "SELECT {columns} FROM {relation}",
+        columns=sql.SQL(", ").join(map(identifier, source_columns)),
+        relation=source.relation.sql(),
+    )
+    # Behind a barrier PostgreSQL orders nothing by an index for the one who asks: so the view says the usual order.
+    flagged = compose("{select} WHERE s.flagged ORDER BY s.scored_at DESC", select=select)
     selects = {
-        "scored": select,
-        "flagged": compose("{select} WHERE s.flagged", select=select),
-        "quality": _quality(source, by_event_time=by_event_time),
+        ROWS: (" WITH (security_invoker = true)", rows),
+        "scored": ("", select),
+        "flagged": (" WITH (security_barrier = true)", flagged),
+        "quality": ("", _quality(source, by_event_time=by_event_time)),
     }
     return {
         kind: compose(
-            "CREATE OR REPLACE VIEW {view} AS {select}", view=ours(kind, source.name), select=select
+            "CREATE OR REPLACE VIEW {view}{options} AS {select}",
+            view=ours(kind, source.name),
+            options=sql.SQL(options),
+            select=select,
         )
-        for kind, select in selects.items()
+        for kind, (options, select) in selects.items()
     }
+
+
+def share_rows(source: SourceDefinition) -> sql.Composed:
+    """The statement that lets the other views read `rows`, whoever made them: it gives nobody a right on the table."""
+    return compose("GRANT SELECT ON {rows} TO PUBLIC", rows=ours(ROWS, source.name))
+
+
+def barriers(source: SourceDefinition) -> list[sql.Composed]:
+    """Statements that keep a function in a query of `scored`, `quality` or `compared` from seeing scores of rows that
+    a policy of the table's hides. PostgreSQL then joins less cleverly, so they are for tables with policies."""
+    return [
+        compose("ALTER VIEW {view} SET (security_barrier = true)", view=ours(kind, source.name))
+        for kind in BARRED_BY_POLICIES
+    ]
 
 
 def _quality(source: SourceDefinition, *, by_event_time: bool) -> sql.Composed:
@@ -63,11 +97,11 @@ def _quality(source: SourceDefinition, *, by_event_time: bool) -> sql.Composed:
         " (avg(k.fraud::integer) FILTER (WHERE k.flagged))::double precision AS precision,"
         " (avg(k.flagged::integer) FILTER (WHERE k.fraud))::double precision AS recall"
         " FROM (SELECT ({day})::date AS day, s.model_version, s.flagged, {known} AS fraud"
-        " FROM {relation} t JOIN {scores} s ON s.key = t.{key}{verdicts}) k"
+        " FROM {rows} t JOIN {scores} s ON s.key = t.{key}{verdicts}) k"
         " WHERE k.fraud IS NOT NULL GROUP BY k.day, k.model_version",
         day=day,
         known=labels.known(source, labels.by_column(source, "t")),
-        relation=source.relation.sql(),
+        rows=ours(ROWS, source.name),
         scores=ours("scores", source.name),
         key=identifier(source.key_column),
         verdicts=labels.with_verdicts(source, compose("t.{key}", key=identifier(source.key_column))),

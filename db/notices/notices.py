@@ -61,8 +61,8 @@ def figures(connection: Connection, source_name: str) -> NoticeFigures | None:
         "SELECT (SELECT count(*) FROM outlier.notices n WHERE n.source = w.source AND n.waits)"
         " + (SELECT coalesce(sum(d.n_notices), 0) FROM outlier.deliveries d WHERE d.source = w.source)"
         " AS n_pending, (SELECT coalesce(sum(l.n_notices), 0) FROM outlier.dead_letters l"
-        " WHERE l.source = w.source) AS n_dead, w.enabled, w.problem, w.url IS NOT NULL AS sends"
-        " FROM outlier.webhooks w WHERE w.source = %s",
+        " WHERE l.source = w.source) AS n_dead, w.enabled, w.problem, w.sends"
+        " FROM outlier.webhook_states w WHERE w.source = %s",
         (source_name,),
     ).fetchone()
     return None if row is None else NoticeFigures(int(row[0]), int(row[1]), *row[2:])

@@ -50,6 +50,19 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class ScheduleTimes:
+    """When a schedule runs, for those who may not read its arguments; as in `Schedule`."""
+
+    name: str
+    task: str
+    enabled: bool
+    next_run_at: datetime | None
+    last_run_at: datetime | None
+    problem: str | None
+    read_at: datetime
+
+
+@dataclass(frozen=True)
 class ScheduleEvent:
     """Who changed which schedule when. before and after are its columns, or text if that is not to be read as JSON."""
 
@@ -78,12 +91,20 @@ _AS_READ = {
     "kwargs": cast(_COLUMNS.kwargs, Text).label("kwargs"),
     "read_at": func.clock_timestamp().label("read_at"),
 }
-_SCHEDULES = select(*(_AS_READ[f.name] if f.name in _AS_READ else _COLUMNS[f.name] for f in fields(Schedule)))
+_SCHEDULES, _TIMES = (
+    select(*(_AS_READ[f.name] if f.name in _AS_READ else _COLUMNS[f.name] for f in fields(kind)))
+    for kind in (Schedule, ScheduleTimes)
+)
 
 
 def every(connection: Connection) -> list[Schedule]:
     """All schedules by name."""
     return _read(connection, _SCHEDULES.order_by(_COLUMNS.name))
+
+
+def times(connection: Connection) -> list[ScheduleTimes]:
+    """When each schedule runs, by name."""
+    return [ScheduleTimes(*row) for row in connection.execute(_TIMES.order_by(_COLUMNS.name))]
 
 
 def find(connection: Connection, name: str) -> Schedule:

@@ -20,6 +20,11 @@ from sqlalchemy.exc import DBAPIError
 
 from pgoutlier.db.engine import driver_connection
 
+# SQLSTATEs and classes of them (https://www.postgresql.org/docs/current/errcodes-appendix.html) that another batch, or
+# a smaller one, may not have: cardinality, data exceptions, integrity, errors raised by functions of the user's; what
+# PostgreSQL does not do with some values, limits of size and memory; a row that is corrupt.
+_ROWS_TO_BLAME = ("21", "22", "23", "38", "39", "P0", "0A", "53200", "54", "XX")
+
 Params = Sequence[Any] | Mapping[str, Any]
 Record = TypeVar("Record")
 
@@ -122,6 +127,14 @@ def one(connection: Connection, statement: sql.Composed | LiteralString, params:
     return None if row is None else row[0]
 
 
+def show_what_policies_allow(connection: Connection) -> None:
+    """For the rest of the transaction: rows that row-level security hides are left out, where a session of ours fails.
+
+    For what is only shown to somebody. What counts, scores or removes rows takes a hidden one for one that is gone.
+    """
+    run(connection, "SET LOCAL row_security = on")
+
+
 def binary_rows(
     connection: Connection, statement: sql.SQL | sql.Composed, params: Params = ()
 ) -> list[tuple[Any, ...]]:
@@ -145,6 +158,11 @@ def sqlstate(error: BaseException) -> str | None:
     """PostgreSQL's five-character error code of an error from the driver or from SQLAlchemy around it."""
     original = getattr(error, "orig", error)
     return getattr(original, "sqlstate", None)
+
+
+def blames_rows(state: str | None) -> bool:
+    """Whether an error of this SQLSTATE may be due to the values of rows."""
+    return (state or "").startswith(_ROWS_TO_BLAME)
 
 
 def lost_connection(error: BaseException) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import numpy.typing as npt
 from psycopg import sql
 from sqlalchemy import Connection
 
-from pgoutlier.db.scoring import features, windows
+from pgoutlier.db.scoring import unreadable, windows
+from pgoutlier.db.scoring.rows import UNREADABLE
 from pgoutlier.db.source import catalog, labels, moments
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.source.moments import Moments
@@ -31,6 +33,7 @@ class TrainingRows:
 
     normal, fraud (n,): the rows to fit on, and those known to be fraud by a verdict or a label; a row that is
     neither is flagged. Only normal rows are there unless all were asked for.
+    refusals: of rows that could not be read (left out as unreadable) PostgreSQL's sentence, by key as text.
     first, last: event time (or key) of the oldest and the newest normal row, as text. runs (n,): where rows are
     scored with those before them, rows of one run are of one entity, with none left out between them.
     """
@@ -42,6 +45,7 @@ class TrainingRows:
     first: str | None
     last: str | None
     runs: npt.NDArray[np.int64] | None = None
+    refusals: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def n_normal(self) -> int:
@@ -85,7 +89,7 @@ def read(
     with_frauds_and_flagged: bool = False,
     in_runs: bool = False,
 ) -> TrainingRows:
-    """The newest rows that are neither flagged, nor known to be fraud, nor in quarantine, nor incomplete.
+    """The newest rows that are neither flagged nor known to be fraud, in quarantine, incomplete or unreadable.
 
     A flagged row that a verdict or label says is normal is among them: it was a false alarm.
     most: of more rows a sample of about so many is read, the same one each time, drawn by the hash of the key; left_out
@@ -104,10 +108,12 @@ def read(
         if reason is None or (with_frauds_and_flagged and reason != "quarantined")
     ]
     one_in = 1 if most is None else max(1, -(-sum(int(row["n"]) for row in wanted) // most))
-    numbers, rows = features.read(
+    origin, chosen = _origin(definition, window, one_in, along=with_frauds_and_flagged, in_runs=in_runs)
+    numbers, rows = unreadable.read(
         connection,
         definition,
-        origin=_origin(definition, window, one_in, along=with_frauds_and_flagged, in_runs=in_runs),
+        origin=origin,
+        chosen=chosen,
         params={"source_id": source.id},
         number=_number(in_runs=in_runs),
         longest_key_bytes=_longest_key(connection, definition) if definition.key_type == "text" else 0,
@@ -118,8 +124,10 @@ def read(
     kind = numbers % _KINDS
     complete = rows.sound(imputes=imputes)
     left_out = {reason: int(row["n"]) for reason, row in counts.items() if reason is not None}
-    if n_incomplete := int((~complete & (kind == _NORMAL)).sum()):
-        left_out["incomplete"] = n_incomplete
+    refused = rows.problems == UNREADABLE
+    for reason, those in (("incomplete", ~complete & ~refused), ("unreadable", refused)):
+        if n := int((those & (kind == _NORMAL)).sum()):
+            left_out[reason] = n
     if one_in > 1 and kept:
         left_out["not_sampled"] = int(kept["n"]) - int((kind == _NORMAL).sum())
     return TrainingRows(
@@ -130,6 +138,7 @@ def read(
         first=kept["first"] if kept else None,
         last=kept["last"] if kept else None,
         runs=windows.unbroken(windows.run_numbers(numbers // _KINDS), complete) if in_runs else None,
+        refusals=rows.refusals,
     )
 
 
@@ -153,22 +162,30 @@ def _counts(
 
 def _origin(
     source: SourceDefinition, window: sql.Composable, one_in: int, *, along: bool, in_runs: bool
-) -> sql.Composed:
-    """FROM and WHERE of the rows w of the window that are read, and of their features t: one in so many.
+) -> tuple[sql.Composed, sql.Composed]:
+    """FROM and WHERE of the rows w of the window that are read, one in so many: with their features t, and without.
 
     along: with those that are known to be fraud or flagged.
     """
     reason = _reason(source)
     with_reason = compose("(SELECT w.*, {reason} AS reason FROM ({window}) w)", reason=reason, window=window)
     sampled = compose(" AND hashtextextended(w.key::text, 0) %% {one_in} = 0", one_in=sql.Literal(one_in))
-    return compose(
-        "FROM {window} w JOIN {relation} t ON t.{key} OPERATOR(pg_catalog.=) w.key"
-        " WHERE (w.reason IS NULL{or_along}){sampled}",
-        window=_in_runs(window, reason) if in_runs else with_reason,
-        relation=source.feature_relation.sql(),
-        key=identifier(source.key_column),
+    rows = _in_runs(window, reason) if in_runs else with_reason
+    those = compose(
+        "WHERE (w.reason IS NULL{or_along}){sampled}",
         or_along=sql.SQL(" OR w.reason <> 'quarantined'" if along else ""),
         sampled=sampled if one_in > 1 else sql.SQL(""),
+    )
+    return _with_features(source, rows, those), compose("FROM {rows} w {those}", rows=rows, those=those)
+
+
+def _with_features(source: SourceDefinition, rows: sql.Composable, those: sql.Composable) -> sql.Composed:
+    return compose(
+        "FROM {rows} w JOIN {relation} t ON t.{key} OPERATOR(pg_catalog.=) w.key {those}",
+        rows=rows,
+        relation=source.feature_relation.sql(),
+        key=identifier(source.key_column),
+        those=those,
     )
 
 
@@ -227,16 +244,13 @@ def labelled_fraud(
     connection: Connection, source: SourceDefinition, *, newest: int, most: int
 ) -> npt.NDArray[np.float64]:
     """The complete rows among the newest that are known to be fraud, (n, d), the oldest first, at most so many."""
-    places, rows = features.read(
+    window = compose("({window})", window=newest_rows(connection, source, newest))
+    those = compose("WHERE w.fraud LIMIT {most}", most=sql.Literal(most))
+    places, rows = unreadable.read(
         connection,
         source,
-        origin=compose(
-            "FROM ({window}) w JOIN {relation} t ON t.{key} OPERATOR(pg_catalog.=) w.key WHERE w.fraud LIMIT {most}",
-            window=newest_rows(connection, source, newest),
-            relation=source.feature_relation.sql(),
-            key=identifier(source.key_column),
-            most=sql.Literal(most),
-        ),
+        origin=_with_features(source, window, those),
+        chosen=compose("FROM {window} w {those}", window=window, those=those),
         params={},
         number=sql.SQL("row_number() OVER (ORDER BY w.moment, w.key)"),
         longest_key_bytes=_longest_key(connection, source) if source.key_type == "text" else 0,

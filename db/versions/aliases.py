@@ -8,11 +8,11 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection, func, select
 from sqlalchemy.dialects import postgresql
 
-from pgoutlier.db.errors import NoChampion
+from pgoutlier.db.errors import ModelError, NoChampion
 from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sql import locks
 from pgoutlier.db.sql.statements import run
-from pgoutlier.db.tables import alias_events, model_aliases
+from pgoutlier.db.tables import LONGEST_NOTE, alias_events, model_aliases
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
@@ -104,7 +104,12 @@ def move_alias(
     action: str,
     reason: str,
 ) -> None:
-    """Point an alias at a version, or at none, and record who moved it and why. The caller holds `lock_alias`."""
+    """Point an alias at a version, or at none, and record who moved it and why. The caller holds `lock_alias`.
+
+    Raises ModelError if the reason is longer than it may be.
+    """
+    if len(reason) > LONGEST_NOTE:
+        raise ModelError(f"The reason has {len(reason):,} characters; shorten it to {LONGEST_NOTE:,}.")
     columns = model_aliases.c
     if to_version is None:
         connection.execute(

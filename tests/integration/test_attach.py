@@ -13,7 +13,7 @@ import pytest
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from pgoutlier.db.ddl import installation
+from pgoutlier.db.ddl import installation, lock_waits
 from pgoutlier.db.engine import make_engine
 from pgoutlier.db.errors import MissingPrivilege, SourceError
 from pgoutlier.db.scoring import queue
@@ -529,8 +529,17 @@ def test_attaching_again_changes_nothing_and_mends_what_was_dropped(transactions
     user.execute("DROP TABLE outlier.shadow_scores_transactions")
     attach_table(user, runtime, **asked)
     assert objects(user) == before
-    user.execute("ALTER TABLE transactions DISABLE TRIGGER USER")
+    user.execute("ALTER TABLE outlier.scores_transactions DISABLE TRIGGER USER")
     attach_table(user, runtime, **asked)
+    assert objects(user) == before
+
+
+@pytest.mark.parametrize("setting", ["DISABLE", "ENABLE ALWAYS", "ENABLE REPLICA"])
+def test_attaching_again_leaves_what_an_administrator_set(transactions: Table, setting: str) -> None:
+    user, runtime = transactions.user, transactions.runtime
+    user.execute(f"ALTER TABLE transactions {setting} TRIGGER outlier_transactions_insert")
+    before = objects(user)
+    attach_table(user, runtime, relation="transactions", key="id", features="amount,hour,distance")
     assert objects(user) == before
 
 
@@ -550,7 +559,7 @@ def test_the_dry_run_prints_what_attach_does(
     by_hand = objects(user)
     user.execute("DROP FUNCTION outlier.enqueue_insert_sales, outlier.enqueue_update_sales CASCADE")
     user.execute("DROP VIEW outlier.scored_sales, outlier.flagged_sales, outlier.quality_sales")
-    user.execute("DROP VIEW outlier.comparison_sales, outlier.compared_sales")
+    user.execute("DROP VIEW outlier.comparison_sales, outlier.compared_sales, outlier.rows_sales")
     user.execute("DROP TABLE outlier.scores_sales, outlier.queue_sales, outlier.shadow_scores_sales")
     assert objects(user) == before
     attach_table(user, runtime, relation='"50% Sales"', key='"Key %s"', features=features, name="sales")
@@ -613,7 +622,7 @@ def test_attaching_at_once_makes_one_source(user: User, runtime: Runtime) -> Non
 def test_a_table_in_use_is_waited_for_until_attach_gives_up_with_a_sentence(
     user: User, runtime: Runtime, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(installation, "LOCK_TIMEOUT", "200ms")
+    monkeypatch.setattr(lock_waits, "PAUSES_SECONDS", (0.01, 0.01))
     user.execute("CREATE TABLE t (id int PRIMARY KEY, x float8)")
     writer = connect(autocommit=False)
     writer.execute("INSERT INTO t VALUES (1, 1)")

@@ -584,6 +584,7 @@ def test_scores_of_other_versions_and_of_other_changes_do_not_count(transactions
 def earlier(transactions: Table) -> Table:
     """As a source is that was attached before there were challengers."""
     transactions.user.execute("DROP TABLE outlier.shadow_scores_transactions CASCADE")
+    transactions.user.execute("DROP VIEW outlier.rows_transactions CASCADE")
     transactions.promote()
     return transactions
 

@@ -108,6 +108,11 @@ def test_the_usual_questions_are_index_reads(scored: Table, query: str, index: s
     assert index in {node.get("Index Name") for node in read}
 
 
+def test_the_last_flagged_rows_are_read_in_the_order_of_the_index(scored: Table) -> None:
+    plan = scored.keys("EXPLAIN SELECT * FROM outlier.flagged_transactions ORDER BY scored_at DESC LIMIT 100")
+    assert not any("Sort" in line for line in plan)
+
+
 def test_a_claim_and_the_question_whether_there_is_work_read_the_queue_by_index(scored: Table) -> None:
     scored.user.execute(
         "INSERT INTO outlier.queue_transactions (keys, n_keys) SELECT ARRAY[i], 1 FROM generate_series(1, 20000) i"

@@ -23,7 +23,7 @@ from pgoutlier.worker import schema
 from pgoutlier.worker.alone import Place, only_up
 from pgoutlier.worker.cli.arguments import AsJson
 from pgoutlier.worker.cli.context import data_dir_text, open_runtime, settings_with_servers
-from pgoutlier.worker.console import console, print_json
+from pgoutlier.worker.console import console, errors, print_json
 from pgoutlier.worker.listener import listen
 from pgoutlier.worker.logs import configure_logs
 from pgoutlier.worker.processes import Supervisor, plans
@@ -181,26 +181,51 @@ def db_current(as_json: AsJson = False) -> None:
 
 @database.command("grant")
 def db_grant(
-    role: Annotated[str, typer.Argument(help="The role; it must exist.")],
+    role: Annotated[str, typer.Argument(help="The role; it must exist, but for --dry-run.")],
     to: Annotated[
         str,
         typer.Option(
             "--as",
-            help="analyst: may read flagged rows. worker: may score and train. operator: may change schedules.",
+            help="analyst: may read flagged rows. worker: may score and train. operator: may change schedules."
+            " monitor: may read status, and nothing of the rows.",
         ),
     ] = "analyst",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the SQL and change nothing.")] = False,
 ) -> None:
-    """Give a role just what an analyst, a worker process or who looks after the schedules needs."""
+    """Give a role just what an analyst, a worker process, who looks after the schedules or a monitor needs.
+
+    What PostgreSQL refuses is said, and the rest is given; exit 1 then.
+    """
     if to not in get_args(Kind):
-        raise SettingsError(f"--as {to!r} is not a kind of role; write --as analyst, worker or operator.")
+        raise SettingsError(
+            f"--as {to!r} is not a kind of role; write --as analyst, worker, operator or monitor."
+        )
     kind = cast(Kind, to)
     runtime = open_runtime()
     if dry_run:
         console.file.write(granting.script(runtime, role, kind))
         return
-    granting.grant(runtime, role, kind)
-    console.print(f"{role} may now do what a pgoutlier {to} does.", highlight=False)
+    refused = granting.grant(runtime, role, kind)
+    for what in refused:
+        errors.print(
+            f"Not granted ({what.reason}): {what.statement};", highlight=False, markup=False, soft_wrap=True
+        )
+    if refused:
+        errors.print(
+            f"{role} has all else that a pgoutlier {to} needs. Let the owners of the tables run these statements, or"
+            " bring back what is gone, and run this again.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit(1)
+    console.print(f"{role} may now do what a pgoutlier {to} does.", highlight=False, markup=False)
+    if kind == "analyst":
+        console.print(
+            "That takes reading the columns of your tables that the views show; policies of row-level security hold.",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def psql(

@@ -14,10 +14,12 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from pgoutlier.db import migrate
-from pgoutlier.db.errors import PgoutlierError, first_line
+from pgoutlier.db.errors import PgoutlierError, SettingsError, first_line
 from pgoutlier.db.schedules import schedules
 from pgoutlier.db.source import catalog
 from pgoutlier.db.sources import sources
+from pgoutlier.db.sql import owners
+from pgoutlier.db.sql.identifiers import display
 from pgoutlier.db.status import overview
 from pgoutlier.worker.doctor.finding import Finding
 from pgoutlier.worker.doctor.source_checks import of_source
@@ -38,6 +40,10 @@ def examine(runtime: Runtime) -> Iterator[Finding]:
             yield from _postgres(connection)
             schema = _schema(connection)
             yield schema
+    except SettingsError as error:
+        found, _, mend = error.sentence.rstrip(".").partition("; ")
+        yield Finding("PostgreSQL", False, found, mend)
+        return
     except (DBAPIError, psycopg.Error) as error:
         yield Finding(
             "PostgreSQL", False, first_line(error), "start the server, or mend PGOUTLIER_DATABASE_URL"
@@ -45,6 +51,7 @@ def examine(runtime: Runtime) -> Iterator[Finding]:
         return
     if schema.ok:
         with runtime.engine.begin() as connection:
+            yield _owners(connection)
             for source in sources.every(connection):
                 yield from of_source(connection, runtime, source)
             yield _listeners(connection)
@@ -100,6 +107,21 @@ def _schema(connection: Connection) -> Finding:
     return Finding("schema", True, f"outlier at revision {migrate.head()}")
 
 
+def _owners(connection: Connection) -> Finding:
+    """Whether all of our schema that is of no source is its owner's."""
+    owner = owners.schema_owner(connection)
+    found = owners.plugin_wide(connection, owner)
+    if not found:
+        return Finding("owners", True, f"all is {display(owner)}'s, who owns the schema")
+    first = found[0]
+    return Finding(
+        "owners",
+        False,
+        "; ".join(map(str, found)),
+        f"look at it, then drop it or: ALTER {first.kind.upper()} {first.object} OWNER TO {display(owner)};",
+    )
+
+
 def _listeners(connection: Connection) -> Finding:
     count = overview.listeners(connection)
     mend = (
@@ -127,7 +149,7 @@ def _beat(connection: Connection) -> Finding:
 
 
 def _schedules(connection: Connection) -> Iterator[Finding]:
-    for schedule in schedules.every(connection):
+    for schedule in schedules.times(connection):
         if schedule.enabled and schedule.problem:
             yield Finding(
                 f"schedule {schedule.name}",

@@ -10,9 +10,13 @@ from sqlalchemy import Connection
 from pgoutlier.db.ddl import installation, queue_triggers, written_columns
 from pgoutlier.db.errors import PgoutlierError, first_line
 from pgoutlier.db.notices import notices
+from pgoutlier.db.roles import grants
 from pgoutlier.db.scoring import write_back
 from pgoutlier.db.source import catalog
+from pgoutlier.db.source.catalog import RelationInfo
 from pgoutlier.db.source.definition import Source
+from pgoutlier.db.sql import owners
+from pgoutlier.db.sql.identifiers import display
 from pgoutlier.db.status import overview
 from pgoutlier.db.versions import aliases
 from pgoutlier.detector import Recipe
@@ -27,7 +31,7 @@ Check = Callable[[Connection, Runtime, Source], Finding]
 
 def of_source(connection: Connection, runtime: Runtime, source: Source) -> Iterator[Finding]:
     """Everything that has to be right for rows of the source to be scored, and what was turned on for it."""
-    checks: tuple[Check, ...] = (_relation, _triggers, _views, _champion, _order, _problem)
+    checks: tuple[Check, ...] = (_relation, _triggers, _views, _owners, _champion, _order, _problem)
     for check in checks:
         yield check(connection, runtime, source)
     yield from _challenger(connection, runtime, source)
@@ -37,8 +41,14 @@ def of_source(connection: Connection, runtime: Runtime, source: Source) -> Itera
 
 def _relation(connection: Connection, _: Runtime, source: Source) -> Finding:
     definition = source.definition
+    if source.table_problem is not None:
+        return Finding(
+            source.name, False, source.table_problem, f"as it says, or: pgoutlier detach {source.name}"
+        )
     try:
-        catalog.inspect(connection, definition.relation)
+        changed = _changed_key(catalog.inspect(connection, definition.relation), source)
+        if changed is not None:
+            return changed
         info = catalog.inspect(connection, definition.feature_relation)
         for feature in definition.features:
             info.column(feature.column)
@@ -49,6 +59,28 @@ def _relation(connection: Connection, _: Runtime, source: Source) -> Finding:
     if grants:
         return Finding(source.name, False, "this role may not read the table", " ".join(grants))
     return Finding(source.name, True, definition.describe())
+
+
+def _changed_key(table: RelationInfo, source: Source) -> Finding | None:
+    definition = source.definition
+    column = table.columns.get(definition.key_column)
+    key = display(definition.key_column)
+    if column is None:
+        return Finding(
+            source.name,
+            False,
+            f"the key {key} of {table.relation} is gone, so nothing is scored or removed",
+            "if it has another name now, run the same `pgoutlier attach` again with that as --key; if there is another"
+            f" key: pgoutlier adopt {source.name} --key COLUMN, which scores all rows anew",
+        )
+    if column.key_type == definition.key_type:
+        return None
+    return Finding(
+        source.name,
+        False,
+        f"the key {key} is {column.type_name} now, and was {definition.key_type}; rows whose keys do not fit wait",
+        "run the same `pgoutlier attach` again, which keeps the scores",
+    )
 
 
 def _triggers(connection: Connection, _: Runtime, source: Source) -> Finding:
@@ -68,13 +100,33 @@ def _triggers(connection: Connection, _: Runtime, source: Source) -> Finding:
 
 def _views(connection: Connection, _: Runtime, source: Source) -> Finding:
     what, lacking = f"{source.name} views", installation.lacks(connection, source.definition)
-    if not lacking:
-        return Finding(what, True, "all there")
+    open_to_all = installation.shows_too_much(connection, source.definition)
+    if lacking or open_to_all:
+        wrong = [f"there is no {', '.join(lacking)}"] if lacking else []
+        if open_to_all:
+            hidden = "rows that row-level security may hide, or scores of theirs"
+            wrong.append(f"by {', '.join(open_to_all)} one sees {hidden}")
+        mend = (
+            "run the same `pgoutlier attach` again, and then `pgoutlier db grant` for each role that had it"
+        )
+        return Finding(what, False, "; ".join(wrong), mend)
+    cut_off = grants.analysts_without_rows(connection, source.definition)
+    if cut_off:
+        detail = f"{', '.join(cut_off)} may read them, and not what they show of {source.definition.relation}"
+        return Finding(what, False, detail, "; ".join(f"pgoutlier db grant {role}" for role in cut_off))
+    return Finding(what, True, "all there")
+
+
+def _owners(connection: Connection, _: Runtime, source: Source) -> Finding:
+    what = f"{source.name} owners"
+    found = owners.of_source(connection, source.name, owners.schema_owner(connection))
+    if not found:
+        return Finding(what, True, "of the role that attached it")
     return Finding(
         what,
         False,
-        f"there is no {', '.join(lacking)}",
-        "run the same `pgoutlier attach` again, and then `pgoutlier db grant` for each role that had it",
+        "; ".join(map(str, found)),
+        f"DROP {found[0].kind.upper()} {found[0].object} CASCADE, and run the same `pgoutlier attach` again",
     )
 
 

@@ -7,6 +7,7 @@ import structlog
 from pgoutlier.db.errors import SourceError
 from pgoutlier.db.history import score_history
 from pgoutlier.db.history.score_history import RowScore
+from pgoutlier.db.roles import grants
 from pgoutlier.db.sources import sources
 from pgoutlier.db.sql import key_types
 from pgoutlier.worker.runtime import Runtime
@@ -21,6 +22,7 @@ def keep(runtime: Runtime, source_name: str) -> bool:
     """
     with runtime.engine.begin() as connection:
         changed = score_history.keep(connection, sources.find(connection, source_name))
+        grants.give_new_tables(connection, source_name)
     if changed:
         log.info("history_kept", source=source_name)
     return changed

@@ -43,7 +43,7 @@ def live_page(runtime: Runtime, source_name: str, *, newest: int = NEWEST_ROWS) 
     scored none of them.
     """
     with runtime.engine.begin() as connection:
-        source = sources.find(connection, source_name)
+        source = sources.at_work(connection, source_name)
         try:
             champion = registry.champion(connection, source, runtime.cache)
         except ArtifactRefused as refusal:

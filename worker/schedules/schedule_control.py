@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from pgoutlier.db.errors import ScheduleError
 from pgoutlier.db.schedules import schedules
-from pgoutlier.db.schedules.schedules import Schedule, ScheduleEvent
+from pgoutlier.db.schedules.schedules import Schedule, ScheduleEvent, ScheduleTimes
 from pgoutlier.db.tables import SCHEDULE_NAME_PATTERN, JsonObject
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.schedules import scheduling, timing
@@ -204,10 +204,10 @@ def coming(connection: Connection) -> list[Coming]:
             last_run_at=schedule.last_run_at,
             problem=schedule.problem,
         )
-        for schedule in schedules.every(connection)
+        for schedule in schedules.times(connection)
     ]
 
 
-def _seconds(schedule: Schedule) -> float | None:
+def _seconds(schedule: Schedule | ScheduleTimes) -> float | None:
     next_run_at: datetime | None = schedule.next_run_at if schedule.enabled else None
     return None if next_run_at is None else round((next_run_at - schedule.read_at).total_seconds(), 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 
 import structlog
@@ -13,6 +13,9 @@ from sqlalchemy import Connection
 from pgoutlier import detector
 from pgoutlier.db.errors import ModelError, TrainingBusy
 from pgoutlier.db.schedules import schedules
+from pgoutlier.db.scoring import quarantine
+from pgoutlier.db.scoring.quarantine import Entry
+from pgoutlier.db.source import identity
 from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
 from pgoutlier.db.training import training_rows, training_runs
@@ -32,6 +35,20 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
+class Unreadable:
+    """How many rows PostgreSQL refused to read, the key (as text) of one of them, and what it said of that."""
+
+    n_rows: int
+    key: str
+    error: str
+
+    @classmethod
+    def among(cls, rows: TrainingRows) -> Unreadable | None:
+        """None where all could be read."""
+        return next((cls(len(rows.refusals), key, error) for key, error in rows.refusals.items()), None)
+
+
+@dataclass(frozen=True)
 class TrainedVersion:
     """What a training made. decided_by_few: features whose spread a few rows decide, see `detector.far`."""
 
@@ -44,6 +61,7 @@ class TrainedVersion:
     left_out: dict[str, int]
     threshold: float
     metrics: Mapping[str, float]
+    unreadable: Unreadable | None = None
     decided_by_few: tuple[FarValues, ...] = ()
 
     def sentences(self) -> list[str]:
@@ -54,12 +72,19 @@ class TrainedVersion:
             f"Version {self.version} of {self.source}: {self.n_rows:,} rows (left out: {left_out}{held_out}),"
             f" threshold {self.threshold:.4g}, {self.metrics.get('seconds', 0):.1f} s."
         )
-        few = [f"Note: {found.sentence()}" for found in self.decided_by_few]
+        said = [version]
+        if self.unreadable:
+            said.append(
+                f"PostgreSQL cannot read {self.unreadable.n_rows:,} of the rows, such as that of key"
+                f" {self.unreadable.key} ({self.unreadable.error}); they are in quarantine:"
+                f" pgoutlier quarantine list {self.source}"
+            )
+        said += [f"Note: {found.sentence()}" for found in self.decided_by_few]
         if self.promoted:
             why = [f"Why: {self.reason}."] if self.n_held_out else []
-            return [version, *few, "It is the champion: the next batch is scored with it.", *why]
+            return [*said, "It is the champion: the next batch is scored with it.", *why]
         by_hand = f"To let it score: pgoutlier models promote {self.source} {self.version}"
-        return [version, *few, f"It does not score: {self.reason}.", by_hand]
+        return [*said, f"It does not score: {self.reason}.", by_hand]
 
 
 def train(
@@ -110,7 +135,7 @@ def plan(
 ) -> tuple[Source, Recipe]:
     """The source, and the recipe that `train` would fit. Raises SourceError or ModelError as it does."""
     with runtime.engine.begin() as connection:
-        source = sources.find(connection, source_name)
+        source = sources.at_work(connection, source_name)
         recipe = with_threshold(recipe_of(source, recipe_name), threshold)
         require_order(recipe, source.definition)
         check_columns(connection, recipe, source.definition)
@@ -170,6 +195,7 @@ def _train(
         left_out=rows.left_out,
         threshold=fitted.detector.threshold,
         metrics=fitted.metrics,
+        unreadable=Unreadable.among(window),
         decided_by_few=fitted.decided_by_few,
     )
 
@@ -214,6 +240,7 @@ def _rows(
             with_frauds_and_flagged=recipe.needs_all_rows or gated,
             in_runs=recipe.window > 1,
         )
+        identity.check(connection, source)
         if recipe.threshold.policy == "alert_budget":
             rate = training_rows.rows_per_day(connection, source.definition, newest=newest)
         training_runs.update_run(
@@ -226,7 +253,20 @@ def _rows(
             window_from=rows.first,
             window_to=rows.last,
         )
+    if rows.refusals:
+        _quarantine(runtime, source, rows.refusals)
     return rows, rate
+
+
+def _quarantine(runtime: Runtime, source: Source, refusals: Mapping[str, str]) -> None:
+    """Rows that cannot be read, unless a change of theirs has been scored. Nobody asked for a score of these."""
+    log.warning(
+        "rows_unreadable", source=source.name, n_rows=len(refusals), error=next(iter(refusals.values()))
+    )
+    entries = [Entry(key, change_id=0, reason="error", detail=error) for key, error in refusals.items()]
+    with runtime.engine.begin() as connection:
+        quarantine.take_places(connection, source.definition, entries)
+        quarantine.put(connection, source, entries)
 
 
 def _keep_report(
@@ -255,6 +295,8 @@ def _register(
 ) -> int:
     """Keep what was fitted as a version, its training run done, and promote it if that was decided."""
     metrics = {**fitted.metrics, "gate": decision.as_metric(source)}
+    if unreadable := Unreadable.among(rows):
+        metrics["unreadable"] = asdict(unreadable)
     if fitted.decided_by_few:
         metrics["decided_by_few"] = [vars(found) for found in fitted.decided_by_few]
     number = registry.register(

@@ -12,6 +12,8 @@ from pgoutlier.db.errors import VerdictError
 from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.sources import sources
 from pgoutlier.db.sql import key_types
+from pgoutlier.db.sql.statements import show_what_policies_allow
+from pgoutlier.db.tables import LONGEST_NOTE
 from pgoutlier.db.verdicts import verdicts
 from pgoutlier.db.verdicts.verdicts import GivenVerdict, Verdict, VisibleRows
 from pgoutlier.worker.runtime import Runtime
@@ -62,8 +64,9 @@ def give(
     """
     n_read = n_given = 0
     with runtime.engine.begin() as connection:
-        source = sources.find(connection, source_name)
+        source = sources.at_work(connection, source_name)
         rows = VisibleRows.of(connection, source.definition)
+        show_what_policies_allow(connection)
         checked = _checked(source.definition, given)
         while batch := list(islice(checked, BATCH)):
             keys = [verdict.key for verdict in batch]
@@ -90,6 +93,11 @@ def _checked(source: SourceDefinition, given: Iterable[Verdict]) -> Iterator[Ver
             key_types.canonical(verdict.note or "", "text")
         except ValueError:
             raise _unusable(verdict, "the note is not text that PostgreSQL can keep") from None
+        if len(verdict.note or "") > LONGEST_NOTE:
+            raise _unusable(
+                verdict,
+                f"the note has {len(verdict.note or ''):,} characters; shorten it to {LONGEST_NOTE:,}",
+            )
         if key in seen:
             earlier = f" (line {seen[key]})" if verdict.line else ""
             raise _unusable(verdict, f"the key {key!r} was there before{earlier}; give each row one verdict")
