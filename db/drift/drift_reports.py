@@ -87,7 +87,7 @@ def quarantined_among(connection: Connection, source: Source, *, newest: int) ->
         compose(
             "SELECT count(h.key), count(*) FROM ({window}) w LEFT JOIN outlier.quarantine h"
             " ON h.source_id = %(source_id)s AND h.key = w.key::text",
-            window=newest_rows(source.definition, newest),
+            window=newest_rows(connection, source.definition, newest),
         ),
         {"source_id": source.id},
     ).fetchone()

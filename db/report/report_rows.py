@@ -74,7 +74,7 @@ def scored_rows(
             "SELECT w.key, s.reconstruction_error, coalesce(w.fraud, false), w.moment::text, s.flagged"
             " FROM ({window}) w JOIN {scores} s ON s.key = w.key WHERE s.model_version = %(version)s"
             " ORDER BY w.moment, w.key",
-            window=newest_rows(source, newest),
+            window=newest_rows(connection, source, newest),
             scores=ours("scores", source.name),
         ),
         {"version": version},

@@ -14,9 +14,10 @@ from itertools import accumulate
 from psycopg import sql
 from sqlalchemy import Connection
 
+from pgoutlier.db.source import catalog
 from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.sql.identifiers import identifier
-from pgoutlier.db.sql.statements import compose, run
+from pgoutlier.db.sql.statements import compose, one, run
 
 # Of this share of the rows, the first and the last, those are strays that are farther from the others than the rows
 # between reach, and than this; of rows in the future all that are farther from the others than this.
@@ -116,3 +117,25 @@ def newest_of_note(connection: Connection, source: SourceDefinition) -> datetime
     if past is not None and (ahead is None or ahead - past > LEAST_STRAY_GAP):
         return now + _CLOCKS_DIFFER
     return newest
+
+
+def until(connection: Connection, source: SourceDefinition, *, newest: int) -> datetime | None:
+    """The moment before which the newest rows are to be sought, where rows are dated far in the future; else None.
+
+    newest: how many are sought. Where there are not half as many before it, all rows are as good as each other.
+    """
+    if not catalog.is_time(connection, source.relation, source.time_column):
+        return None
+    parts = {
+        "relation": source.relation.sql(),
+        "time": identifier(source.time_column or source.key_column),
+    }
+    ahead = compose("SELECT EXISTS (SELECT FROM {relation} n WHERE n.{time} > %s::timestamptz)", **parts)
+    if not one(connection, ahead, (datetime.now(UTC) + _CLOCKS_DIFFER,)):
+        return None
+    found = newest_of_note(connection, source)
+    before = compose(
+        "SELECT count(*) FROM (SELECT FROM {relation} n WHERE n.{time} <= %s::timestamptz LIMIT %s) n",
+        **parts,
+    )
+    return found if one(connection, before, (found, newest)) >= newest / 2 else None

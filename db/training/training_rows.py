@@ -99,7 +99,7 @@ def read(
     row is in; the source has a time column.
     """
     definition = source.definition
-    window = newest_rows(definition, min(newest, most) if in_runs and most else newest)
+    window = newest_rows(connection, definition, min(newest, most) if in_runs and most else newest)
     counts = _counts(connection, source, window)
     kept = counts.get(None)
     wanted = [
@@ -232,7 +232,7 @@ def rows_per_day(connection: Connection, source: SourceDefinition, *, newest: in
             " WHERE r.moment IS NOT NULL GROUP BY {day}",
             dated=moments.dated(sql.SQL("w.moment")),
             day=moments.day(sql.SQL("r.moment")),
-            window=newest_rows(source, newest),
+            window=newest_rows(connection, source, newest),
         ),
     ).fetchall()
     covered = moments.without_strays(Moments(*row) for row in found)
@@ -244,7 +244,7 @@ def labelled_fraud(
     connection: Connection, source: SourceDefinition, *, newest: int, most: int
 ) -> npt.NDArray[np.float64]:
     """The complete rows among the newest that are known to be fraud, (n, d), the oldest first, at most so many."""
-    window = compose("({window})", window=newest_rows(source, newest))
+    window = compose("({window})", window=newest_rows(connection, source, newest))
     those = compose("WHERE w.fraud LIMIT {most}", most=sql.Literal(most))
     places, rows = unreadable.read(
         connection,
@@ -260,22 +260,29 @@ def labelled_fraud(
     return rows.matrix[rows.sound(imputes=False)]
 
 
-def newest_rows(source: SourceDefinition, newest: int) -> sql.Composable:
+def newest_rows(connection: Connection, source: SourceDefinition, newest: int) -> sql.Composable:
     """SELECT of the newest rows of the table: key, moment (event time, else key), entity, verdict, fraud.
+
+    Rows whose dates are placeholders in the future would be the newest for ever: see `db.source.moments.until`.
 
     fraud: whether the row is known to be fraud, by a verdict or a label; NULL where nobody knows.
     """
+    until = moments.until(connection, source, newest=newest)
+    moment = identifier(source.time_column or source.key_column)
     return compose(
         "SELECT r.key, r.moment, r.entity, v.verdict, {known} AS fraud FROM ("
-        "SELECT b.{key} AS key, b.{moment} AS moment, {entity} AS entity, {label} AS label FROM {relation} b"
+        "SELECT b.{key} AS key, b.{moment} AS moment, {entity} AS entity, {label} AS label FROM {relation} b{dated}"
         " ORDER BY b.{moment} DESC NULLS LAST LIMIT {newest}) r{verdicts}",
         known=labels.known(source, sql.SQL("r.label")),
         key=identifier(source.key_column),
-        moment=identifier(source.time_column or source.key_column),
+        moment=moment,
         # One entity for all, where there is no column that tells them apart.
         entity=compose("b.{e}", e=identifier(source.entity_column)) if source.entity_column else sql.SQL("0"),
         label=labels.by_column(source, "b"),
         relation=source.relation.sql(),
+        dated=sql.SQL("")
+        if until is None
+        else compose(" WHERE b.{moment} <= {until}", moment=moment, until=sql.Literal(until)),
         newest=sql.Literal(newest),
         verdicts=labels.with_verdicts(source, sql.SQL("r.key")),
     )

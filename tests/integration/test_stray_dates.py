@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from pgoutlier.db.sql.statements import compose, one, run
 from pgoutlier.db.training import training_rows
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.thresholds import thresholds
@@ -128,3 +129,26 @@ def test_what_is_dated_by_placeholders_alone_tells_no_days(make: Make) -> None:
     assert rate(table) is None
     assert flags(table, 30).days is None
     assert flags(table, None).days is None
+
+
+@pytest.mark.parametrize("stray", ["infinity", "9999-12-31", "2999-01-01"])
+@pytest.mark.parametrize("kind", ["timestamptz", "timestamp", "date"])
+def test_the_newest_rows_are_not_those_of_placeholders(make: Make, stray: str, kind: str) -> None:
+    """However many these are: they would be the newest for ever, and nothing be learned from what comes."""
+    table = make(kind=kind)
+    table.user.execute("UPDATE pay SET at = %s WHERE id <= 500", (stray,))
+    with table.runtime.engine.begin() as connection:
+        window = training_rows.newest_rows(connection, table.source.definition, 400)
+        keys = [key for (key,) in run(connection, compose("SELECT w.key FROM ({w}) w", w=window)).fetchall()]
+    assert len(keys) == 400
+    assert min(keys) > 500
+    if kind != "date":
+        assert sorted(keys) == list(range(N_ROWS - 399, N_ROWS + 1))
+
+
+def test_a_window_of_the_whole_table_has_all_rows(make: Make) -> None:
+    table = make("infinity", "9999-12-31", "-infinity")
+    with table.runtime.engine.begin() as connection:
+        window = training_rows.newest_rows(connection, table.source.definition, 10_000)
+        n_rows = one(connection, compose("SELECT count(*) FROM ({w}) w", w=window))
+    assert n_rows == N_ROWS + 3
