@@ -72,6 +72,11 @@ sources = Table(
     Column("id", Integer, Identity(always=True), primary_key=True),
     Column("name", Text, nullable=False, unique=True),
     Column("relation", REGCLASS, comment="its table, whatever that is called; null: it was gone"),
+    Column(
+        "migration",
+        _JSON,
+        comment="what outlier.before_migration took away, until it is back: {numbers, grants}",
+    ),
     Column("definition", _JSON, nullable=False, comment="db.sources.SourceDefinition"),
     Column("recipe", _JSON, nullable=False, comment="detector.Recipe that new versions are trained with"),
     Column(

@@ -10,6 +10,7 @@ from psycopg import sql
 from pgoutlier.db.ddl import (
     challenger_objects,
     history_objects,
+    migration_functions,
     notice_objects,
     path_triggers,
     queue_triggers,
@@ -62,6 +63,7 @@ def drop(source: SourceDefinition) -> list[sql.Composed]:
     """
     return [
         *drop_views(source),
+        *migration_functions.drop(source.name),
         *queue_triggers.drop(source.name),
         *notice_objects.drop(source.name),
         *write_back.drop(source),

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from psycopg import errors, sql
+from psycopg.types.json import Jsonb
 from sqlalchemy import Connection
 
 from pgoutlier.db.ddl import (
     challenger_objects,
     core_objects,
+    migration_functions,
     notice_objects,
     path_triggers,
     queue_triggers,
@@ -19,21 +21,23 @@ from pgoutlier.db.ddl import (
 from pgoutlier.db.ddl.lock_waits import run_ddl
 from pgoutlier.db.errors import MissingPrivilege
 from pgoutlier.db.source import catalog
-from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sql import locks
-from pgoutlier.db.sql.identifiers import SCHEMA, Relation, ours
-from pgoutlier.db.sql.statements import one, run
+from pgoutlier.db.sql.identifiers import SCHEMA, Relation, identifier, ours
+from pgoutlier.db.sql.statements import compose, one, run
 
 
 def plan(
     connection: Connection, definition: SourceDefinition, columns: tuple[str, ...]
 ) -> list[sql.Composed]:
     """The statements that `attach` runs; those that lock the user's table against writers are the last."""
-    made = core_objects.create(definition, columns, by_event_time=_by_event_time(connection, definition))
-    barred = catalog.has_policies(connection, definition.relation)
-    barriers = source_views.barriers(definition) if barred else []
+    by_event_time = _by_event_time(connection, definition)
+    made = core_objects.create(definition, columns, by_event_time=by_event_time)
+    made += source_views.barriers(definition) if catalog.has_policies(connection, definition.relation) else []
+    made += migration_functions.create(connection, definition, by_event_time=by_event_time)
+    made += _access_of_owner(connection, definition)
     triggers = queue_triggers.triggers(definition).values()
-    return [*made, *barriers, *columns_to_add(connection, definition), *triggers]
+    return [*made, *columns_to_add(connection, definition), *triggers]
 
 
 def columns_to_add(connection: Connection, definition: SourceDefinition) -> list[sql.Composed]:
@@ -68,7 +72,15 @@ def repair(
     the user's table that are there stay as they are, also disabled ones. last: statements on the user's table.
     """
     views = _views_to_mend(connection, definition, columns)
-    run_ddl(connection, definition, [*core_objects.functions(definition, columns), *views])
+    migrating = migration_functions.create(
+        connection, definition, by_event_time=_by_event_time(connection, definition)
+    )
+    access = _access_of_owner(connection, definition)
+    run_ddl(
+        connection,
+        definition,
+        [*core_objects.functions(definition, columns), *views, *migrating, *access],
+    )
     add_challenger_objects(connection, definition, columns)
     if _without_barrier(connection, definition):
         run_ddl(connection, definition, source_views.barriers(definition))
@@ -81,16 +93,46 @@ def repair(
     run_ddl(connection, definition, [*last, *missing])
 
 
+def _access_of_owner(connection: Connection, definition: SourceDefinition) -> list[sql.Composed]:
+    """What lets the owner of the table call outlier.before_migration, where this role may give it."""
+    owner = catalog.owner_without_access(connection, definition.relation)
+    if owner is None or not one(
+        connection, "SELECT has_schema_privilege('outlier', 'USAGE WITH GRANT OPTION')"
+    ):
+        return []
+    return [compose("GRANT USAGE ON SCHEMA outlier TO {owner}", owner=identifier(owner))]
+
+
+def end_migration(connection: Connection, source: Source, definition: SourceDefinition) -> list[sql.Composed]:
+    """Bring the views back that outlier.before_migration took away. Returns what gives the rights on them again."""
+    if source.migration is None:
+        return []
+    run(connection, "UPDATE outlier.sources SET migration = NULL WHERE id = %s", (source.id,))
+    found = run(
+        connection,
+        "SELECT outlier.grant_statements(%s, %s)",
+        (
+            Jsonb(source.migration["grants"]),
+            [f"{view}_{definition.name}" for view in (*source_views.VIEWS, *challenger_objects.VIEWS)],
+        ),
+    )
+    return _as_statements(found.fetchall())
+
+
 def view_grants(connection: Connection, definition: SourceDefinition) -> list[sql.Composed]:
     """The statements that give the rights on the views again, as they are now."""
     views = (*source_views.VIEWS, *challenger_objects.VIEWS)
     found = run(
         connection,
-        "SELECT unnest(outlier.grants_on(c.oid::regclass)) FROM pg_class c"
-        " WHERE c.relnamespace = 'outlier'::regnamespace AND c.relname = ANY (%s)",
-        ([f"{view}_{definition.name}" for view in views],),
+        "SELECT outlier.grant_statements(outlier.grants_on(c.oid::regclass), %(views)s) FROM pg_class c"
+        " WHERE c.relnamespace = 'outlier'::regnamespace AND c.relname = ANY (%(views)s)",
+        {"views": [f"{view}_{definition.name}" for view in views]},
     )
-    return [sql.Composed([sql.SQL(grant.replace("%", "%%"))]) for (grant,) in found.fetchall()]
+    return _as_statements(found.fetchall())
+
+
+def _as_statements(rows: list[tuple[str]]) -> list[sql.Composed]:
+    return [sql.Composed([sql.SQL(text.replace("%", "%%"))]) for (text,) in rows]
 
 
 def _views_to_mend(

@@ -46,8 +46,8 @@ def views(
         key=identifier(source.key_column),
     )
     rows = compose(
-        "SELECT {columns} FROM {relation}",
-        columns=sql.SQL(", ").join(map(identifier, source_columns)),
+        "SELECT {columns} FROM {relation} r",
+        columns=sql.SQL(", ").join(compose("r.{c}", c=identifier(column)) for column in source_columns),
         relation=source.relation.sql(),
     )
     # Behind a barrier PostgreSQL orders nothing by an index for the one who asks: so the view says the usual order.

@@ -29,6 +29,11 @@ _REFUSED_SECONDS = 300
 
 def create(source: SourceDefinition) -> list[sql.Composed]:
     """Statements that make the functions, and the triggers on the scores."""
+    return [*functions(source), *(_trigger(source, event) for event in TRIGGERS)]
+
+
+def functions(source: SourceDefinition) -> list[sql.Composed]:
+    """Those that make the functions."""
     return [
         _function(
             compose("{f}{signature}", f=_writer(source.name), signature=_arguments(source)), _write(source)
@@ -36,7 +41,6 @@ def create(source: SourceDefinition) -> list[sql.Composed]:
         _function(
             compose("{f}()", f=_trigger_function(source.name)), _copy(source), returns=sql.SQL("trigger")
         ),
-        *(_trigger(source, event) for event in TRIGGERS),
     ]
 
 

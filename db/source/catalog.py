@@ -242,6 +242,17 @@ def trigger_states(connection: Connection, relation: Relation) -> dict[str, str]
     return dict(found.fetchall())
 
 
+def owner_without_access(connection: Connection, relation: Relation) -> str | None:
+    """The owner of the relation, if it may not look into our schema."""
+    found: str | None = one(
+        connection,
+        "SELECT pg_get_userbyid(c.relowner)::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = %s AND c.relname = %s AND NOT has_schema_privilege(c.relowner, 'outlier', 'USAGE')",
+        (relation.schema, relation.name),
+    )
+    return found
+
+
 def readable(connection: Connection, relation: Relation) -> bool:
     """Whether the connected role may read the whole relation."""
     return bool(

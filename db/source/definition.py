@@ -46,13 +46,16 @@ class Feature(Frozen):
     kind: Literal["double", "number", "boolean", "array", "timestamp", "timestamptz"]
     transform: str | None = None
     length: int = Field(0, ge=0, le=MAX_FEATURES)
+    # The name that models know it by, where the column has been renamed.
+    known_as: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the matrix columns it fills."""
+        name = self.known_as or self.column
         if self.length:
-            return tuple(f"{self.column}[{i}]" for i in range(1, self.length + 1))
-        return (f"{self.transform}({self.column})" if self.transform else self.column,)
+            return tuple(f"{name}[{i}]" for i in range(1, self.length + 1))
+        return (f"{self.transform}({name})" if self.transform else name,)
 
     @property
     def declaration(self) -> str:
@@ -141,6 +144,8 @@ class Source:
     table_oid: int | None = None
     # Why nothing may be read or removed by the table's name: see db.source.identity.
     table_problem: str | None = None
+    # What outlier.before_migration has taken away, and outlier.after_migration not brought back yet.
+    migration: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from psycopg import errors, sql
@@ -19,11 +19,12 @@ from pgoutlier.db.source.identity import Found
 from pgoutlier.db.sources import changing
 from pgoutlier.db.sql import locks, owners
 from pgoutlier.db.sql.identifiers import SCHEMA, Relation, display, identifier
-from pgoutlier.db.sql.statements import compose, run, run_dicts
+from pgoutlier.db.sql.statements import compose, one, run, run_dicts
 from pgoutlier.db.tables import JsonObject
 
 _SELECT = compose(
-    "SELECT s.id, s.definition, s.recipe, s.attached_xid, s.last_problem, s.promotion, s.columns_filled_at, {columns}"
+    "SELECT s.id, s.definition, s.recipe, s.attached_xid, s.last_problem, s.promotion, s.columns_filled_at,"
+    " s.migration, {columns}"
     " FROM outlier.sources s{joins}",
     columns=identity.COLUMNS,
     joins=identity.JOINS,
@@ -69,6 +70,7 @@ def _source(row: dict[str, Any]) -> Source:
         columns_filled_at=row["columns_filled_at"],
         table_oid=found.table_oid,
         table_problem=problem,
+        migration=row["migration"],
     )
 
 
@@ -187,10 +189,13 @@ def _attach_again(
     """Mend what is missing, and change what can be changed in place."""
     if source.table_problem is not None and table_oid != source.table_oid:
         raise TableReplaced(f"{source.table_problem}.")
+    source = _renamed(connection, source, table_oid)
+    definition = _with_known_names(definition, source.definition)
     _check_same(source, definition, recipe, same_table=table_oid == source.table_oid)
-    old, grants, of_queue = source.definition, [], []
+    old, of_queue = source.definition, list[sql.Composed]()
+    grants = installation.end_migration(connection, source, definition)
     if (old.key_column, old.key_type) != (definition.key_column, definition.key_type):
-        grants = installation.view_grants(connection, definition)
+        grants += installation.view_grants(connection, definition)
         of_queue = changing.rekey(connection, source, definition)
         record(connection, source.name, "rekey", f"{definition.key_column} ({definition.key_type})")
     changes = _column_changes(connection, source, definition)
@@ -200,6 +205,25 @@ def _attach_again(
         {"definition": Jsonb(definition.model_dump(mode="json")), "id": source.id},
     )
     installation.repair(connection, definition, columns, last=[*grants, *changes, *of_queue])
+
+
+def _renamed(connection: Connection, source: Source, table_oid: int) -> Source:
+    """The source with the names that its columns have by now, where a migration is not ended."""
+    if source.migration is None:
+        return source
+    renamed = one(
+        connection,
+        "SELECT outlier.renamed(%s, %s::oid::regclass, %s)",
+        (Jsonb(source.definition.model_dump(mode="json")), table_oid, Jsonb(source.migration["numbers"])),
+    )
+    return replace(source, definition=SourceDefinition.model_validate(renamed))
+
+
+def _with_known_names(definition: SourceDefinition, old: SourceDefinition) -> SourceDefinition:
+    """The definition with the names by which models know the features of columns that were renamed."""
+    known = {feature.column: feature.known_as for feature in old.features if feature.known_as}
+    features = tuple(f.model_copy(update={"known_as": known.get(f.column)}) for f in definition.features)
+    return definition.model_copy(update={"features": features})
 
 
 def adopt(
@@ -216,6 +240,7 @@ def adopt(
         raise SourceError(
             f"{definition.relation} is the table of source {other.name}; detach one of the two first."
         )
+    definition = _with_known_names(definition, source.definition)
     changing.adopt(connection, source, definition, columns)
     record(connection, source.name, "adopt", definition.describe())
 

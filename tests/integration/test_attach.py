@@ -558,6 +558,7 @@ def test_the_dry_run_prints_what_attach_does(
     postgres.run("psql", database_url, "--no-psqlrc", "--set=ON_ERROR_STOP=1", "--quiet", stdin=script)
     by_hand = objects(user)
     user.execute("DROP FUNCTION outlier.enqueue_insert_sales, outlier.enqueue_update_sales CASCADE")
+    user.execute("DROP FUNCTION outlier.views_sales")
     user.execute("DROP VIEW outlier.scored_sales, outlier.flagged_sales, outlier.quality_sales")
     user.execute("DROP VIEW outlier.comparison_sales, outlier.compared_sales, outlier.rows_sales")
     user.execute("DROP TABLE outlier.scores_sales, outlier.queue_sales, outlier.shadow_scores_sales")

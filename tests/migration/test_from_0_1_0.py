@@ -1,8 +1,8 @@
 """A database that version 0.1.0 left: upgraded in place it loses nothing, and goes on scoring.
 
 tests/data/database_0_1_0.sql.gz is a dump of one, by the pg_dump of PostgreSQL 15: two sources (one with written
-columns, earlier scores, notices, verdicts, a challenger that became champion and a quarantined row, one with text keys),
-a schedule of its own, and five rows that wait in a queue.
+columns, earlier scores, notices, verdicts, a challenger that became champion and a quarantined row, one with keys of
+text), a schedule of its own, and five rows that wait in a queue.
 """
 
 from __future__ import annotations

@@ -100,6 +100,15 @@ def _triggers(connection: Connection, _: Runtime, source: Source) -> Finding:
 
 def _views(connection: Connection, _: Runtime, source: Source) -> Finding:
     what, lacking = f"{source.name} views", installation.lacks(connection, source.definition)
+    if source.migration is not None:
+        relation = str(source.definition.relation).replace("'", "''")
+        return Finding(
+            what,
+            False,
+            f"a migration began at {source.migration['begun_at']} and has not ended: the views are away",
+            f"SELECT outlier.after_migration('{relation}'); or, if it says that it cannot, run the same"
+            " `pgoutlier attach` again, with the names that the columns have now",
+        )
     open_to_all = installation.shows_too_much(connection, source.definition)
     if lacking or open_to_all:
         wrong = [f"there is no {', '.join(lacking)}"] if lacking else []
