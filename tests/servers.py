@@ -97,7 +97,7 @@ class Postgres:
 
 
 @contextmanager
-def running_postgres(folder: Path, bin_dir: Path | None, **settings: int) -> Iterator[Postgres]:
+def running_postgres(folder: Path, bin_dir: Path | None, **settings: int | str) -> Iterator[Postgres]:
     """A PostgreSQL without Valkey, tuned for tests: it may lose data if the machine fails, and nothing else.
 
     settings: others of its settings that take effect when it starts.

@@ -34,6 +34,7 @@ def create(
         *_queue(source),
         *_scores(source),
         *functions(source, source_columns),
+        *score_triggers(source),
         *source_views.views(source, source_columns, by_event_time=by_event_time).values(),
         source_views.share_rows(source),
         *(s for statements in challenger(source, source_columns).values() for s in statements),
@@ -41,10 +42,17 @@ def create(
 
 
 def functions(source: SourceDefinition, source_columns: tuple[str, ...]) -> list[sql.Composed]:
-    """Those of them that make the functions and the triggers on scores, and mend them when they are run again."""
+    """Those of them that make the functions, and mend them when they are run again."""
     return [
-        *(write_back.create(source) if source.write_columns else []),
+        *(write_back.functions(source) if source.write_columns else []),
         *queue_triggers.functions(source, source_columns),
+    ]
+
+
+def score_triggers(source: SourceDefinition) -> list[sql.Composed]:
+    """Those of them that make the triggers on scores, and mend them when they are run again."""
+    return [
+        *(write_back.triggers(source) if source.write_columns else []),
         *path_triggers.create(ours("scores", source.name)),
     ]
 

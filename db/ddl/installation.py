@@ -28,7 +28,11 @@ from pgoutlier.db.sql.statements import compose, one, run
 
 
 def plan(
-    connection: Connection, definition: SourceDefinition, columns: tuple[str, ...]
+    connection: Connection,
+    definition: SourceDefinition,
+    columns: tuple[str, ...],
+    *,
+    row_triggers: bool | None = None,
 ) -> list[sql.Composed]:
     """The statements that `attach` runs; those that lock the user's table against writers are the last."""
     by_event_time = _by_event_time(connection, definition)
@@ -37,7 +41,38 @@ def plan(
     made += migration_functions.create(connection, definition, by_event_time=by_event_time)
     made += _access_of_owner(connection, definition)
     triggers = queue_triggers.triggers(definition).values()
-    return [*made, *columns_to_add(connection, definition), *triggers]
+    for_rows = row_trigger_changes(connection, definition, row_triggers)
+    return [*made, *columns_to_add(connection, definition), *triggers, *for_rows]
+
+
+def row_trigger_changes(
+    connection: Connection, definition: SourceDefinition, wanted: bool | None
+) -> list[sql.Composed]:
+    """Statements that make what is lacking of the triggers for replicated rows, or remove them.
+
+    wanted: None for where a subscription writes the table and this role owns it, else they stay as they are. Raises
+    MissingPrivilege if they are wanted and only the owner can make them.
+    """
+    present = catalog.trigger_states(connection, definition.relation)
+    every = queue_triggers.row_triggers(definition)
+    if wanted is False:
+        return queue_triggers.drop_row_triggers(definition, [name for name in every if name in present])
+    missing = [statement for name, made in every.items() if name not in present for statement in made]
+    if not missing or (wanted is None and not catalog.is_subscribed(connection, definition.relation)):
+        return []
+    if not written_columns.may_alter(connection, definition.relation):
+        if wanted is None:
+            return []
+        raise MissingPrivilege(
+            f"Only an owner of {definition.relation} may make triggers for replicated rows; attach it as one."
+        )
+    return missing
+
+
+def row_triggers_enabled(connection: Connection, definition: SourceDefinition) -> bool:
+    """Whether those fire for what replication applies."""
+    states = catalog.trigger_states(connection, definition.relation)
+    return all(states.get(name) in {"R", "A"} for name in queue_triggers.row_triggers(definition))
 
 
 def columns_to_add(connection: Connection, definition: SourceDefinition) -> list[sql.Composed]:
@@ -64,33 +99,42 @@ def repair(
     definition: SourceDefinition,
     columns: tuple[str, ...],
     *,
+    on_table: Sequence[sql.Composed] = (),
     last: Sequence[sql.Composed] = (),
 ) -> None:
     """Make triggers, functions and views again that somebody dropped, and those on our tables that somebody disabled.
 
     Tables are never touched. Views of an earlier version of this program get the columns that they lack. Triggers on
-    the user's table that are there stay as they are, also disabled ones. last: statements on the user's table.
+    the user's table that are there stay as they are, also disabled ones. on_table: statements on the user's table;
+    last: others. Tables are locked in the order in which workers do: the user's, the scores, the queue.
     """
-    views = _views_to_mend(connection, definition, columns)
-    migrating = migration_functions.create(
-        connection, definition, by_event_time=_by_event_time(connection, definition)
-    )
-    access = _access_of_owner(connection, definition)
-    run_ddl(
-        connection,
-        definition,
-        [*core_objects.functions(definition, columns), *views, *migrating, *access],
-    )
     add_challenger_objects(connection, definition, columns)
-    if _without_barrier(connection, definition):
-        run_ddl(connection, definition, source_views.barriers(definition))
+    by_event_time = _by_event_time(connection, definition)
+    present = catalog.trigger_states(connection, definition.relation)
+    missing = [made for name, made in queue_triggers.triggers(definition).items() if name not in present]
     followers = path_triggers.create(ours("shadow_scores", definition.name))
     if one(connection, "SELECT EXISTS (SELECT FROM outlier.webhooks WHERE source = %s)", (definition.name,)):
         followers += notice_objects.create(definition.name)
-    run_ddl(connection, definition, followers)
-    present = catalog.trigger_states(connection, definition.relation)
-    missing = [made for name, made in queue_triggers.triggers(definition).items() if name not in present]
-    run_ddl(connection, definition, [*last, *missing])
+    run_ddl(
+        connection,
+        definition,
+        [
+            *core_objects.functions(definition, columns),
+            *migration_functions.create(connection, definition, by_event_time=by_event_time),
+            *_access_of_owner(connection, definition),
+            *on_table,
+            *missing,
+            *core_objects.score_triggers(definition),
+            *followers,
+            *_views_to_mend(connection, definition, columns),
+            *(
+                source_views.barriers(definition)
+                if catalog.has_policies(connection, definition.relation)
+                else []
+            ),
+            *last,
+        ],
+    )
 
 
 def _access_of_owner(connection: Connection, definition: SourceDefinition) -> list[sql.Composed]:

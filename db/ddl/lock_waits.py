@@ -68,7 +68,7 @@ def _in_the_way(connection: Connection, definition: SourceDefinition) -> str:
         " AND (n.nspname = %(schema)s AND c.relname = %(name)s"
         " OR n.nspname = %(ours)s AND c.relname = ANY (%(tables)s))"
         # A reader is in the way of a few statements only.
-        " ORDER BY l.mode = 'AccessShareLock', seconds DESC NULLS LAST LIMIT 1",
+        " ORDER BY l.mode = 'AccessShareLock', seconds DESC NULLS LAST, n.nspname = %(ours)s LIMIT 1",
         {
             "schema": definition.relation_schema,
             "name": definition.relation_name,

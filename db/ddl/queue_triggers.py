@@ -19,6 +19,8 @@ from pgoutlier.db.sql.identifiers import CHANNEL, identifier, ours
 from pgoutlier.db.sql.statements import as_text, compose, dollar_quote
 
 EVENTS = ("insert", "update")
+# What logical replication applies fires triggers for each row alone.
+ROW_EVENTS = ("insert_row", "update_row")
 # Keys of text are as long as the user likes: so many fit in one array whatever their length, and in a queue row as many
 # as make 10 MB, or one.
 _FEW_TEXTS = 100
@@ -32,9 +34,10 @@ def functions(source: SourceDefinition, columns: tuple[str, ...]) -> list[sql.Co
     """
     return [
         *(_function(source, columns, event) for event in EVENTS),
+        *(_row_function(source, columns, event) for event in ROW_EVENTS),
         *(
             compose("REVOKE ALL ON FUNCTION {f}() FROM PUBLIC", f=_function_name(source.name, event))
-            for event in EVENTS
+            for event in (*EVENTS, *ROW_EVENTS)
         ),
     ]
 
@@ -42,6 +45,39 @@ def functions(source: SourceDefinition, columns: tuple[str, ...]) -> list[sql.Co
 def triggers(source: SourceDefinition) -> dict[str, sql.Composed]:
     """Statements that make the triggers, by their names; each locks the user's table."""
     return {trigger_name(source.name, event): _trigger(source, event) for event in EVENTS}
+
+
+def row_triggers(source: SourceDefinition) -> dict[str, list[sql.Composed]]:
+    """Statements that make those for each row, by their names: they fire only for what replication applies.
+
+    Only the table's owner may say so of a trigger, see `ALTER TABLE`.
+    """
+    made = {}
+    for event in ROW_EVENTS:
+        name = trigger_name(source.name, event)
+        made[name] = [
+            compose(
+                "CREATE TRIGGER {trigger} AFTER {event} ON {relation} FOR EACH ROW EXECUTE FUNCTION {f}()",
+                trigger=identifier(name),
+                event=sql.SQL("UPDATE" if event == "update_row" else "INSERT"),
+                relation=source.relation.sql(),
+                f=_function_name(source.name, event),
+            ),
+            compose(
+                "ALTER TABLE {relation} ENABLE REPLICA TRIGGER {trigger}",
+                relation=source.relation.sql(),
+                trigger=identifier(name),
+            ),
+        ]
+    return made
+
+
+def drop_row_triggers(source: SourceDefinition, names: Iterable[str]) -> list[sql.Composed]:
+    """Statements that remove them."""
+    return [
+        compose("DROP TRIGGER {trigger} ON {relation}", trigger=identifier(n), relation=source.relation.sql())
+        for n in names
+    ]
 
 
 def drop(source_name: str) -> list[sql.Composed]:
@@ -52,7 +88,7 @@ def drop(source_name: str) -> list[sql.Composed]:
     """
     return [
         compose("DROP FUNCTION IF EXISTS {f}() CASCADE", f=_function_name(source_name, event))
-        for event in EVENTS
+        for event in (*EVENTS, *ROW_EVENTS)
     ]
 
 
@@ -116,6 +152,54 @@ CREATE OR REPLACE FUNCTION {function}() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp{plan} AS {quote}{body}{quote}""",
         function=_function_name(source.name, event),
         plan=sql.SQL(" SET enable_nestloop = off" if event == "update" else ""),
+        quote=dollar_quote(as_text(body)),
+        body=body,
+    )
+
+
+def _row_function(source: SourceDefinition, columns: tuple[str, ...], event: str) -> sql.Composed:
+    """The same for one row. What it cannot read is left to the sweep here, too: an error would stop the replication."""
+    changed: sql.Composable = sql.SQL("true")
+    if event == "update_row":
+        changed = compose(
+            "OLD.{key} IS DISTINCT FROM NEW.{key} OR ({changed})",
+            key=identifier(source.key_column),
+            changed=_changed(source, columns, new="NEW", old="OLD"),
+        )
+    body = compose(
+        """
+DECLARE
+    changed {keys};
+BEGIN
+    BEGIN
+        changed := CASE WHEN {changed} THEN ARRAY[NEW.{key}] END;
+    EXCEPTION WHEN OTHERS THEN
+        BEGIN
+            changed := ARRAY[NEW.{key}];
+        EXCEPTION WHEN OTHERS THEN
+            RETURN NULL;
+        END;
+    END;
+    IF changed IS NULL THEN
+        RETURN NULL;
+    END IF;
+    INSERT INTO {queue} (keys, n_keys, rescore) VALUES (changed, 1, {rescore});
+    {ring}
+    RETURN NULL;
+END
+""",
+        keys=key_types.array_type(source.key_type),
+        key=identifier(source.key_column),
+        changed=changed,
+        queue=ours("queue", source.name),
+        rescore=sql.Literal(event == "update_row"),
+        ring=_ring(source),
+    )
+    return compose(
+        """
+CREATE OR REPLACE FUNCTION {function}() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS {quote}{body}{quote}""",
+        function=_function_name(source.name, event),
         quote=dollar_quote(as_text(body)),
         body=body,
     )
@@ -218,39 +302,52 @@ def _ring(source: SourceDefinition) -> sql.Composed:
 
 
 def _changed_rows(source: SourceDefinition, columns: tuple[str, ...], event: str) -> sql.Composable:
-    """FROM and WHERE of the rows r that count.
-
-    An UPDATE counts where a feature changed, compared as stored bytes: that needs no operator of the column's type,
-    so none can be planted in the writer's search path.
-    """
+    """FROM and WHERE of the rows r that count."""
     key = identifier(source.key_column)
     if event == "insert":
         return sql.SQL("new_rows r")
-    if source.feature_view is not None:  # any column may feed the view
-        changed: sql.Composable = sql.SQL("r OPERATOR(pg_catalog.*<>) o")
-        if source.write_columns:
-            # Where we have written, the columns that were there at attach are looked at, all but ours.
-            changed = compose(
-                "{changed} AND ({same} OR {others})",
-                changed=changed,
-                same=_compared(WRITTEN_COLUMNS, sql.SQL("*=")),
-                others=_compared(columns, sql.SQL("*<>")),
-            )
-    else:
+    return compose(
+        "new_rows r LEFT JOIN old_rows o ON o.{key} = r.{key} WHERE o.{key} IS NULL OR ({changed})",
+        key=key,
+        changed=_changed(source, columns, new="r", old="o"),
+    )
+
+
+def _changed(
+    source: SourceDefinition, columns: tuple[str, ...], *, new: LiteralString, old: LiteralString
+) -> sql.Composable:
+    """Whether an UPDATE of a row counts: where a feature changed.
+
+    Compared as stored bytes: that needs no operator of the column's type, so none can be planted in the writer's search
+    path.
+    """
+
+    def compared(of: Iterable[str], operator: sql.SQL) -> sql.Composed:
+        return _compared(of, operator, new=new, old=old)
+
+    if source.feature_view is None:
         looked_at = dict.fromkeys(feature.column for feature in source.features)
         # A row that moves to another place in time, or to another entity, has other rows before it.
         if source.time_column is not None:
             looked_at |= dict.fromkeys(filter(None, (source.time_column, source.entity_column)))
-        changed = _compared(looked_at, sql.SQL("*<>"))
+        return compared(looked_at, sql.SQL("*<>"))
+    # Any column may feed the view.
+    changed = compose("{new} OPERATOR(pg_catalog.*<>) {old}", new=sql.SQL(new), old=sql.SQL(old))
+    if not source.write_columns:
+        return changed
+    # Where we have written, the columns that were there at attach are looked at, all but ours.
     return compose(
-        "new_rows r LEFT JOIN old_rows o ON o.{key} = r.{key} WHERE o.{key} IS NULL OR ({changed})",
-        key=key,
+        "{changed} AND ({same} OR {others})",
         changed=changed,
+        same=compared(WRITTEN_COLUMNS, sql.SQL("*=")),
+        others=compared(columns, sql.SQL("*<>")),
     )
 
 
-def _compared(columns: Iterable[str], operator: sql.SQL) -> sql.Composed:
-    """These columns of r and o, as stored bytes."""
+def _compared(
+    columns: Iterable[str], operator: sql.SQL, *, new: LiteralString, old: LiteralString
+) -> sql.Composed:
+    """These columns of both rows, as stored bytes."""
     both = [
         # Without the cast, two ROW() are compared column by column, each by an operator of its type.
         sql.SQL("ROW({})::record").format(
@@ -258,6 +355,6 @@ def _compared(columns: Iterable[str], operator: sql.SQL) -> sql.Composed:
                 compose("{t}.{c}", t=sql.SQL(side), c=identifier(column)) for column in columns
             )
         )
-        for side in ("r", "o")
+        for side in (new, old)
     ]
     return compose("{new} OPERATOR(pg_catalog.{operator}) {old}", new=both[0], operator=operator, old=both[1])

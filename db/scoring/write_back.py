@@ -27,13 +27,13 @@ _LOCKED_SECONDS = 3
 _REFUSED_SECONDS = 300
 
 
-def create(source: SourceDefinition) -> list[sql.Composed]:
-    """Statements that make the functions, and the triggers on the scores."""
-    return [*functions(source), *(_trigger(source, event) for event in TRIGGERS)]
+def triggers(source: SourceDefinition) -> list[sql.Composed]:
+    """Statements that make the triggers on the scores, by these functions."""
+    return [_trigger(source, event) for event in TRIGGERS]
 
 
 def functions(source: SourceDefinition) -> list[sql.Composed]:
-    """Those that make the functions."""
+    """Statements that make the functions."""
     return [
         _function(
             compose("{f}{signature}", f=_writer(source.name), signature=_arguments(source)), _write(source)

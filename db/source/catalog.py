@@ -253,6 +253,19 @@ def owner_without_access(connection: Connection, relation: Relation) -> str | No
     return found
 
 
+def is_subscribed(connection: Connection, relation: Relation) -> bool:
+    """Whether a subscription of this database writes the table, or a partition of it."""
+    return bool(
+        one(
+            connection,
+            "SELECT EXISTS (SELECT FROM pg_subscription_rel s JOIN pg_class c ON c.oid = s.srrelid"
+            " OR s.srrelid IN (SELECT relid FROM pg_partition_tree(c.oid))"
+            " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s)",
+            (relation.schema, relation.name),
+        )
+    )
+
+
 def readable(connection: Connection, relation: Relation) -> bool:
     """Whether the connected role may read the whole relation."""
     return bool(

@@ -41,7 +41,7 @@ class AttachRequest:
     """What was asked for, as typed. key: None is the primary key. features: comma-separated; None with
     all_numeric_except.
 
-    write_columns: None leaves it as it is.
+    write_columns, row_triggers: None leaves it as it is; the latter are made where a subscription writes the table.
     """
 
     relation: str
@@ -54,6 +54,7 @@ class AttachRequest:
     label: str | None = None
     name: str | None = None
     write_columns: bool | None = None
+    row_triggers: bool | None = None
 
 
 def request_of(source: SourceDefinition) -> AttachRequest:

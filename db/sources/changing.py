@@ -123,10 +123,11 @@ def adopt(
             *rekeying.queue(old, new, empty=True),
         ],
     )
-    installation.repair(
-        connection, definition, columns, last=installation.columns_to_add(connection, definition)
-    )
-    run_ddl(connection, definition, grants)
+    on_table = [
+        *installation.columns_to_add(connection, definition),
+        *installation.row_trigger_changes(connection, definition, None),
+    ]
+    installation.repair(connection, definition, columns, on_table=on_table, last=grants)
 
 
 def _check_feature_view(

@@ -98,19 +98,22 @@ def attach(
     recipe: JsonObject,
     *,
     sweep_old_rows: bool,
+    row_triggers: bool | None = None,
 ) -> bool:
     """Make the source's objects and its row. Returns False if it was attached like this already.
 
-    sweep_old_rows: the sweep finds rows that are there already, too. A source that is attached keeps its recipe, also
-    where this version of the program has another one of that name; its columns in the table come and go with the
-    definition's write_columns. Raises SourceError if another definition has the name, or the table has another source.
+    sweep_old_rows: the sweep finds rows that are there already, too. row_triggers: as `row_trigger_changes` of
+    db.ddl.installation. A source that is attached keeps its recipe, also where this version of the program has another
+    one of that name; its columns in the table come and go with the definition's write_columns. Raises SourceError if
+    another definition has the name, or the table has another source.
     """
     locks.hold(connection, "attach")
     table_oid = catalog.inspect(connection, definition.relation).oid
     for source in every(connection):
         if source.name == definition.name:
             _refuse_foreign(connection, definition)
-            _attach_again(connection, source, definition, columns, recipe, table_oid)
+            for_rows = installation.row_trigger_changes(connection, definition, row_triggers)
+            _attach_again(connection, source, definition, columns, recipe, table_oid, for_rows)
             if sweep_old_rows:
                 include_old_rows(connection, source.id)
             _refuse_foreign(connection, definition)
@@ -122,7 +125,7 @@ def attach(
             )
     _refuse_foreign(connection, definition)
     _check_name_is_free(connection, definition.name)
-    statements = installation.plan(connection, definition, columns)
+    statements = installation.plan(connection, definition, columns, row_triggers=row_triggers)
     run(
         connection,
         "INSERT INTO outlier.sources (name, relation, definition, recipe, attached_xid) VALUES (%s, %s::oid, %s, %s,"
@@ -185,6 +188,7 @@ def _attach_again(
     columns: tuple[str, ...],
     recipe: JsonObject,
     table_oid: int,
+    for_rows: list[sql.Composed],
 ) -> None:
     """Mend what is missing, and change what can be changed in place."""
     if source.table_problem is not None and table_oid != source.table_oid:
@@ -204,7 +208,9 @@ def _attach_again(
         "UPDATE outlier.sources SET definition = %(definition)s WHERE id = %(id)s AND definition <> %(definition)s",
         {"definition": Jsonb(definition.model_dump(mode="json")), "id": source.id},
     )
-    installation.repair(connection, definition, columns, last=[*grants, *changes, *of_queue])
+    installation.repair(
+        connection, definition, columns, on_table=[*changes, *for_rows], last=[*grants, *of_queue]
+    )
 
 
 def _renamed(connection: Connection, source: Source, table_oid: int) -> Source:

@@ -76,7 +76,7 @@ _WITH_NAMES = """
 CREATE FUNCTION outlier.with_names(statement text, relation regclass, definition jsonb, taken text[]) RETURNS text
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $outlier$
 DECLARE
-    place constant text := 't[.]"outlier:shown" AS "outlier:shown"|[ro][.]"outlier:shown"'
+    place constant text := 't[.]"outlier:shown" AS "outlier:shown"|(r|o|NEW|OLD)[.]"outlier:shown"'
                            '|"outlier:(schema|relation|key|time|entity|label|quote|feature [0-9]+)"';
     quote constant text := '$outlier_' || replace(gen_random_uuid()::text, '-', '') || '$';
     columns text[];
@@ -104,7 +104,7 @@ BEGIN
         IF found LIKE 't.%' THEN
             written := shown;
         ELSIF found LIKE '%.%' THEN
-            written := (SELECT string_agg(format('%s.%I', left(found, 1), c), ', ' ORDER BY p)
+            written := (SELECT string_agg(format('%s.%I', split_part(found, '.', 1), c), ', ' ORDER BY p)
                         FROM unnest(columns) WITH ORDINALITY u (c, p));
         ELSIF found = '"outlier:quote"' THEN
             written := quote;

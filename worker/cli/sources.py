@@ -74,6 +74,14 @@ def attach(
             " away again. By default as it is.",
         ),
     ] = None,
+    row_triggers: Annotated[
+        bool | None,
+        typer.Option(
+            "--row-triggers/--no-row-triggers",
+            help="Triggers that fire for each row that logical replication applies, which fires no others. By default"
+            " made where a subscription writes the table, else as it is.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the SQL and change nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -99,6 +107,7 @@ def attach(
         label=label,
         name=name,
         write_columns=write_columns,
+        row_triggers=row_triggers,
     )
     if dry_run:
         console.file.write(attaching.script(runtime, request, chosen))

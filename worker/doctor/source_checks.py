@@ -86,6 +86,8 @@ def _changed_key(table: RelationInfo, source: Source) -> Finding | None:
 def _triggers(connection: Connection, _: Runtime, source: Source) -> Finding:
     states = installation.triggers_enabled(connection, source.definition)
     missing = [event for event, on in states.items() if not on]
+    if not missing and catalog.is_subscribed(connection, source.definition.relation):
+        return _replicated(connection, source)
     if not missing:
         return Finding(f"{source.name} triggers", True, "on INSERT and UPDATE")
     trigger = queue_triggers.trigger_name(source.name, missing[0])
@@ -95,6 +97,21 @@ def _triggers(connection: Connection, _: Runtime, source: Source) -> Finding:
         f"the {' and '.join(missing)} trigger is missing or disabled; only the sweep finds new rows",
         f"ALTER TABLE {source.definition.relation} ENABLE TRIGGER {trigger}; if it is gone,"
         " run the same `pgoutlier attach` again",
+    )
+
+
+def _replicated(connection: Connection, source: Source) -> Finding:
+    what, relation = f"{source.name} triggers", source.definition.relation
+    if installation.row_triggers_enabled(connection, source.definition):
+        return Finding(what, True, "on INSERT and UPDATE, and for rows that logical replication applies")
+    names = queue_triggers.row_triggers(source.definition)
+    return Finding(
+        what,
+        False,
+        f"logical replication writes {relation} and fires none of them: new rows wait for the sweep, and changed ones"
+        " keep their scores",
+        f"run the same `pgoutlier attach` again as an owner of {relation}; if they are there and disabled:"
+        f" {' '.join(f'ALTER TABLE {relation} ENABLE REPLICA TRIGGER {name};' for name in names)}",
     )
 
 

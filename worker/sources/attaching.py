@@ -66,6 +66,7 @@ def attach(
             columns,
             recipe.model_dump(mode="json"),
             sweep_old_rows=old_rows == "swept",
+            row_triggers=request.row_triggers,
         )
         grants.give_new_tables(connection, definition.name)
     return _attached(
@@ -110,7 +111,8 @@ def script(runtime: Runtime, request: AttachRequest, recipe: Recipe) -> str:
     """The SQL that `attach` would run on the source's objects; nothing is changed. Raises what `attach` raises."""
     with runtime.engine.begin() as connection:
         definition, columns = _resolved(connection, request, recipe)
-        return core_objects.script(installation.plan(connection, definition, columns))
+        statements = installation.plan(connection, definition, columns, row_triggers=request.row_triggers)
+        return core_objects.script(statements)
 
 
 def adopt(runtime: Runtime, source_name: str, *, key: str | None = None) -> Attached:
