@@ -36,6 +36,7 @@ broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
 # A broker that hangs must not hold up those who only ring a bell. Longer than the second a worker's BRPOP takes.
 broker_transport_options = {
+    "global_keyprefix": _settings.broker_key_prefix,
     "socket_connect_timeout": 5,
     "socket_timeout": 5,
     "socket_keepalive": True,
