@@ -67,7 +67,7 @@ class _Metrics(BaseModel):
 
 
 def checked(metrics: JsonObject) -> JsonObject:
-    """The metrics themselves. Raises ValueError unless they are few, plainly named, and numbers where these are read."""
+    """The metrics themselves. Raises ValueError unless few, plainly named, and numbers where numbers are read."""
     if len(metrics) > _MOST_NAMES or not all(map(_NAME.fullmatch, metrics)):
         raise ValueError("names")
     found = _Metrics.model_validate(metrics)
