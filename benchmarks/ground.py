@@ -30,6 +30,11 @@ COLUMNS = ", ".join(FEATURES)
 DECLARED = ", ".join(f"{name} double precision NOT NULL" for name in FEATURES)
 
 
+def insert_row(table: str) -> str:
+    """The INSERT of one row, whose features are its parameters."""
+    return f"INSERT INTO {table} ({COLUMNS}) VALUES ({', '.join(['%s'] * N_FEATURES)})"
+
+
 @dataclass(frozen=True)
 class Ground:
     """Where to measure. connection is a user's own, in autocommit."""
@@ -86,6 +91,9 @@ def ground(n_rows: int) -> Iterator[Ground]:
     data_dir = home / "data"
     servers = embedded.ensure_running(data_dir)
     try:
+        _note_commits(servers.database_url)
+        embedded.stop(data_dir)
+        servers = embedded.ensure_running(data_dir)
         settings = Settings(
             data_dir=data_dir,
             database_url=SecretStr(servers.database_url),
@@ -108,6 +116,12 @@ def ground(n_rows: int) -> Iterator[Ground]:
     finally:
         embedded.purge(data_dir)
         home.rmdir()
+
+
+def _note_commits(database_url: str) -> None:
+    """Have the server note when each transaction commits, from its next start on."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET track_commit_timestamp = on")
 
 
 def _attach_and_train(runtime: Runtime, rows: np.ndarray) -> None:

@@ -6,18 +6,14 @@ import re
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
-import numpy as np
-import psycopg
-
 from benchmarks.ground import COLUMNS, FEATURES, Ground, ground, median
-from benchmarks.processes import running
+from benchmarks.processes import exists, running, until
 from pgoutlier.db.embedded.postgres import postgres_binary
 
 CLIENTS = (1, 4, 8, 16)
+# Rows whose way to their score is timed, beside those of the clients.
 
 
 def measure(base: Ground, *, n_rounds: int, seconds: float) -> dict[str, dict[str, float]]:
@@ -52,54 +48,27 @@ def _pair(
         base.connection.execute(f"ALTER TABLE transactions {'ENABLE' if on else 'DISABLE'} TRIGGER USER")
         base.connection.execute("CHECKPOINT")
         if on:
-            with _Watch(base) as watch:
-                rates[on] = _pgbench(base, script, n_clients, seconds)
-            p50 = watch.p50_ms()
-            _until_drained(base)
+            (last,) = base.connection.execute("SELECT max(id) FROM transactions").fetchone() or (0,)
+            rates[on] = _pgbench(base, script, n_clients, seconds)
+            until(lambda: not exists(base, "outlier.queue_transactions"))
+            p50 = _p50_ms(base, last)
         else:
             rates[on] = _pgbench(base, script, n_clients, seconds)
     return rates[False], rates[True], p50
 
 
-def _until_drained(base: Ground) -> None:
-    """What is left over is no burden on what is measured next."""
-    while base.connection.execute("SELECT FROM outlier.queue_transactions LIMIT 1").fetchone() is not None:
-        time.sleep(0.1)
-
-
-class _Watch:
-    """Writes a row of its own every 50 ms and waits for its score."""
-
-    def __init__(self, base: Ground) -> None:
-        self._url = base.servers.database_url
-        self._row = base.rows[0].tolist()
-        self._times: list[float] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> _Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        insert = (
-            f"INSERT INTO transactions ({COLUMNS}) VALUES ({', '.join(['%s'] * len(FEATURES))}) RETURNING id"
-        )
-        look = "SELECT count(*) FROM outlier.scores_transactions WHERE key = %s"
-        with psycopg.connect(self._url, autocommit=True) as connection:
-            while not self._stop.wait(0.05):
-                key = connection.execute(insert, self._row).fetchone()
-                since = time.perf_counter()
-                while connection.execute(look, key).fetchone() == (0,):
-                    time.sleep(0.001)
-                self._times.append(1_000 * (time.perf_counter() - since))
-
-    def p50_ms(self) -> float:
-        return float(np.percentile(self._times, 50))
+def _p50_ms(base: Ground, after: int) -> float:
+    """From the commit of a row with a larger key than that to the commit of its score, as the server noted both: of
+    every row, and nobody looks meanwhile."""
+    (found,) = base.connection.execute(
+        "SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY 1000 * extract(epoch FROM"
+        " pg_xact_commit_timestamp(s.xmin) - pg_xact_commit_timestamp(t.xmin)))"
+        " FROM transactions t JOIN outlier.scores_transactions s ON s.key = t.id WHERE t.id > %s",
+        (after,),
+    ).fetchone() or (None,)
+    if found is None:
+        raise RuntimeError("no row was scored")
+    return float(found)
 
 
 def _pgbench(base: Ground, script: Path, n_clients: int, seconds: float) -> float:

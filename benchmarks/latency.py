@@ -11,14 +11,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import numpy as np
 import psycopg
 
-from benchmarks.ground import COLUMNS, FEATURES, Ground
+from benchmarks.ground import Ground, insert_row
 from benchmarks.processes import running
 from benchmarks.throughput import fill_queue
 from pgoutlier.worker.processes import Supervisor
 from pgoutlier.worker.scoring import draining
 
 _POLL_SECONDS = 0.001
-_INSERT = f"INSERT INTO transactions ({COLUMNS}) VALUES ({', '.join(['%s'] * len(FEATURES))}) RETURNING id"
+_INSERT = f"{insert_row('transactions')} RETURNING id"
 
 
 def measure(
@@ -35,9 +35,9 @@ def measure(
     beside: what else the workers are given to do while it is measured.
     """
     with started(ground):
-        _insert_and_time(ground, seconds=3, per_second=per_second, n_writers=n_writers)  # warms up
+        insert_and_time(ground, seconds=3, per_second=per_second, n_writers=n_writers)  # warms up
         with beside or nullcontext():
-            times = _insert_and_time(ground, seconds=seconds, per_second=per_second, n_writers=n_writers)
+            times = insert_and_time(ground, seconds=seconds, per_second=per_second, n_writers=n_writers)
     values = np.percentile(times, [50, 95, 99])
     return {name: round(float(v), 1) for name, v in zip(("p50", "p95", "p99"), values, strict=True)}
 
@@ -51,7 +51,7 @@ def started(ground: Ground) -> Iterator[Supervisor]:
         yield supervisor
 
 
-def _insert_and_time(ground: Ground, *, seconds: float, per_second: int, n_writers: int) -> list[float]:
+def insert_and_time(ground: Ground, *, seconds: float, per_second: int, n_writers: int) -> list[float]:
     """Insert single rows in autocommit and wait for each one's score; milliseconds, one a row."""
     waiting: dict[int, float] = {}
     times: list[float] = []

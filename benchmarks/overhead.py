@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks.ground import COLUMNS, DECLARED, FEATURES, Ground, copy_in, median, seconds_of
+from benchmarks.ground import DECLARED, FEATURES, Ground, copy_in, insert_row, median, seconds_of
 from pgoutlier.db.sources.attach import AttachRequest
 from pgoutlier.detector import recipe_named
 from pgoutlier.worker.sources import attaching
@@ -56,7 +56,7 @@ def _bulk(ground: Ground, with_trigger: bool) -> float:
 def _single(ground: Ground, with_trigger: bool, n_single: int) -> float:
     """n_single inserts of one row, each its own transaction, each on disk before the next."""
     _switch(ground, with_trigger)
-    statement = f"INSERT INTO {TABLE} ({COLUMNS}) VALUES ({', '.join(['%s'] * len(FEATURES))})"
+    statement = insert_row(TABLE)
     values = ground.rows[:n_single].tolist()
 
     def insert() -> None:

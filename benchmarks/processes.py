@@ -53,7 +53,7 @@ def start_to_first_score_seconds(ground: Ground, *, n_rounds: int) -> float:
         fill_queue(ground)
         started = time.perf_counter()
         with running(ground, "score"):
-            _until(lambda: _exists(ground, "outlier.scores_transactions"))
+            until(lambda: exists(ground, "outlier.scores_transactions"))
             taken.append(time.perf_counter() - started)
     return median(taken)
 
@@ -76,10 +76,10 @@ def _drained(ground: Ground, process: psutil.Process, *, at_most: int | None = N
 
     def done() -> bool:
         seen.append(process.memory_info().rss)
-        return not _exists(ground, "outlier.queue_transactions")
+        return not exists(ground, "outlier.queue_transactions")
 
     _run(ground, [sys.executable, "-m", "celery", "-A", "pgoutlier.worker", "call", "score.drain_all"])
-    _until(done)
+    until(done)
     return max(seen) / 2**20
 
 
@@ -97,7 +97,7 @@ def until_answered(ground: Ground) -> None:
         found = json.loads(_run(ground, [_PROGRAM, "status", "--json"]))
         return len(found["workers"] or []) == 2
 
-    _until(answered)
+    until(answered)
 
 
 def _run(ground: Ground, command: list[str]) -> bytes:
@@ -106,12 +106,14 @@ def _run(ground: Ground, command: list[str]) -> bytes:
     ).stdout
 
 
-def _exists(ground: Ground, table: str) -> bool:
+def exists(ground: Ground, table: str) -> bool:
+    """Whether there is a row in the table."""
     found = ground.connection.execute(f"SELECT EXISTS (SELECT FROM {table})").fetchone()
     return bool(found and found[0])
 
 
-def _until(done: Callable[[], bool]) -> None:
+def until(done: Callable[[], bool]) -> None:
+    """Raises RuntimeError if that takes longer than whatever is measured."""
     deadline = time.monotonic() + _LONGEST_SECONDS
     while not done():
         if time.monotonic() > deadline:

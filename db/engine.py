@@ -11,6 +11,8 @@ from sqlalchemy.exc import ArgumentError
 from pgoutlier.db.errors import SettingsError
 
 APPLICATION_NAME = "pgoutlier"
+# How often a pooler is given the chance to show what it does, while others take sessions of its pool as well.
+_TRIES = 5
 # A server that vanished without a word is noticed within a minute.
 KEEPALIVES = {
     "keepalives_idle": 30,
@@ -58,13 +60,37 @@ def secure(driver: psycopg.Connection[Any]) -> None:
     this role is none that is gone: a statement that would not see it fails, with a sentence of PostgreSQL's.
 
     Said by a statement and not by options of the connection: poolers refuse those, and they would be the DEFAULT.
+    Raises SettingsError where a pooler would give the next transaction a session of which all this does not hold.
     """
-    driver.execute(
-        "SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false),"
+    found = driver.execute(
+        "SELECT pg_catalog.pg_backend_pid(),"
+        " pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false),"
         " pg_catalog.set_config('row_security', 'off', false), pg_catalog.set_config('outlier.session', 'on', false)"
-    )
+    ).fetchone()
     if not driver.autocommit:
         driver.commit()
+    # A pooler tells of no process of the server's, but of one that it has made up.
+    if found is not None and found[0] != driver.info.backend_pid and _is_shared(driver):
+        raise SettingsError(
+            "PGOUTLIER_DATABASE_URL leads to a pooler that gives each transaction another session (PgBouncer with"
+            " pool_mode = transaction); name the server itself, or a pool with pool_mode = session."
+        )
+
+
+def _is_shared(driver: psycopg.Connection[Any]) -> bool:
+    """Whether another connection is given the server's session of this one, which is in no transaction."""
+    password = driver.info.password or None
+    with psycopg.connect(driver.info.dsn, password=password, prepare_threshold=None) as other:
+        for _ in range(_TRIES):
+            sessions = []
+            for connection in (driver, other):
+                sessions.append(connection.execute("SELECT pg_catalog.pg_backend_pid()").fetchone())
+                if connection is driver and not driver.autocommit:
+                    driver.commit()
+            other.rollback()
+            if sessions[0] == sessions[1]:
+                return True
+    return False
 
 
 def driver_connection(connection: Connection) -> psycopg.Connection[Any]:

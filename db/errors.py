@@ -29,6 +29,10 @@ class MissingPrivilege(SourceError):
     """The connecting role lacks a right; the sentence names the GRANT that mends it."""
 
 
+class TableReplaced(SourceError):
+    """The table of a source is gone, or another one has its name."""
+
+
 class SchemaNotReady(PgoutlierError):
     """The schema `outlier` is missing or older than this program."""
 

@@ -68,7 +68,7 @@ def _migrate(engine: Engine, direction: object, revision: str) -> None:
 
 
 def refuse_foreign(connection: Connection) -> None:
-    """Raise SchemaNotReady if the schema or something in it is another's: its triggers would run as who migrates."""
+    """Raise SchemaNotReady if the schema or something in it is another's: its triggers would run as us."""
     found = owners.plugin_wide(connection)
     if not found:
         return
@@ -77,9 +77,9 @@ def refuse_foreign(connection: Connection) -> None:
     owner = display(found[0].owner)
     hand_over = f"ALTER {found[0].kind.upper()} {found[0].object} OWNER TO {role};"
     raise SchemaNotReady(
-        f"The {found[0]}{more}, and what {owner} has put there would run with the rights of {role}; nothing was"
-        f" changed. If {owner} looks after pgoutlier, connect as {owner}, or make {role} a member: GRANT {owner} TO"
-        f" {role}; If not, look at it, then drop it or hand it over: {hand_over}"
+        f"The {found[0]}{more}, and what {owner} has put there would run with the rights of {role}; nothing changed."
+        f" If {owner} looks after pgoutlier, connect as {owner}, or make {role} a member: GRANT {owner} TO {role}; If"
+        f" not, look at it, then drop it or hand it over: {hand_over}"
     )
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pgoutlier.db.embedded import default_data_dir
@@ -15,6 +15,7 @@ from pgoutlier.db.errors import SettingsError
 from pgoutlier.db.notices import webhook_secret
 
 PREFIX = "PGOUTLIER_"
+_EMBEDDED = "embedded"
 Seconds = Annotated[float, Field(gt=0, le=366 * 86_400)]
 
 
@@ -26,10 +27,12 @@ class Settings(BaseSettings):
     )
 
     database_url: SecretStr | None = Field(
-        None, description="PostgreSQL 15 or later, as postgresql://user@host/db; unset: the embedded server"
+        None,
+        description="PostgreSQL 15 or later, as postgresql://user@host/db; unset or `embedded`: the embedded server",
     )
     broker_url: SecretStr | None = Field(
-        None, description="Redis 6.2+ or Valkey, as redis://host:6379/0; unset: the embedded server"
+        None,
+        description="Redis 6.2+ or Valkey, as redis://host:6379/0; unset or `embedded`: the embedded server",
     )
     broker_key_prefix: str = Field(
         "",
@@ -151,10 +154,16 @@ class Settings(BaseSettings):
     )
     artifact_max_bytes: int = Field(64 * 2**20, ge=2**10, description="a larger model artifact is refused")
 
-    @field_validator("database_url", "broker_url", "webhook_secret", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _empty_means_unset(cls, value: object) -> object:
-        return None if value == "" else value
+    def _empty_means_unset(cls, data: dict[str, Any]) -> dict[str, Any]:
+        optional = ("database_url", "broker_url", "webhook_secret")
+        return {name: value for name, value in data.items() if value != "" or name not in optional}
+
+    @field_validator("database_url", "broker_url", mode="before")
+    @classmethod
+    def _embedded_means_none(cls, value: object) -> object:
+        return None if value == _EMBEDDED else value
 
     @field_validator("signing_key", mode="before")
     @classmethod
@@ -232,7 +241,7 @@ def _splits(url: str) -> bool:
 def load_settings() -> Settings:
     """Settings from the environment and .env. Raises SettingsError naming each variable that cannot be used."""
     try:
-        return Settings()
+        settings = Settings()
     except ValidationError as error:
         # The value itself is left out: it may be a secret.
         complaints = "; ".join(
@@ -243,3 +252,17 @@ def load_settings() -> Settings:
     except (UnicodeDecodeError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         raise SettingsError(f"Cannot read .env in {Path.cwd()}: {reason}.") from None
+    _require_both_urls(settings)
+    return settings
+
+
+def _require_both_urls(settings: Settings) -> None:
+    """A server that nobody asked for would be started in place of one that was forgotten."""
+    urls = {"database_url": "PostgreSQL", "broker_url": "Valkey"}
+    for name, server in urls.items():
+        other = next(each for each in urls if each != name)
+        if getattr(settings, other) and name not in settings.model_fields_set:
+            raise SettingsError(
+                f"{PREFIX}{other.upper()} is set and {PREFIX}{name.upper()} is not; set it, too, or to {_EMBEDDED} for"
+                f" the embedded {server}."
+            )

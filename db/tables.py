@@ -25,7 +25,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSONB, REGCLASS
 
 from pgoutlier.db.sql.identifiers import SCHEMA
 
@@ -71,6 +71,7 @@ sources = Table(
     metadata,
     Column("id", Integer, Identity(always=True), primary_key=True),
     Column("name", Text, nullable=False, unique=True),
+    Column("relation", REGCLASS, comment="its table, whatever that is called; null: it was gone"),
     Column("definition", _JSON, nullable=False, comment="db.sources.SourceDefinition"),
     Column("recipe", _JSON, nullable=False, comment="detector.Recipe that new versions are trained with"),
     Column(

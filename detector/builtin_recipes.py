@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pgoutlier.detector.errors import UnknownRecipe
+from pgoutlier.detector.far import FAR_SPREADS
 from pgoutlier.detector.recipes import (
     DropColumns,
     EarlyStopping,
@@ -37,6 +38,8 @@ from pgoutlier.detector.recipes import (
 # - The ridge bounds what a network that fits too well can do; it moves the figures by less than the seed does.
 # - The contamination is above the share of frauds (0.18 %), so that unlabelled ones do not lift the threshold
 #   above themselves.
+# - A row with a value 1,000 spreads out is left out: one placeholder made its feature blind, or the threshold a
+#   million. In the tables above there is none (docs/decisions/0029-values-far-out.md).
 # - Few epochs, or the network learns to reconstruct outliers too; but 5 of them are too few (0.952 instead of 0.955).
 DEFAULT = Recipe(
     name="default",
@@ -56,6 +59,7 @@ DEFAULT = Recipe(
     split=Split(fit_fraction=0.8, order="random"),
     scoring_precision="float32",
     trim_fit_fraction=0.05,
+    far_spreads=FAR_SPREADS,
     error_metric="mahalanobis",
     trim_fraction=0.1,
     join_input=True,
@@ -77,6 +81,7 @@ SERIES = Recipe(
     preprocessing=(GlobalMinMax(),),
     layers=(),
     prototypes=128,
+    far_spreads=FAR_SPREADS,
     epochs=1,
     early_stopping=None,
     split=Split(fit_fraction=0.8, order="random"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from pgoutlier.detector.arrays import Float64Vector, IntVector
 from pgoutlier.detector.detector import Detector
+from pgoutlier.detector.far import FarValues
 from pgoutlier.detector.thresholds import exceeds
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
@@ -18,7 +19,8 @@ class FitResult:
     """metrics: numbers that JSON can hold; history: "loss" and "val_loss", one number an epoch.
 
     calibration_rows (m,): which rows of the matrix calibrated, ascending; calibration_errors (m,): their errors,
-    by which the threshold was chosen.
+    by which the threshold was chosen. far_rows (k,): rows given as normal that were left out, see `detector.far`;
+    decided_by_few: features whose spread a few rows decide, left out or not.
     """
 
     detector: Detector
@@ -26,6 +28,8 @@ class FitResult:
     history: dict[str, list[float]]
     calibration_rows: IntVector
     calibration_errors: Float64Vector
+    far_rows: IntVector = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    decided_by_few: tuple[FarValues, ...] = ()
 
 
 def error_metrics(prefix: str, errors: Float64Vector, threshold: float) -> dict[str, float]:

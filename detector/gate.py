@@ -131,15 +131,14 @@ def judge(
 
 
 def _scored(detector: Detector, rows: Rows) -> tuple[Float64Vector, Float64Vector]:
-    """Errors of the hold-out, and each feature's share in all of them together."""
+    """Errors of the hold-out, and each feature's share in them, on the mean: one row far out has no more of a say."""
     if detector.recipe.window > 1:
         scores = detector.score(rows.matrix, groups=rows.groups)
     else:
         scores = detector.score(rows.matrix[-rows.n_held_out :])
-    parts = scores.contributions[-rows.n_held_out :].astype(np.float64).sum(axis=0)
-    return scores.reconstruction_error[-rows.n_held_out :], parts / max(
-        parts.sum(), np.finfo(np.float64).tiny
-    )
+    errors = scores.reconstruction_error[-rows.n_held_out :]
+    parts = scores.contributions[-rows.n_held_out :] / np.maximum(errors, np.finfo(np.float32).tiny)[:, None]
+    return errors, parts.mean(axis=0)
 
 
 def _champion_errors(champion: Detector | None, rows: Rows) -> tuple[Float64Vector | None, str | None]:

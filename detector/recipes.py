@@ -12,7 +12,15 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from pgoutlier.detector.errors import InvalidRecipe
 
@@ -226,6 +234,8 @@ class Recipe(_Part):
     are not thousands of times smaller than features; preprocessing and error are float64 always.
     Cleaning, for fit rows that nobody has labelled, is one of two or neither: trim_fit_fraction, the share of them,
     farthest from the rest, that the network does not see; or pseudo_labels, whose outliers nothing is fitted on.
+    far_spreads: rows with a value that is so many spreads out are neither fitted on nor calibrated with, if they are
+    few, see `detector.far`; None: all are.
     trim_fraction, join_input, residual_ridge: for error_metric "mahalanobis" only, see `detector.residuals`.
     prototypes: how many there are, see `detector.prototypes`; 0 leaves the Mahalanobis distance alone. Without any
     layers the prototypes are all there is: a row's reconstruction is the nearest of them.
@@ -250,6 +260,7 @@ class Recipe(_Part):
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     scoring_precision: Literal["float32", "float64"] = "float64"
     trim_fit_fraction: float = Field(default=0.0, ge=0.0, le=0.25)
+    far_spreads: float | None = Field(default=None, ge=10.0, le=1e6)
     error_metric: Literal["mse", "mae", "mahalanobis"] = "mse"
     trim_fraction: float = Field(default=0.0, ge=0.0, le=0.25)
     join_input: bool = False
@@ -300,6 +311,14 @@ class Recipe(_Part):
         if self.pca is not None and self.error_metric == "mahalanobis":
             raise ValueError("the step 'pca' goes with error_metric 'mse' or 'mae'")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before_it_was_there(self, fields_of: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without far_spreads where it is None: the hash of a recipe of before stays what it was."""
+        fields: dict[str, Any] = fields_of(self)
+        if self.far_spreads is None:
+            del fields["far_spreads"]
+        return fields
 
     @classmethod
     def from_stored(cls, fields: Mapping[str, Any]) -> Recipe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,6 +15,7 @@ from pgoutlier.detector.arrays import BoolVector, Float64Matrix, Float64Vector, 
 from pgoutlier.detector.cleaning import isolation_forest_outliers
 from pgoutlier.detector.detector import Detector
 from pgoutlier.detector.errors import TrainingDataError
+from pgoutlier.detector.far import decided_by_few, far_rows
 from pgoutlier.detector.fit_result import FitResult, error_metrics, not_normal_metrics
 from pgoutlier.detector.network import FittedNetwork, ProgressCallback, fit_network
 from pgoutlier.detector.preprocessing import apply_preprocessing, fit_preprocessing
@@ -45,8 +47,9 @@ def fit(
     """Fit the recipe to rows and calibrate its threshold.
 
     features: (n_rows, n_features) float64 in the source's units, rows in time order.
-    normal: (n_rows,) bool; only these rows are fitted on and calibrated with. The others are measured, and
-    alert budgets and the threshold policies that need labels count them, in the proportion of the data.
+    normal: (n_rows,) bool; only these rows are fitted on and calibrated with, but for the few that the recipe takes
+    for far out (`detector.far`). The others are measured, and alert budgets and the threshold policies that need
+    labels count them, in the proportion of the data.
     held_out: (n_rows,) bool; in place of the recipe's split, calibrate with the normal rows among these and fit
     on the other normal ones.
     anomalous: (n_rows,) bool, the labelled anomalies; None for all that are not normal.
@@ -62,9 +65,12 @@ def fit(
     seed = recipe.seed if seed is None else seed
     matrix, is_normal, names = _checked(recipe, features, feature_names, normal)
     is_anomaly = _checked_anomalies(recipe, anomalous, is_normal, rows_per_day)
+    far = _far(recipe, matrix, is_normal)
+    few = decided_by_few(matrix[is_normal], names, left_out=far[is_normal])
+    is_normal = is_normal & ~far
     fit_index, calibration_index = _split(recipe, is_normal, held_out, seed)
     if recipe.recurrent is not None:
-        return fit_sequences(
+        fitted = fit_sequences(
             recipe,
             matrix,
             names,
@@ -75,18 +81,20 @@ def fit(
             seed=seed,
             on_progress=on_progress,
         )
-    return _fit_rows(
-        recipe,
-        matrix,
-        names,
-        is_normal=is_normal,
-        is_anomaly=is_anomaly,
-        rows_per_day=rows_per_day,
-        fit_index=fit_index,
-        calibration_index=calibration_index,
-        seed=seed,
-        on_progress=on_progress,
-    )
+    else:
+        fitted = _fit_rows(
+            recipe,
+            matrix,
+            names,
+            is_normal=is_normal,
+            is_anomaly=is_anomaly,
+            rows_per_day=rows_per_day,
+            fit_index=fit_index,
+            calibration_index=calibration_index,
+            seed=seed,
+            on_progress=on_progress,
+        )
+    return replace(fitted, far_rows=np.flatnonzero(far), decided_by_few=few)
 
 
 def _fit_rows(
@@ -225,6 +233,14 @@ def _check_values(recipe: Recipe, rows: Float64Matrix, names: tuple[str, ...]) -
     smallest = np.where(finite, rows, np.inf)[:, kept].min(axis=0)
     if not (largest > smallest).any():
         raise TrainingDataError("Every feature is constant, so there is nothing to learn from these rows.")
+
+
+def _far(recipe: Recipe, matrix: Float64Matrix, is_normal: BoolVector) -> BoolVector:
+    """Which rows are left out for a value that is far out; they count as neither normal nor anomalous."""
+    far = np.zeros(len(is_normal), dtype=bool)
+    if recipe.far_spreads is not None:
+        far[is_normal] = far_rows(matrix[is_normal], recipe.far_spreads)
+    return far
 
 
 def _split(

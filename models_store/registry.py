@@ -26,6 +26,9 @@ from pgoutlier.models_store.seal import Seal
 
 log = structlog.get_logger()
 
+# Of ONNX Runtime's sessions and what they allocate for a block of rows, as measured on the recipes that come with us.
+_BYTES_OF_A_SCORER = 2 * 2**20
+
 
 @dataclass(frozen=True)
 class LoadedVersion:
@@ -49,28 +52,59 @@ class DetectorCache:
     """The detectors this process scores with, by version id; safe between threads.
 
     Versions are immutable, so an entry is never stale. Refused ones are remembered too, so that a broken
-    artifact is read once and not with every batch.
+    artifact is read once and not with every batch. Of more than capacity, or than take about max_bytes, those that
+    were not used for the longest time are let go. Whoever wants one that is there never waits for one that is loaded.
     """
 
-    def __init__(self, seal: Seal, *, capacity: int = 16) -> None:
+    def __init__(self, seal: Seal, *, capacity: int = 128, max_bytes: int = 256 * 2**20) -> None:
         self._seal = seal
         self._capacity = capacity
+        self._max_bytes = max_bytes
         self._entries: OrderedDict[int, Detector | str] = OrderedDict()
+        self._loading: dict[int, threading.Lock] = {}
         self._lock = threading.Lock()
 
     def get(self, connection: Connection, source: Source, pointed: Pointed) -> Detector:
         """Raises ArtifactRefused, naming the version."""
-        with self._lock:
-            entry = self._entries.get(pointed.version_id)
-            if entry is None:
-                entry = self._load(connection, source, pointed.version)
-                self._entries[pointed.version_id] = entry
-                while len(self._entries) > self._capacity:
-                    self._entries.popitem(last=False)
-            self._entries.move_to_end(pointed.version_id)
+        entry = self._known(pointed.version_id)
+        if entry is None:
+            with self._lock:
+                loading = self._loading.setdefault(pointed.version_id, threading.Lock())
+            with loading:
+                entry = self._known(pointed.version_id) or self._load_and_keep(connection, source, pointed)
         if isinstance(entry, str):
             raise ArtifactRefused(entry)
         return entry
+
+    def has_room(self) -> bool:
+        """Whether one more of the size of the largest would push out none."""
+        with self._lock:
+            sizes = [_size(entry) for entry in self._entries.values()]
+        return len(sizes) < self._capacity and sum(sizes) + max(sizes, default=0) <= self._max_bytes
+
+    def _known(self, version_id: int) -> Detector | str | None:
+        with self._lock:
+            entry = self._entries.get(version_id)
+            if entry is not None:
+                self._entries.move_to_end(version_id)
+            return entry
+
+    def _load_and_keep(self, connection: Connection, source: Source, pointed: Pointed) -> Detector | str:
+        try:
+            entry = self._load(connection, source, pointed.version)
+            with self._lock:
+                self._entries[pointed.version_id] = entry
+                while len(self._entries) > 1 and self._is_too_full():
+                    self._entries.popitem(last=False)
+            return entry
+        finally:
+            with self._lock:
+                self._loading.pop(pointed.version_id, None)
+
+    def _is_too_full(self) -> bool:
+        return (
+            len(self._entries) > self._capacity or sum(map(_size, self._entries.values())) > self._max_bytes
+        )
 
     def loaded(self, version_id: int) -> Detector | None:
         """The detector if this process has it already; asks nobody."""
@@ -84,6 +118,13 @@ class DetectorCache:
         except ArtifactRefused as refusal:
             log.error("artifact_refused", source=source.name, version=version, reason=str(refusal))
             return str(refusal)
+
+
+def _size(entry: Detector | str) -> int:
+    """About what it takes in memory: the arrays are in ONNX Runtime's session as well, in two graphs."""
+    if isinstance(entry, str):
+        return len(entry)
+    return _BYTES_OF_A_SCORER + 3 * sum(array.nbytes for array in entry.arrays.values())
 
 
 def load(connection: Connection, source: Source, version: int, *, seal: Seal) -> Detector:

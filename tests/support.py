@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import psycopg
+import pytest
 from psycopg import sql
 from psycopg.rows import dict_row
 
+from pgoutlier.db.errors import SourceError
 from pgoutlier.db.source.definition import Source
-from pgoutlier.db.sources import sources
+from pgoutlier.db.sources import attach, sources
 from pgoutlier.db.sources.attach import AttachRequest
 from pgoutlier.detector import Detector, Recipe, expected_arrays, recipe_named
 from pgoutlier.detector.recipes import FixedThreshold, Layer, Standardise
@@ -215,3 +217,38 @@ def heard(listener: Connection, channel: str, user: Connection) -> list[str]:
 def quote(*parts: str) -> str:
     """A quoted identifier for statements of the tests."""
     return sql.Identifier(*parts).as_string(None)
+
+
+def refusal(runtime: Runtime, **request: Any) -> str:
+    """The sentence with which an attach is refused."""
+    with runtime.engine.begin() as connection, pytest.raises(SourceError) as raised:
+        attach.resolve(connection, AttachRequest(**request))
+    return raised.value.sentence
+
+
+def objects(user: Connection) -> list[tuple[Any, ...]]:
+    """Every relation, column, index, constraint, function, trigger and privilege in the database, as text."""
+    return user.execute(
+        """
+        SELECT 'relation', n.nspname || '.' || c.relname, c.relkind::text || coalesce(c.relacl::text, '')
+               || c.reloptions::text || c.relhastriggers || c.relrowsecurity FROM pg_class c
+            JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname IN ('public', 'outlier')
+        UNION ALL SELECT 'column', a.attrelid::regclass::text || '.' || a.attname,
+               format_type(a.atttypid, a.atttypmod) || a.attnotnull || a.attstorage::text
+               || coalesce(pg_get_expr(d.adbin, d.adrelid), '')
+            FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+            LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+            JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE n.nspname IN ('public', 'outlier') AND a.attnum > 0 AND NOT a.attisdropped
+        UNION ALL SELECT 'index', indexrelid::regclass::text, pg_get_indexdef(indexrelid) FROM pg_index
+            JOIN pg_class c ON c.oid = indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE n.nspname IN ('public', 'outlier')
+        UNION ALL SELECT 'function', p.oid::regprocedure::text, pg_get_functiondef(p.oid) || p.proacl::text
+            FROM pg_proc p WHERE p.pronamespace IN ('public'::regnamespace, 'outlier'::regnamespace)
+        UNION ALL SELECT 'trigger', tgname, pg_get_triggerdef(oid) || tgenabled::text FROM pg_trigger
+            WHERE NOT tgisinternal
+        UNION ALL SELECT 'view', c.oid::regclass::text, pg_get_viewdef(c.oid) FROM pg_class c
+            WHERE c.relkind = 'v' AND c.relnamespace IN ('public'::regnamespace, 'outlier'::regnamespace)
+        ORDER BY 1, 2, 3
+        """
+    ).fetchall()

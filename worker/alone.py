@@ -1,8 +1,7 @@
-"""One `pgoutlier up` on a machine, and nothing left of one that was killed."""
+"""One `pgoutlier up` on a machine, one demo in a folder, and nothing left of one that was killed."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ from typing import TextIO
 
 import psutil
 
+from pgoutlier.db.embedded import lock_file
 from pgoutlier.db.errors import PgoutlierError
 from pgoutlier.db.settings import Settings
 
@@ -28,24 +28,41 @@ class RunsAlready(PgoutlierError):
 
 @dataclass(frozen=True)
 class Place:
-    """Held while `up` runs. left: names of processes of an earlier one that were still there, and are ended."""
+    """Held while `up` or `demo` runs. left: names of processes of an earlier one that were still there, and are ended.
 
-    file: TextIO
+    file: where it is written down what was started; None where that cannot be.
+    """
+
+    file: TextIO | None
     left: tuple[str, ...]
 
     def note(self, pids: dict[str, int]) -> None:
         """Write down what was started, for the next one to find."""
+        if self.file is None:
+            return
         started = {
             name: (pid, psutil.Process(pid).create_time())
             for name, pid in pids.items()
             if psutil.pid_exists(pid)
         }
-        if self.file.name == os.devnull:
-            return
         self.file.seek(0)
         self.file.truncate()
         json.dump({"up": os.getpid(), "started": started}, self.file)
         self.file.flush()
+
+
+@contextmanager
+def place(path: Path) -> Iterator[Place]:
+    """Hold the place that this file stands for; what an earlier holder that was killed has left is ended first.
+
+    Raises lock_file.HeldByAnother if somebody holds it.
+    """
+    with lock_file.held(path, wait=False) as file:
+        left = _end_what_is_left(_json(file.read()).get("started", {}))
+        try:
+            yield Place(file, tuple(left))
+        finally:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -60,23 +77,17 @@ def only_up(settings: Settings, servers: tuple[str, str]) -> Iterator[Place]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     except OSError:  # a folder that cannot be written holds no servers, and is no reason not to run
-        path = Path(os.devnull)
-    with path.open("a+") as file:
-        if path == Path(os.devnull):
-            yield Place(file, ())
-            return
-        file.seek(0)
-        written = file.read()
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            who = _json(written).get("up", "unknown")
-            raise RunsAlready(
-                f"pgoutlier up runs on this machine already, on the same servers (process {who}); stop that first,"
-                " or start more workers beside it with celery -A pgoutlier.worker worker, see docs/operations.md."
-            ) from None
-        yield Place(file, tuple(_end_what_is_left(_json(written).get("started", {}))))
-        path.unlink(missing_ok=True)
+        yield Place(None, ())
+        return
+    try:
+        with place(path) as held:
+            yield held
+    except lock_file.HeldByAnother:
+        who = _json(path.read_text()).get("up", "unknown") if path.exists() else "unknown"
+        raise RunsAlready(
+            f"pgoutlier up runs on this machine already, on the same servers (process {who}); stop that first,"
+            " or start more workers beside it with celery -A pgoutlier.worker worker, see docs/operations.md."
+        ) from None
 
 
 def _json(text: str) -> dict[str, object]:

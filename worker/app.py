@@ -8,12 +8,15 @@ import psycopg
 import structlog
 from celery import Celery, Task
 from kombu.exceptions import OperationalError as BrokerUnavailable
+from kombu.transport import TRANSPORT_ALIASES
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from pgoutlier.db.errors import PgoutlierError, first_line
 
 log = structlog.get_logger()
+
+_LONGEST_ERROR = 1_000  # characters: it may quote an argument, which may be anything
 
 
 class OneLineFailure(Task):  # type: ignore[misc]
@@ -24,7 +27,7 @@ class OneLineFailure(Task):  # type: ignore[misc]
     def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         if isinstance(exc, self.throws):
             # Without its arguments: the URL of a webhook is a secret.
-            log.warning("task_failed", task=self.name, id=task_id, error=first_line(exc))
+            log.warning("task_failed", task=self.name, id=task_id, error=first_line(exc)[:_LONGEST_ERROR])
 
 
 def ring(task: Task, *args: object, expires_seconds: float | None = None, **kwargs: object) -> None:
@@ -35,5 +38,8 @@ def ring(task: Task, *args: object, expires_seconds: float | None = None, **kwar
         log.warning("broker_unavailable", error=str(error))
 
 
+# By name: who only sends a task need not import it before.
+for scheme in ("redis", "rediss"):
+    TRANSPORT_ALIASES[scheme] = "pgoutlier.worker.broker:Transport"
 app = Celery("pgoutlier", task_cls=OneLineFailure)
 app.config_from_object("pgoutlier.worker.celery_config")

@@ -34,6 +34,8 @@ worker_cancel_long_running_tasks_on_connection_loss = False
 worker_send_task_events = False
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
+# A broker that answers with an error, as one that has become a replica does, may serve again later.
+broker_channel_error_retry = True
 # A broker that hangs must not hold up those who only ring a bell. Longer than the second a worker's BRPOP takes.
 broker_transport_options = {
     "global_keyprefix": _settings.broker_key_prefix,

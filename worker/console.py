@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from rich import box
 from rich.console import Console
@@ -28,24 +28,54 @@ errors = Console(stderr=True)
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in {9, 10}}
 
 
+# Columns of numbers that one types again: nothing is put between their digits.
+_IDENTITIES = {"id", "job", "key", "version", "champion", "challenger"}
+
+
 def plain(value: Any) -> Any:
-    """A value that JSON does not know as one that it does: a dataclass as its fields by name, a time as text."""
+    """A value as JSON knows it: a dataclass as its fields by name, a time as text, what JSON has no number for too."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in fields(value)}
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {str(name): plain(child) for name, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(child) for child in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else _as_postgres_spells(value)
+    if isinstance(value, Decimal):
+        return _number(value)
     if isinstance(value, datetime | date):
         return value.isoformat()
     if isinstance(value, timedelta):
         return value.total_seconds()
-    if isinstance(value, Decimal):
-        return float(value)
-    if isinstance(value, UUID | bytes | memoryview):
-        return str(value) if isinstance(value, UUID) else bytes(value).hex()
+    if isinstance(value, bytes | memoryview):
+        return bytes(value).hex()
     return str(value)
+
+
+def _as_postgres_spells(value: float) -> str:
+    if math.isnan(value):
+        return "NaN"
+    return "Infinity" if value > 0 else "-Infinity"
+
+
+def _number(value: Decimal) -> Any:
+    """As a number where that is the same one, else its digits as text: a double has some 16 of them."""
+    number = float(value)
+    if not math.isfinite(number):
+        return str(value) if value.is_finite() else _as_postgres_spells(number)
+    if Decimal(repr(number)) == value:
+        return number
+    return int(value) if value == value.to_integral_value() else str(value)
 
 
 def print_json(data: Any) -> None:
     """One line of JSON on standard output, never wrapped or coloured."""
-    console.file.write(json.dumps(data, default=plain, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(plain(data), ensure_ascii=False, allow_nan=False)
+    # Half a surrogate pair, which a json of the user's may hold, is no UTF-8; so written it is an escape of JSON's.
+    console.file.write(text.encode("utf-8", "backslashreplace").decode() + "\n")
     console.file.flush()
 
 
@@ -53,7 +83,8 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     """A table; None shows as a dash. Text is never read as markup, nor as control sequences of the terminal."""
     table = new_table(title, columns)
     for row in rows:
-        table.add_row(*(_cell(value) for value in row))
+        values = (identity(v) if name in _IDENTITIES else v for name, v in zip(columns, row, strict=True))
+        table.add_row(*(_cell(value) for value in values))
     console.print(table)
 
 
@@ -112,6 +143,11 @@ def _cell(value: object) -> str:
     if isinstance(value, datetime):
         return value.strftime("%m-%d %H:%M:%S")
     return escape(str(value).translate(_CONTROLS))
+
+
+def identity(value: object) -> object:
+    """What says which row or whose it is, for a cell: a number as one types it, with nothing between its digits."""
+    return str(value) if isinstance(value, int) else value
 
 
 def top_features_text(top: list[TopFeature] | None, *, most: int = 3) -> str:

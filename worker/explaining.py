@@ -8,7 +8,7 @@ from sqlalchemy.exc import DBAPIError
 
 from pgoutlier.db.embedded import EmbeddedServerError
 from pgoutlier.db.errors import PgoutlierError, first_line
-from pgoutlier.db.sql.statements import sqlstate
+from pgoutlier.db.sql.statements import lost_connection, sqlstate
 
 
 def explained(error: Exception) -> tuple[str | None, int]:
@@ -19,6 +19,8 @@ def explained(error: Exception) -> tuple[str | None, int]:
         return f"The broker cannot be reached ({error}); check PGOUTLIER_BROKER_URL.", 1
     if not isinstance(error, DBAPIError | psycopg.Error):
         return None, 1
-    if sqlstate(error) is None:
+    if lost_connection(error):
         return f"PostgreSQL cannot be reached: {first_line(error)}. Check PGOUTLIER_DATABASE_URL.", 1
+    if sqlstate(error) is None:
+        return f"A value cannot be sent to PostgreSQL, or read from it: {first_line(error)}", 1
     return f"PostgreSQL refused: {first_line(error)}", 1

@@ -12,7 +12,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import psycopg
@@ -23,7 +23,7 @@ from psycopg.conninfo import make_conninfo
 from pgoutlier.db.engine import KEEPALIVES, secure
 from pgoutlier.db.errors import first_line
 from pgoutlier.db.scoring import bell
-from pgoutlier.db.scoring.bell import Session
+from pgoutlier.db.scoring.bell import Look, Session
 from pgoutlier.db.sql.identifiers import CHANNEL, FLAGGED_CHANNEL
 
 log = structlog.get_logger()
@@ -33,8 +33,12 @@ _LOOK_SECONDS = 0.005
 _AWAKE_SECONDS = 0.25
 # Sessions that notify of a source within this time may wait for each other to do so.
 _TOGETHER_SECONDS = 0.25
+# A single session that notifies twice within this time is busy with that, and so is who hears it.
+_BUSY_SECONDS = 0.003
 # Asleep: what a row may wait that no notification tells of. Also how soon a new source is known.
 _ASLEEP_LOOK_SECONDS = 0.25
+# Awake, where drains look by themselves: how soon it is seen that one does no more.
+_PACED_LOOK_SECONDS = 0.02
 # Looking takes at most about this part of the time, however long it takes (many sources, many dead rows).
 _MOST_LOOKING = 0.1
 # A bell is not rung twice within this time: whoever comes goes on until nothing is left.
@@ -62,19 +66,28 @@ def listen(
     conninfo = make_conninfo(conninfo, **KEEPALIVES)
     while not stop.is_set():
         try:
-            with psycopg.connect(conninfo, autocommit=True, application_name="pgoutlier listener") as session:
-                secure(session)
+            with (
+                _session(conninfo, "pgoutlier listener") as hearing,
+                _session(conninfo, "pgoutlier listener, looks") as looking,
+            ):
                 channels = (CHANNEL, FLAGGED_CHANNEL)
                 for channel in channels:
-                    session.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+                    hearing.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
                 log.info("listening", channels=list(channels))
                 on_ready()
-                ears = _Ears(session, ring, ring_flagged)
+                ears = _Ears(hearing, looking, ring, ring_flagged)
                 while not stop.is_set():
                     ears.hear()
         except psycopg.Error as error:
             log.warning("listener_disconnected", error=first_line(error))
             stop.wait(_RECONNECT_SECONDS)
+
+
+@contextmanager
+def _session(conninfo: str, application_name: str) -> Iterator[Session]:
+    with psycopg.connect(conninfo, autocommit=True, application_name=application_name) as session:
+        secure(session)
+        yield session
 
 
 @dataclass
@@ -92,26 +105,34 @@ class _Bell:
 class _Watched:
     """What is known of one source.
 
+    source_id: by which its locks are known.
     heard_at, heard_of: when a writer notified last, and the process id of its session.
-    seen: ids of the rows that were in its queue at the last look.
+    seen: ids of the rows that were in its queue at the last look. paced: a drain looks into it by itself.
     locked: whether this session has the lock that says so where it is asleep; another listener may have it.
     """
 
+    source_id: int
     rows: _Bell = field(default_factory=_Bell)
     flagged: _Bell = field(default_factory=_Bell)
     awake_until: float = 0.0
     heard_at: float = 0.0
     heard_of: int = 0
     seen: frozenset[int] = frozenset()
+    paced: bool = False
     asleep: bool = False
     locked: bool = False
 
 
 @dataclass
 class _Ears:
-    """One connection, on which notifications are heard and queues looked into."""
+    """Two connections: one on which notifications are heard, and one by which queues are looked into.
 
-    session: Session
+    A statement has to take in all notifications that were sent before its result, however many those are; and a look
+    shall not wait for them.
+    """
+
+    hearing: Session
+    looking: Session
     ring: Ring
     ring_flagged: Ring
     sources: dict[str, _Watched] = field(default_factory=dict)
@@ -123,8 +144,8 @@ class _Ears:
         next_at = min(
             self.look_at, self.look_at_all, *(each.due_at() for _, _, each in self._bells()), float("inf")
         )
-        # As a list: the connection is taken for as long as the generator runs.
-        for notice in list(self.session.notifies(timeout=max(0.0, next_at - time.monotonic()), stop_after=1)):
+        # As many as have come by now, which the buffers of the connection bound.
+        for notice in self.hearing.notifies(timeout=max(0.0, next_at - time.monotonic()), stop_after=1):
             self._heard(notice)
         self._ring_owed()
         now = time.monotonic()
@@ -159,34 +180,37 @@ class _Ears:
         # The rows may be seen once more by the next look, and rung for twice: better than to ask before the first.
         source.rows.owed = True
         now = time.monotonic()
-        if notice.pid != source.heard_of and now - source.heard_at < _TOGETHER_SECONDS:
+        since = now - source.heard_at
+        if since < _BUSY_SECONDS or (notice.pid != source.heard_of and since < _TOGETHER_SECONDS):
             source.awake_until = now + _AWAKE_SECONDS
             self._sleep_or_wake()
             self.look_at = now + _LOOK_SECONDS
         source.heard_at, source.heard_of = now, notice.pid
 
     def _know_sources(self) -> None:
-        names = bell.audible(self.session)
-        bell.wake_up(self.session, {n for n, source in self.sources.items() if source.locked} - set(names))
-        self.sources = {name: self.sources.get(name) or _Watched() for name in names}
+        ids = bell.audible(self.looking)
+        known = {n: source for n, source in self.sources.items() if ids.get(n) == source.source_id}
+        bell.wake_up(self.looking, {n for n, s in self.sources.items() if s.locked and n not in known})
+        self.sources = {name: known.get(name) or _Watched(source_id) for name, source_id in ids.items()}
 
     def _look(self, names: list[str], now: float) -> None:
         """Ring for those of these sources that have rows which were not there at the last look."""
-        found: dict[str, list[int]] = {}
+        found: dict[str, Look] = {}
         with suppress(psycopg.errors.UndefinedTable):  # detached just now
-            found = bell.newest(self.session, names) if names else {}
+            found = bell.newest(self.looking, {n: self.sources[n].source_id for n in names}) if names else {}
         took = time.monotonic() - now
-        for name in names:
-            source, ids = self.sources[name], frozenset(found.get(name, ()))
-            if ids - source.seen:
-                source.rows.owed = True
-                if not source.asleep:
-                    source.awake_until = now + _AWAKE_SECONDS
-            source.seen = ids
+        for name, look in found.items():
+            source = self.sources[name]
+            new = look.ids - source.seen
+            source.rows.owed |= bool(new)
+            if (new and not source.asleep) or look.paced:
+                source.awake_until = now + _AWAKE_SECONDS
+            source.seen, source.paced = look.ids, look.paced
         self._ring_owed()
         self._sleep_or_wake()
-        pause = min(max(_LOOK_SECONDS, took / _MOST_LOOKING), _ASLEEP_LOOK_SECONDS)
-        awake = any(not source.asleep for source in self.sources.values())
+        awake = [source for source in self.sources.values() if not source.asleep]
+        soon = _PACED_LOOK_SECONDS if all(source.paced for source in awake) else _LOOK_SECONDS
+        pause = min(max(soon, took / _MOST_LOOKING), _ASLEEP_LOOK_SECONDS)
         self.look_at = time.monotonic() + pause if awake else float("inf")
 
     def _sleep_or_wake(self) -> None:
@@ -194,8 +218,8 @@ class _Ears:
         now = time.monotonic()
         tired = {name for name, source in self.sources.items() if now >= source.awake_until}
         locked = {name for name, source in self.sources.items() if source.locked}
-        bell.wake_up(self.session, locked - tired)
-        locked = (locked & tired) | bell.fall_asleep(self.session, tired - locked)
+        bell.wake_up(self.looking, locked - tired)
+        locked = (locked & tired) | bell.fall_asleep(self.looking, tired - locked)
         for name, source in self.sources.items():
             if name in tired and not source.asleep:
                 self.look_at_all = now  # at what was committed before writers knew

@@ -1,27 +1,20 @@
-"""What worker processes do around their tasks: one log format, and detectors ready before the first row."""
+"""What worker processes do around their tasks: one log format, and a score worker made ready."""
 
 from __future__ import annotations
 
 import ctypes
+import threading
 from contextlib import suppress
 from typing import Any
 
-import psycopg
-import structlog
 from celery.signals import celeryd_after_setup, setup_logging, worker_ready, worker_shutting_down
-from sqlalchemy.exc import SQLAlchemyError
 
-from pgoutlier.db.errors import PgoutlierError
 from pgoutlier.db.settings import load_settings
-from pgoutlier.db.sources import sources
 from pgoutlier.detector import load_onnx_runtime
-from pgoutlier.models_store import registry
-from pgoutlier.models_store.artifact import ArtifactRefused
 from pgoutlier.worker.app import app, ring
 from pgoutlier.worker.logs import configure_logs
 from pgoutlier.worker.runtime import runtime
-
-log = structlog.get_logger()
+from pgoutlier.worker.warming import warm_up
 
 _ARENA_MAX = -8  # M_ARENA_MAX of malloc.h
 
@@ -32,28 +25,11 @@ def _one_log_format(loglevel: int = 20, **_: Any) -> None:
 
 
 @celeryd_after_setup.connect
-def _warm_up(instance: Any, **_: Any) -> None:
-    """Load the champions and build their scorers, where threads score; processes would each have to for themselves."""
-    if (
-        "score" not in instance.app.amqp.queues.consume_from
-        or instance.pool_cls.__module__ != "celery.concurrency.thread"
-    ):
+def _prepare_to_score(instance: Any, **_: Any) -> None:
+    if not _scores_in_threads(instance):
         return
     _keep_one_heap()
-    load_onnx_runtime()  # which the first row need not wait for even if there is no champion yet
-    try:
-        here = runtime()
-        with here.engine.begin() as connection:
-            for source in sources.every(connection):
-                try:
-                    champion = registry.champion(connection, source, here.cache)
-                except ArtifactRefused:
-                    continue
-                if champion is not None:
-                    champion.detector.warm_up()
-                    log.info("detector_ready", source=source.name, version=champion.version)
-    except (SQLAlchemyError, psycopg.Error, PgoutlierError) as error:
-        log.warning("not_warmed_up", error=str(error))
+    load_onnx_runtime()  # which the first row need not wait for
 
 
 def _keep_one_heap() -> None:
@@ -67,9 +43,17 @@ def _keep_one_heap() -> None:
 
 @worker_ready.connect
 def _catch_up(sender: Any, **_: Any) -> None:
-    """Rows that have waited are not made to wait for the next tick of beat."""
+    """Rows that have waited are not made to wait for the next tick of beat, nor for champions other than their own."""
     if "score" in sender.app.amqp.queues.consume_from:
         ring(app.tasks["score.drain_all"])
+    if _scores_in_threads(sender.controller):
+        threading.Thread(target=warm_up, args=(runtime(),), name="warm-up", daemon=True).start()
+
+
+def _scores_in_threads(worker: Any) -> bool:
+    """Processes would each have to get ready for themselves."""
+    takes = worker.app.amqp.queues.consume_from
+    return "score" in takes and worker.pool_cls.__module__ == "celery.concurrency.thread"
 
 
 @worker_shutting_down.connect

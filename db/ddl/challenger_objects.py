@@ -16,6 +16,8 @@ from pgoutlier.db.sql.statements import compose
 
 # The kinds of objects, each after those that it needs.
 KINDS = ("shadow_scores", "compared", "comparison")
+# The views among them, each before those that it needs.
+VIEWS = ("comparison", "compared")
 COMPARED_COLUMNS = {
     "reconstruction_error": "s.reconstruction_error",
     "flagged": "s.flagged",
@@ -42,8 +44,7 @@ def create(source: SourceDefinition, shown: sql.Composable) -> dict[str, list[sq
 def drop(source: SourceDefinition) -> list[sql.Composed]:
     """The statements that remove them."""
     return [
-        compose("DROP VIEW IF EXISTS {view}", view=ours("comparison", source.name)),
-        compose("DROP VIEW IF EXISTS {view}", view=ours("compared", source.name)),
+        *(compose("DROP VIEW IF EXISTS {view}", view=ours(view, source.name)) for view in VIEWS),
         compose("DROP TABLE IF EXISTS {table}", table=ours("shadow_scores", source.name)),
     ]
 

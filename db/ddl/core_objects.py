@@ -25,26 +25,25 @@ from pgoutlier.db.sql.statements import as_text, compose
 def create(
     source: SourceDefinition, source_columns: tuple[str, ...], *, by_event_time: bool
 ) -> list[sql.Composed]:
-    """Statements that make a source's objects, in order; the columns of write_columns have to be there.
+    """Statements that make a source's objects, in order, but for what is made of the user's table itself.
 
     Arguments as for `source_views.views`.
     """
     return [
         *_queue(source),
         *_scores(source),
-        *triggers(source, source_columns),
+        *functions(source, source_columns),
         *source_views.views(source, source_columns, by_event_time=by_event_time).values(),
         source_views.share_rows(source),
         *(s for statements in challenger(source, source_columns).values() for s in statements),
     ]
 
 
-def triggers(source: SourceDefinition, source_columns: tuple[str, ...]) -> list[sql.Composed]:
-    """Those of them that make the functions and triggers, and mend them when they are run again."""
+def functions(source: SourceDefinition, source_columns: tuple[str, ...]) -> list[sql.Composed]:
+    """Those of them that make the functions and the triggers on scores, and mend them when they are run again."""
     return [
-        # Before those on the user's table: workers lock the scores, and then write that.
         *(write_back.create(source) if source.write_columns else []),
-        *queue_triggers.create(source, source_columns),
+        *queue_triggers.functions(source, source_columns),
         *path_triggers.create(ours("scores", source.name)),
     ]
 
@@ -57,21 +56,27 @@ def challenger(source: SourceDefinition, source_columns: tuple[str, ...]) -> dic
 
 
 def drop(source: SourceDefinition) -> list[sql.Composed]:
-    """Statements that remove them all and leave the user's table as it was."""
-    views = [
-        compose("DROP VIEW IF EXISTS {view}", view=ours(view, source.name)) for view in source_views.VIEWS
-    ]
-    tables = [
-        compose("DROP TABLE IF EXISTS {table}", table=ours(table, source.name))
-        for table in ("scores", "queue")
-    ]
-    followers = [*history_objects.drop(source), *notice_objects.drop(source.name), *write_back.drop(source)]
+    """Statements that remove them all and leave the user's table as it was.
+
+    Tables are locked in the order in which workers do: the user's, the scores, and the queue, for which writers wait.
+    """
     return [
-        *challenger_objects.drop(source),
-        *views,
+        *drop_views(source),
         *queue_triggers.drop(source.name),
-        *followers,
-        *tables,
+        *notice_objects.drop(source.name),
+        *write_back.drop(source),
+        *history_objects.drop(source),
+        compose("DROP TABLE IF EXISTS {table}", table=ours("scores", source.name)),
+        *challenger_objects.drop(source),
+        compose("DROP TABLE IF EXISTS {table}", table=ours("queue", source.name)),
+    ]
+
+
+def drop_views(source: SourceDefinition) -> list[sql.Composed]:
+    """Those of them that remove the views."""
+    return [
+        compose("DROP VIEW IF EXISTS {view}", view=ours(view, source.name))
+        for view in (*challenger_objects.VIEWS, *source_views.VIEWS)
     ]
 
 

@@ -16,24 +16,24 @@ from pgoutlier.db.ddl import (
     source_views,
     written_columns,
 )
-from pgoutlier.db.errors import MissingPrivilege, SourceError
+from pgoutlier.db.ddl.lock_waits import run_ddl
+from pgoutlier.db.errors import MissingPrivilege
 from pgoutlier.db.source import catalog
 from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.sql import locks
 from pgoutlier.db.sql.identifiers import SCHEMA, Relation, ours
 from pgoutlier.db.sql.statements import one, run
 
-LOCK_TIMEOUT = "10s"
-
 
 def plan(
     connection: Connection, definition: SourceDefinition, columns: tuple[str, ...]
 ) -> list[sql.Composed]:
-    """The statements that `attach` runs."""
+    """The statements that `attach` runs; those that lock the user's table against writers are the last."""
     made = core_objects.create(definition, columns, by_event_time=_by_event_time(connection, definition))
     barred = catalog.has_policies(connection, definition.relation)
     barriers = source_views.barriers(definition) if barred else []
-    return [*columns_to_add(connection, definition), *made, *barriers]
+    triggers = queue_triggers.triggers(definition).values()
+    return [*made, *barriers, *columns_to_add(connection, definition), *triggers]
 
 
 def columns_to_add(connection: Connection, definition: SourceDefinition) -> list[sql.Composed]:
@@ -50,45 +50,47 @@ def _by_event_time(connection: Connection, definition: SourceDefinition) -> bool
 def run_our_ddl(
     connection: Connection, definition: SourceDefinition, statements: Sequence[sql.Composed]
 ) -> None:
-    """Statements on a source's objects that wait for their locks no longer than LOCK_TIMEOUT, and not beside an attach.
-
-    Raises SourceError if the locks are not to be had.
-    """
+    """Statements on a source's objects, as `run_ddl` runs them, and not beside an attach."""
     locks.hold(connection, "attach")
-    limit_lock_waits(connection)
     run_ddl(connection, definition, statements)
 
 
-def limit_lock_waits(connection: Connection) -> None:
-    """Whoever waits for the lock on a table makes every later writer of it wait, too."""
-    run(connection, sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(LOCK_TIMEOUT)))
+def repair(
+    connection: Connection,
+    definition: SourceDefinition,
+    columns: tuple[str, ...],
+    *,
+    last: Sequence[sql.Composed] = (),
+) -> None:
+    """Make triggers, functions and views again that somebody dropped, and those on our tables that somebody disabled.
 
-
-def run_ddl(connection: Connection, definition: SourceDefinition, statements: Sequence[sql.Composed]) -> None:
-    """Run statements on a source's objects. Raises SourceError if a lock on them is not to be had in time."""
-    try:
-        for statement in statements:
-            run(connection, statement)
-    except (errors.LockNotAvailable, errors.DeadlockDetected):
-        raise SourceError(
-            f"{definition.relation} is in use: no lock on it within {LOCK_TIMEOUT}, and nothing was changed; end"
-            " the transactions that wrote to it, and try again."
-        ) from None
-
-
-def repair(connection: Connection, definition: SourceDefinition, columns: tuple[str, ...]) -> None:
-    """Make triggers, functions and views again that somebody dropped or disabled. Tables are never touched.
-
-    Views of an earlier version of this program get the columns that they lack.
+    Tables are never touched. Views of an earlier version of this program get the columns that they lack. Triggers on
+    the user's table that are there stay as they are, also disabled ones. last: statements on the user's table.
     """
     views = _views_to_mend(connection, definition, columns)
-    run_ddl(connection, definition, [*core_objects.triggers(definition, columns), *views])
+    run_ddl(connection, definition, [*core_objects.functions(definition, columns), *views])
     add_challenger_objects(connection, definition, columns)
     if _without_barrier(connection, definition):
         run_ddl(connection, definition, source_views.barriers(definition))
-    run_ddl(connection, definition, path_triggers.create(ours("shadow_scores", definition.name)))
+    followers = path_triggers.create(ours("shadow_scores", definition.name))
     if one(connection, "SELECT EXISTS (SELECT FROM outlier.webhooks WHERE source = %s)", (definition.name,)):
-        run_ddl(connection, definition, notice_objects.create(definition.name))
+        followers += notice_objects.create(definition.name)
+    run_ddl(connection, definition, followers)
+    present = catalog.trigger_states(connection, definition.relation)
+    missing = [made for name, made in queue_triggers.triggers(definition).items() if name not in present]
+    run_ddl(connection, definition, [*last, *missing])
+
+
+def view_grants(connection: Connection, definition: SourceDefinition) -> list[sql.Composed]:
+    """The statements that give the rights on the views again, as they are now."""
+    views = (*source_views.VIEWS, *challenger_objects.VIEWS)
+    found = run(
+        connection,
+        "SELECT unnest(outlier.grants_on(c.oid::regclass)) FROM pg_class c"
+        " WHERE c.relnamespace = 'outlier'::regnamespace AND c.relname = ANY (%s)",
+        ([f"{view}_{definition.name}" for view in views],),
+    )
+    return [sql.Composed([sql.SQL(grant.replace("%", "%%"))]) for (grant,) in found.fetchall()]
 
 
 def _views_to_mend(

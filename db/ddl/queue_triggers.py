@@ -25,8 +25,8 @@ _FEW_TEXTS = 100
 _BYTES_PER_TEXT = 1024
 
 
-def create(source: SourceDefinition, columns: tuple[str, ...]) -> list[sql.Composed]:
-    """Statements that make the functions and triggers, and mend them when they are run again.
+def functions(source: SourceDefinition, columns: tuple[str, ...]) -> list[sql.Composed]:
+    """Statements that make the functions, and mend them when they are run again.
 
     columns: those of the table that are the user's.
     """
@@ -36,8 +36,12 @@ def create(source: SourceDefinition, columns: tuple[str, ...]) -> list[sql.Compo
             compose("REVOKE ALL ON FUNCTION {f}() FROM PUBLIC", f=_function_name(source.name, event))
             for event in EVENTS
         ),
-        *(_trigger(source, event) for event in EVENTS),
     ]
+
+
+def triggers(source: SourceDefinition) -> dict[str, sql.Composed]:
+    """Statements that make the triggers, by their names; each locks the user's table."""
+    return {trigger_name(source.name, event): _trigger(source, event) for event in EVENTS}
 
 
 def drop(source_name: str) -> list[sql.Composed]:
@@ -63,7 +67,7 @@ def _function_name(source_name: str, event: str) -> sql.Composable:
 def _trigger(source: SourceDefinition, event: str) -> sql.Composed:
     """PostgreSQL allows a transition table on a single event without a column list, so each event has its own."""
     return compose(
-        "CREATE OR REPLACE TRIGGER {trigger} AFTER {event} ON {relation}"
+        "CREATE TRIGGER {trigger} AFTER {event} ON {relation}"
         " REFERENCING NEW TABLE AS new_rows{old} FOR EACH STATEMENT EXECUTE FUNCTION {f}()",
         trigger=identifier(trigger_name(source.name, event)),
         event=sql.SQL("UPDATE" if event == "update" else "INSERT"),
@@ -129,8 +133,7 @@ def _collect(source: SourceDefinition, columns: tuple[str, ...], event: str) -> 
     feature was, every row of an UPDATE counts. The block holds no write: it costs the writer no transaction number.
     """
     template: LiteralString = (
-        "SELECT array_agg(c.k), count(*) INTO changed, n"
-        " FROM (SELECT r.{key} AS k FROM {rows} LIMIT {most}) c;"
+        "changed := ARRAY(SELECT r.{key} FROM {rows} LIMIT {most}); n := cardinality(changed);"
     )
     parts = {"key": identifier(source.key_column), "most": sql.Literal(_few(source) + 1)}
     handler: sql.Composable = sql.SQL("RETURN NULL;")
@@ -200,16 +203,15 @@ def _ring(source: SourceDefinition) -> sql.Composed:
     """NOTIFY where a listener sleeps: one holds this lock then, which is tried and given back at once.
 
     Not where transactions may be prepared, because one that has notified cannot be: there the listener finds the row
-    when it looks next.
+    when it looks next. One expression, because a second statement takes as long as all of this.
     """
-    lock = compose("{a}, {b}", a=locks.number("listener sleeps"), b=locks.number(source.name))
     return compose(
-        """IF pg_try_advisory_lock_shared({lock}) THEN
-        PERFORM pg_advisory_unlock_shared({lock});
+        """IF (CASE WHEN pg_try_advisory_lock_shared({lock}) THEN pg_advisory_unlock_shared({lock}) ELSE false END) THEN
+        NULL;
     ELSIF current_setting('max_prepared_transactions') = '0' THEN
         PERFORM pg_notify({channel}, {source});
     END IF;""",
-        lock=lock,
+        lock=locks.listener_sleeps(sql.Literal(source.name)),
         channel=sql.Literal(CHANNEL),
         source=sql.Literal(source.name),
     )

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import psutil
 
+from pgoutlier.db.embedded import lock_file
 from pgoutlier.db.errors import PgoutlierError
 
 MARKER, LOCK, SOCKET_FOLDER = ".pgoutlier-data", "lock", "socket-folder"
@@ -98,17 +99,9 @@ class DataFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder against other processes. Raises EmbeddedServerError for any OSError in the body."""
-        import fcntl
-
-        path = self.path / LOCK
         try:
-            while True:
-                with path.open("a") as lock:
-                    fcntl.flock(lock, fcntl.LOCK_EX)
-                    # Whoever held it before may have deleted the folder, and this file with it.
-                    if path.exists() and path.stat().st_ino == os.fstat(lock.fileno()).st_ino:
-                        yield
-                        return
+            with lock_file.held(self.path / LOCK, wait=True):
+                yield
         except OSError as error:
             raise EmbeddedServerError(
                 f"Cannot use the data folder {self.path}: {error}. "

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from psycopg import sql
 from sqlalchemy import Connection
 
-from pgoutlier.db.scoring import features
+from pgoutlier.db.scoring import unreadable
 from pgoutlier.db.scoring.rows import FeatureRows
 from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.sql import key_types
@@ -85,15 +85,23 @@ def scored_rows(
 def features_of(
     connection: Connection, source: SourceDefinition, keys: list[Any]
 ) -> tuple[npt.NDArray[np.int64], FeatureRows]:
-    """The features of the rows with these keys, in their order, and before them the place of each one's key, (n,)."""
-    places, rows = features.read(
+    """The features of the rows with these keys, in their order, and before them the place of each one's key, (n,).
+
+    Rows that cannot be read are UNREADABLE.
+    """
+    places, rows = unreadable.read(
         connection,
         source,
         origin=compose(
-            "FROM unnest(%(keys)s::{keys}) WITH ORDINALITY w (key, place) JOIN {relation} t ON t.{key} = w.key",
+            "FROM unnest(%(keys)s::{keys}) WITH ORDINALITY w (key, place)"
+            " JOIN {relation} t ON t.{key} OPERATOR(pg_catalog.=) w.key",
             keys=key_types.array_type(source.key_type),
             relation=source.feature_relation.sql(),
             key=identifier(source.key_column),
+        ),
+        chosen=compose(
+            "FROM unnest(%(keys)s::{keys}) WITH ORDINALITY w (key, place)",
+            keys=key_types.array_type(source.key_type),
         ),
         params={"keys": keys},
         number=sql.SQL("w.place - 1"),

@@ -9,8 +9,7 @@ wrong length is read once more, with such values as NaN and the first problem of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any, LiteralString
 
@@ -19,84 +18,13 @@ import numpy.typing as npt
 from psycopg import sql
 from sqlalchemy import Connection
 
-from pgoutlier.db.scoring.queue import Claim
-from pgoutlier.db.scoring.rows import ClaimedRows, FeatureRows
+from pgoutlier.db.scoring.rows import FeatureRows
 from pgoutlier.db.source.definition import Feature, SourceDefinition
-from pgoutlier.db.sql import key_types, wire
-from pgoutlier.db.sql.identifiers import identifier, ours
-from pgoutlier.db.sql.statements import binary_rows, compose, in_one_piece, one, run
+from pgoutlier.db.sql import key_types, search_path, wire
+from pgoutlier.db.sql.identifiers import identifier
+from pgoutlier.db.sql.statements import binary_rows, compose, in_one_piece
 
 _PACK = 4  # doubles in an lseg, see lseg_send in PostgreSQL's src/backend/utils/adt/geo_ops.c
-
-
-def read_claimed(
-    connection: Connection, source: SourceDefinition, claim: Claim, *, as_scored: bool = False
-) -> ClaimedRows:
-    """The features of every row whose key stands in a claimed queue row. Rows that are gone are absent.
-
-    as_scored: only rows that have a score, each under the change id of that, which is read in the same instant.
-    """
-    scored: sql.Composable = sql.SQL("")
-    if as_scored:
-        scored = compose(
-            " JOIN {scores} s ON s.key = t.{key}",
-            scores=ours("scores", source.name),
-            key=identifier(source.key_column),
-        )
-    origin = compose(
-        "FROM {queue} q JOIN {features} t ON t.{key} OPERATOR(pg_catalog.=) ANY (q.keys){scored}"
-        " WHERE q.id = ANY (%(ids)s)",
-        queue=ours("queue", source.name),
-        features=source.feature_relation.sql(),
-        key=identifier(source.key_column),
-        scored=scored,
-    )
-    change_ids, rows = read(
-        connection,
-        source,
-        origin=origin,
-        params={"ids": claim.queue_ids},
-        number=sql.SQL("s.change_id" if as_scored else "coalesce(q.change_id, q.id)"),
-        longest_key_bytes=longest_claimed_key(connection, source, claim),
-    )
-    if claim.change_id is not None:
-        change_ids = np.full(len(rows), claim.change_id)
-    return ClaimedRows(rows.keys, rows.matrix, rows.problems, change_ids)
-
-
-def longest_claimed_key(connection: Connection, source: SourceDefinition, claim: Claim) -> int:
-    """Bytes of the longest text key in the claimed queue rows; 0 for other types of keys."""
-    if source.key_type != "text":
-        return 0
-    return int(
-        one(
-            connection,
-            compose(
-                "SELECT coalesce(max(octet_length(convert_to(k, 'UTF8'))), 0)"
-                " FROM {queue} q, unnest(q.keys) k WHERE q.id = ANY (%(ids)s)",
-                queue=ours("queue", source.name),
-            ),
-            {"ids": claim.queue_ids},
-        )
-    )
-
-
-def absent_from_view(connection: Connection, source: SourceDefinition, claim: Claim) -> list[tuple[str, int]]:
-    """(key as text, change id) of claimed rows that are in the table but not in the feature view."""
-    absent = run(
-        connection,
-        compose(
-            "SELECT b.{key}::text, max(coalesce(q.change_id, q.id)) FROM {queue} q"
-            " JOIN {relation} b ON b.{key} OPERATOR(pg_catalog.=) ANY (q.keys) WHERE q.id = ANY (%(ids)s)"
-            " AND NOT EXISTS (SELECT FROM {features} t WHERE t.{key} = b.{key}) GROUP BY b.{key}",
-            key=identifier(source.key_column),
-            queue=ours("queue", source.name),
-            relation=source.relation.sql(),
-            features=source.feature_relation.sql(),
-        ),
-        {"ids": claim.queue_ids},
-    ).fetchall()
-    return [(key, claim.change_id or change_id) for key, change_id in absent]
 
 
 def read(
@@ -108,15 +36,16 @@ def read(
     number: sql.Composable,
     longest_key_bytes: int,
     rows_per_block: int | None = None,
+    blank: bool = False,
 ) -> tuple[npt.NDArray[np.int64], FeatureRows]:
     """The numbers (n,) and the rows of `origin`: a FROM clause and all that follows, where t has the features.
 
     number: SQL of a bigint that tells the caller about each row what no column does; rows come in no particular order.
     rows_per_block: gather on the server in blocks of rows whose numbers lie within so many of each other, for reads
-    too large for one array of at most 1 GB.
+    too large for one array of at most 1 GB. blank: read NaN for every feature, so that t need have the key alone.
     """
     for tolerant in (False, True):
-        names, arrays, columns = _selected(source, number.as_string(None), longest_key_bytes, tolerant)
+        names, arrays, columns = _selected(source, number.as_string(None), longest_key_bytes, tolerant, blank)
         statement = compose(
             "SELECT {arrays} FROM (SELECT {columns} {origin}) rows {grouped}",
             arrays=arrays,
@@ -126,35 +55,21 @@ def read(
             if rows_per_block is None
             else compose("GROUP BY number / {n}", n=sql.Literal(rows_per_block)),
         )
-        with _names_as_the_view_finds_them(connection, source):
+        with search_path.of_the_role(connection) if source.feature_view else nullcontext():
             rows = binary_rows(connection, statement, params)
         blocks = [dict(zip(names, row, strict=True)) for row in rows if row[0] is not None]
-        found = _assemble(blocks, source, longest_key_bytes, tolerant=tolerant)
+        found = _assemble(blocks, source, longest_key_bytes, tolerant=tolerant or blank)
         if found is not None:
             return found
     raise AssertionError("a read with NULLs replaced still holds NULLs")
 
 
-@contextmanager
-def _names_as_the_view_finds_them(connection: Connection, source: SourceDefinition) -> Iterator[None]:
-    """Functions that a feature view calls find names as in any session of the role, see db.engine.secure.
-
-    So what is read says the schema of whatever PostgreSQL might find a better match for elsewhere.
-    """
-    if source.feature_view is None:
-        yield
-        return
-    run(connection, "SET LOCAL search_path TO DEFAULT")
-    yield
-    run(connection, "SET LOCAL search_path TO pg_catalog, pg_temp")
-
-
 @lru_cache(maxsize=64)
 def _selected(
-    source: SourceDefinition, number: LiteralString, longest_key_bytes: int, tolerant: bool
+    source: SourceDefinition, number: LiteralString, longest_key_bytes: int, tolerant: bool, blank: bool
 ) -> tuple[tuple[str, ...], sql.SQL, sql.SQL]:
     """Names of the columns, the arrays that they are gathered into, and the columns themselves."""
-    columns = _columns(source, sql.SQL(number), longest_key_bytes, tolerant=tolerant)
+    columns = _columns(source, sql.SQL(number), longest_key_bytes, tolerant=tolerant, blank=blank)
     return (
         tuple(columns),
         in_one_piece(
@@ -170,10 +85,13 @@ def _selected(
 
 
 def _columns(
-    source: SourceDefinition, number: sql.Composable, longest_key_bytes: int, *, tolerant: bool
+    source: SourceDefinition, number: sql.Composable, longest_key_bytes: int, *, tolerant: bool, blank: bool
 ) -> dict[str, sql.Composable]:
     """What is read of each row, by name: number, key, scalars (packed), array0 ..., and so on."""
-    key = compose("t.{key}", key=identifier(source.key_column))
+    # Of the type that the keys of the source have, whatever the column has become: the queue has none that do not fit.
+    key = compose(
+        "t.{key}::{type}", key=identifier(source.key_column), type=key_types.scalar_type(source.key_type)
+    )
     columns: dict[str, sql.Composable] = {"number": compose("({number})::bigint", number=number), "key": key}
     if source.key_type == "text":
         columns["key_bytes"] = compose("octet_length(convert_to({key}::text, 'UTF8'))", key=key)
@@ -182,17 +100,30 @@ def _columns(
             key=key,
             n=sql.Literal(max(longest_key_bytes, 1)),
         )
-    scalars = [_tolerated(f, tolerant=tolerant) for f in source.features if not f.length]
-    if scalars:
-        columns["scalars"] = _packed(scalars)
-    arrays = [feature for feature in source.features if feature.length]
-    columns |= {f"array{number}": _guarded(feature) for number, feature in enumerate(arrays)}
-    if tolerant:
+    columns |= values(source, tolerant=tolerant, blank=blank)
+    if tolerant and not blank:
         columns["problem"] = _first_problem(source.features)
     return columns
 
 
-def _tolerated(feature: Feature, *, tolerant: bool) -> sql.Composable:
+def values(
+    source: SourceDefinition, *, tolerant: bool = False, blank: bool = False
+) -> dict[str, sql.Composable]:
+    """SQL of the features of t, by name: scalars (packed), array0 ..., and so on."""
+    columns: dict[str, sql.Composable] = {}
+    scalars = [_scalar(f, tolerant=tolerant, blank=blank) for f in source.features if not f.length]
+    if scalars:
+        columns["scalars"] = _packed(scalars)
+    arrays = [feature for feature in source.features if feature.length]
+    columns |= {
+        f"array{n}": _nans(feature) if blank else _guarded(feature) for n, feature in enumerate(arrays)
+    }
+    return columns
+
+
+def _scalar(feature: Feature, *, tolerant: bool, blank: bool) -> sql.Composable:
+    if blank:
+        return sql.SQL("'NaN'::double precision")
     value = feature.expression("t")
     return compose("coalesce({v}, 'NaN')", v=value) if tolerant else value
 
@@ -213,11 +144,15 @@ def _guarded(feature: Feature) -> sql.Composable:
     value = feature.expression("t")
     return compose(
         # The slice counts from 1 whatever the array counts from, without which they cannot be gathered either.
-        "CASE WHEN {sound} THEN ({v})[:] ELSE array_fill('NaN'::double precision, ARRAY[{n}]) END",
+        "CASE WHEN {sound} THEN ({v})[:] ELSE {nans} END",
         sound=_sound_array(value, feature.length),
         v=value,
-        n=sql.Literal(feature.length),
+        nans=_nans(feature),
     )
+
+
+def _nans(feature: Feature) -> sql.Composable:
+    return compose("array_fill('NaN'::double precision, ARRAY[{n}])", n=sql.Literal(feature.length))
 
 
 def _sound_array(value: sql.Composable, length: int) -> sql.Composable:
@@ -267,10 +202,8 @@ def _assemble(
         return parts[0]
     nothing = FeatureRows(np.empty(0, key_dtype), np.empty((0, source.n_features)), np.empty(0, np.int32))
     parts = parts or [(np.empty(0, np.int64), nothing)]
-    return np.concatenate([numbers for numbers, _ in parts]), FeatureRows(
-        np.concatenate([rows.keys for _, rows in parts]),
-        np.concatenate([rows.matrix for _, rows in parts]),
-        np.concatenate([rows.problems for _, rows in parts]),
+    return np.concatenate([numbers for numbers, _ in parts]), FeatureRows.together(
+        [rows for _, rows in parts]
     )
 
 

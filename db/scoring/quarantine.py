@@ -12,7 +12,7 @@ from pgoutlier.db.scoring import queue
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sql import key_types
 from pgoutlier.db.sql.identifiers import identifier, ours
-from pgoutlier.db.sql.statements import compose, run, run_dicts
+from pgoutlier.db.sql.statements import compose, records, run
 
 
 @dataclass(frozen=True)
@@ -140,13 +140,13 @@ def settle(connection: Connection, source: Source, queue_ids: Sequence[int]) -> 
 
 def entries(connection: Connection, source_id: int, *, limit: int) -> list[Quarantined]:
     """The newest entries of a source first."""
-    rows = run_dicts(
+    return records(
         connection,
+        Quarantined,
         "SELECT key, reason, column_name, detail, quarantined_at FROM outlier.quarantine"
         " WHERE source_id = %s ORDER BY id DESC LIMIT %s",
         (source_id, limit),
     )
-    return [Quarantined(**row) for row in rows]
 
 
 def retry(connection: Connection, source: Source, keys: Sequence[str] | None) -> int:

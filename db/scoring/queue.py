@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from psycopg import sql
 from sqlalchemy import Connection
 
+from pgoutlier.db.errors import TableReplaced
+from pgoutlier.db.source import identity
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sql import key_types, locks
 from pgoutlier.db.sql.identifiers import CHANNEL, identifier, ours
@@ -87,11 +89,12 @@ def claim(
     """
     statement = compose(
         """
-        WITH head AS MATERIALIZED (
+        WITH held AS MATERIALIZED ({held}),
+        head AS MATERIALIZED (
             SELECT id, n_keys, attempts, rescore,
                    greatest(1, %(at_most)s / n_keys
                                >> least(30, 2 * greatest(0, attempts - %(whole)s + 1))) AS room
-            FROM {queue} WHERE not_before IS NULL OR not_before <= now()
+            FROM {queue} WHERE (not_before IS NULL OR not_before <= now()) AND NOT EXISTS (SELECT FROM held)
             ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED
         ), others AS MATERIALIZED (
             SELECT q.id, q.n_keys, q.attempts, q.rescore
@@ -105,6 +108,7 @@ def claim(
                CASE WHEN count(*) > 0 THEN {change_id} END
         FROM (SELECT id, n_keys, attempts, rescore FROM head UNION ALL SELECT * FROM others) claimed
         """,
+        held=_held(source),
         queue=ours("queue", source.name),
         change_id=next_id(source) if source.time_column else sql.SQL("NULL::bigint"),
     )
@@ -126,13 +130,40 @@ def next_id(source: SourceDefinition) -> sql.Composable:
     return compose("nextval(pg_get_serial_sequence({queue}, 'id'))", queue=sql.Literal(queue))
 
 
-def finish(connection: Connection, source: SourceDefinition, queue_ids: Sequence[int]) -> None:
-    """Take finished queue rows out; with the scores in the same transaction, this is exactly once."""
-    run(
-        connection,
-        compose("DELETE FROM {queue} WHERE id = ANY (%(ids)s)", queue=ours("queue", source.name)),
-        {"ids": list(queue_ids)},
+def hold_tables(connection: Connection, source: SourceDefinition) -> None:
+    """Lock the source's tables as a reader does, in the order in which a claim does."""
+    run(connection, _held(source))
+
+
+def _held(source: SourceDefinition) -> sql.Composed:
+    """SELECT of nothing, which locks the user's table and then the scores.
+
+    Writers lock their table and then the queue. Workers lock both tables before it, so that whoever changes one of our
+    tables and then the queue, which writers wait for, is in no worker's way.
+    """
+    return compose(
+        "SELECT 1 FROM {relation} WHERE false UNION ALL SELECT 1 FROM {scores} WHERE false",
+        relation=source.relation.sql(),
+        scores=ours("scores", source.name),
     )
+
+
+def finish(connection: Connection, source: Source, queue_ids: Sequence[int]) -> None:
+    """Take finished queue rows out; with the scores in the same transaction, this is exactly once.
+
+    Raises TableReplaced if what was read by the table's name was another table's.
+    """
+    n_finished = run(
+        connection,
+        compose(
+            "DELETE FROM {queue} WHERE id = ANY (%(ids)s) AND {same_table}",
+            queue=ours("queue", source.name),
+            same_table=identity.same_table(source),
+        ),
+        {"ids": list(queue_ids)},
+    ).rowcount
+    if n_finished < len(queue_ids):
+        raise TableReplaced(f"{source.definition.relation} was replaced while rows of it were being scored.")
 
 
 def postpone(
@@ -242,7 +273,7 @@ def sweep(connection: Connection, source: Source) -> int:
     None while another sweep of the source is under way.
 
     Rows written by transactions before source.attached_xid are left alone (they were there before attach); where that
-    is None they are taken too.
+    is None they are taken too. Raises TableReplaced if it was another table that was read.
     """
     # One sweep at a time, and nobody waits for it: the next one sees what this one queued.
     if not locks.try_hold(connection, "sweep", source.id):
@@ -255,10 +286,11 @@ def sweep(connection: Connection, source: Source) -> int:
         connection,
         compose(
             """
-            WITH queued AS MATERIALIZED (SELECT unnest(keys) AS key FROM {queue}),
+            WITH held AS MATERIALIZED ({held}),
+            queued AS MATERIALIZED (SELECT unnest(keys) AS key FROM {queue}),
             missing AS (
                 SELECT t.{key} AS key FROM {relation} t
-                WHERE t.{key} IS NOT NULL AND {newer}
+                WHERE t.{key} IS NOT NULL AND {newer} AND NOT EXISTS (SELECT FROM held)
                   AND NOT EXISTS (SELECT FROM {scores} s WHERE s.key = t.{key})
                   AND NOT EXISTS (SELECT FROM queued q WHERE q.key = t.{key})
                   AND NOT EXISTS (SELECT FROM outlier.quarantine h
@@ -271,6 +303,7 @@ def sweep(connection: Connection, source: Source) -> int:
             )
             SELECT coalesce(sum(n_keys), 0) FROM entered
             """,
+            held=_held(source.definition),
             queue=ours("queue", source.name),
             scores=ours("scores", source.name),
             relation=source.definition.relation.sql(),
@@ -280,6 +313,7 @@ def sweep(connection: Connection, source: Source) -> int:
         ),
         {"source_id": source.id},
     )
+    identity.check(connection, source)
     run(connection, "UPDATE outlier.sources SET swept_at = now() WHERE id = %s", (source.id,))
     if found:
         wake(connection, source.definition)

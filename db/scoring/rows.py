@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pgoutlier.db.sql import key_types
+
+# What is wrong with a row that PostgreSQL refused to read, see db.scoring.unreadable.
+UNREADABLE = np.iinfo(np.int32).min
 
 
 @dataclass(frozen=True)
@@ -17,19 +21,31 @@ class FeatureRows:
 
     keys (n,): wire form, see db.sql.key_types.
     matrix (n, d): float64 in the source's units; NaN where the value was NULL.
-    problems (n,): int32; 0, or the 1-based feature slot that was NULL (positive) or of wrong length (negative).
+    problems (n,): int32; 0, or the 1-based feature slot that was NULL (positive) or of wrong length (negative), or
+    UNREADABLE. refusals: PostgreSQL's sentence on unreadable rows, these and perhaps others, by key as text.
     """
 
     keys: key_types.Keys
     matrix: npt.NDArray[np.float64]
     problems: npt.NDArray[np.int32]
+    refusals: Mapping[str, str] = field(default_factory=dict, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.matrix)
 
     def take(self, rows: npt.NDArray[Any]) -> FeatureRows:
         """The rows picked by a mask or by positions."""
-        return FeatureRows(self.keys[rows], self.matrix[rows], self.problems[rows])
+        return FeatureRows(self.keys[rows], self.matrix[rows], self.problems[rows], refusals=self.refusals)
+
+    @staticmethod
+    def together(parts: Sequence[FeatureRows]) -> FeatureRows:
+        """The rows of all parts, one or more, of one source."""
+        return FeatureRows(
+            # NumPy would turn wire order into the machine's.
+            np.concatenate([part.keys for part in parts], dtype=parts[0].keys.dtype),
+            np.concatenate([part.matrix for part in parts]),
+            np.concatenate([part.problems for part in parts]),
+        )
 
     def sound(self, *, imputes: bool) -> npt.NDArray[np.bool_]:
         """Which rows can be scored, (n,). imputes: the recipe fills gaps."""
@@ -82,6 +98,7 @@ class ClaimedRows(FeatureRows):
             self.problems[rows],
             self.change_ids[rows],
             None if history is None else replace(history, places=history.places[rows]),
+            refusals=self.refusals,
         )
 
     def latest_by_key(self, key_type: str) -> ClaimedRows:

@@ -25,7 +25,8 @@ from psycopg import sql
 from sqlalchemy import Connection
 
 from pgoutlier.db.errors import SourceError
-from pgoutlier.db.scoring import features
+from pgoutlier.db.scoring import unreadable
+from pgoutlier.db.scoring.claimed_rows import longest_claimed_key
 from pgoutlier.db.scoring.queue import KEYS_PER_QUEUE_ROW, NEIGHBOUR, Claim, wake
 from pgoutlier.db.scoring.rows import ClaimedRows, History
 from pgoutlier.db.source.definition import SourceDefinition
@@ -40,64 +41,34 @@ PLACE = 2**_RUN_BITS
 
 
 def read_claimed(
-    connection: Connection, source: SourceDefinition, claim: Claim, *, window: int
+    connection: Connection, source: SourceDefinition, claim: Claim, *, window: int, careful: bool = False
 ) -> ClaimedRows:
     """Every claimed row and its window - 1 predecessors, in one query, so in one state of the table.
 
-    claim: one that drew the id that its scores are written under. window: 2 or more. Raises SourceError if the source
-    has no time column.
+    claim: one that drew the id that its scores are written under. window: 2 or more. careful: read around rows that
+    cannot be read, see db.scoring.unreadable. Raises SourceError if the source has no time column.
     """
     if claim.change_id is None:
         raise AssertionError("a claim of a source with a time column has a change id")
-    order = _order(source)
     # Negative for a row that is there only for the sake of later ones.
     number = compose(
         "CASE WHEN w.claimed THEN 1 ELSE -1 END * {number}",
         number=numbered(sql.SQL("w.place"), sql.SQL("w.run")),
     )
-    numbers, rows = features.read(
+    needed = _needed(source, window)
+    numbers, rows = unreadable.read(
         connection,
         source,
         origin=compose(
-            """
-            FROM (
-                WITH claimed AS MATERIALIZED (
-                    SELECT DISTINCT {t_order} FROM {queue} q JOIN {relation} t ON t.{key} = ANY (q.keys)
-                    WHERE q.id = ANY (%(ids)s)
-                ), needed AS (
-                    SELECT {order}, true AS claimed FROM claimed
-                    UNION ALL
-                    SELECT p.*, false FROM claimed c CROSS JOIN LATERAL (
-                        SELECT {p_order} FROM {relation} p WHERE {before}
-                        ORDER BY {latest_first} LIMIT {n}
-                    ) p
-                )
-                SELECT {key}, bool_or(claimed) AS claimed, row_number() OVER (ORDER BY {order}) AS place,
-                       dense_rank() OVER (ORDER BY {run}) AS run
-                FROM needed GROUP BY {order}
-            ) w JOIN {features} t ON t.{key} = w.{key}
-            """,
-            t_order=_list(order, "t"),
-            p_order=_list(order, "p"),
-            order=_list(order),
-            queue=ours("queue", source.name),
-            relation=source.relation.sql(),
+            "FROM {needed} w JOIN {features} t ON t.{key} OPERATOR(pg_catalog.=) w.key",
+            needed=needed,
             features=source.feature_relation.sql(),
             key=identifier(source.key_column),
-            before=_beside(source, sql.SQL("<")),
-            latest_first=_list(_places(source), "p", descending=True),
-            n=sql.Literal(window - 1),
-            run=sql.SQL(", ").join(
-                run_of(
-                    identifier(source.entity_column) if source.entity_column else None,
-                    identifier(_time(source)),
-                    identifier(source.key_column),
-                )
-            ),
         ),
+        chosen=compose("FROM {needed} w", needed=needed) if careful else None,
         params={"ids": claim.queue_ids},
         number=number,
-        longest_key_bytes=features.longest_claimed_key(connection, source, claim),
+        longest_key_bytes=longest_claimed_key(connection, source, claim),
     )
     in_order = np.argsort(np.abs(numbers))
     numbers, rows = numbers[in_order], rows.take(in_order)
@@ -109,6 +80,48 @@ def read_claimed(
         own.problems,
         np.full(len(own), claim.change_id),
         History(rows, numbers > 0, run_numbers(np.abs(numbers)), places, window),
+        refusals=rows.refusals,
+    )
+
+
+def _needed(source: SourceDefinition, window: int) -> sql.Composable:
+    """SQL of the claimed rows and their predecessors: key, claimed, place (in the order of all), run."""
+    order = _order(source)
+    return compose(
+        """
+        (
+            WITH claimed AS MATERIALIZED (
+                SELECT DISTINCT {t_order} FROM {queue} q JOIN {relation} t ON t.{key} = ANY (q.keys)
+                WHERE q.id = ANY (%(ids)s)
+            ), needed AS (
+                SELECT {order}, true AS claimed FROM claimed
+                UNION ALL
+                SELECT p.*, false FROM claimed c CROSS JOIN LATERAL (
+                    SELECT {p_order} FROM {relation} p WHERE {before}
+                    ORDER BY {latest_first} LIMIT {n}
+                ) p
+            )
+            SELECT {key} AS key, bool_or(claimed) AS claimed, row_number() OVER (ORDER BY {order}) AS place,
+                   dense_rank() OVER (ORDER BY {run}) AS run
+            FROM needed GROUP BY {order}
+        )
+        """,
+        t_order=_list(order, "t"),
+        p_order=_list(order, "p"),
+        order=_list(order),
+        queue=ours("queue", source.name),
+        relation=source.relation.sql(),
+        key=identifier(source.key_column),
+        before=_beside(source, sql.SQL("<")),
+        latest_first=_list(_places(source), "p", descending=True),
+        n=sql.Literal(window - 1),
+        run=sql.SQL(", ").join(
+            run_of(
+                identifier(source.entity_column) if source.entity_column else None,
+                identifier(_time(source)),
+                identifier(source.key_column),
+            )
+        ),
     )
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 
 from pgoutlier.db.errors import SourceError
 from pgoutlier.db.source.definition import WRITTEN_COLUMNS, WRITTEN_MARK
+from pgoutlier.db.sql import search_path
 from pgoutlier.db.sql.identifiers import SCHEMA, Relation, display, identifier
 from pgoutlier.db.sql.statements import as_text, compose, one, run, run_dicts
 
@@ -54,13 +55,19 @@ class ColumnInfo:
         return None
 
     @property
+    def has_order_in_time(self) -> bool:
+        """Whether its values can say what came before what: times and dates, and numbers, of seconds for instance."""
+        return self.feature_kind in {"timestamptz", "timestamp", "double", "number"}
+
+    @property
     def key_type(self) -> str | None:
         return _KEY_TYPES.get(self.type_name)
 
 
 @dataclass(frozen=True)
 class RelationInfo:
-    """kind is pg_class.relkind; unique_columns holds the column lists of all usable unique indexes."""
+    """kind is pg_class.relkind; unique_columns holds the column lists of all usable unique indexes, primary_key that
+    of the primary key, empty where there is none."""
 
     relation: Relation
     oid: int
@@ -68,6 +75,7 @@ class RelationInfo:
     persistence: str
     columns: dict[str, ColumnInfo]
     unique_columns: list[tuple[str, ...]]
+    primary_key: tuple[str, ...]
 
     @property
     def own_columns(self) -> tuple[str, ...]:
@@ -101,21 +109,24 @@ def inspect(connection: Connection, relation: Relation) -> RelationInfo:
     oid = found[0]["oid"]
     columns = run_dicts(
         connection,
-        # A domain is read as the type beneath it.
-        "SELECT a.attname AS name, a.attnotnull AS not_null, a.attgenerated = 'v' AS is_virtual,"
+        # A domain is read as the type beneath it, or beneath the one beneath it.
+        "WITH RECURSIVE base (domain, oid) AS (SELECT a.atttypid, a.atttypid FROM pg_attribute a"
+        " WHERE a.attrelid = %s UNION SELECT b.domain, t.typbasetype FROM base b JOIN pg_type t ON t.oid = b.oid"
+        " WHERE t.typtype = 'd')"
+        " SELECT a.attname AS name, a.attnotnull AS not_null, a.attgenerated = 'v' AS is_virtual,"
         " coalesce(starts_with(col_description(a.attrelid, a.attnum), %s), false) AS is_written,"
-        " format_type(CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.oid END, NULL) AS type_name"
-        " FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid"
+        " format_type(t.oid, NULL) AS type_name"
+        " FROM pg_attribute a JOIN base b ON b.domain = a.atttypid JOIN pg_type t ON t.oid = b.oid AND t.typtype <> 'd'"
         " WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
-        (WRITTEN_MARK, oid),
+        (oid, WRITTEN_MARK, oid),
     )
     unique = run_dicts(
         connection,
-        "SELECT array_agg(a.attname::text ORDER BY k.position) AS names FROM pg_index i"
+        "SELECT array_agg(a.attname::text ORDER BY k.position) AS names, i.indisprimary AS is_primary FROM pg_index i"
         " CROSS JOIN LATERAL unnest(i.indkey[0 : i.indnkeyatts - 1]) WITH ORDINALITY k (attnum, position)"
         " JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum"
         " WHERE i.indrelid = %s AND i.indisunique AND i.indisvalid AND i.indimmediate"
-        " AND i.indpred IS NULL AND i.indexprs IS NULL GROUP BY i.indexrelid",
+        " AND i.indpred IS NULL AND i.indexprs IS NULL GROUP BY i.indexrelid, i.indisprimary",
         (oid,),
     )
     return RelationInfo(
@@ -134,6 +145,7 @@ def inspect(connection: Connection, relation: Relation) -> RelationInfo:
             for c in columns
         },
         unique_columns=[tuple(u["names"]) for u in unique],
+        primary_key=next((tuple(u["names"]) for u in unique if u["is_primary"]), ()),
     )
 
 
@@ -216,14 +228,18 @@ def has_table_privilege(connection: Connection, relation: Relation, privilege: s
 
 def live_triggers(connection: Connection, relation: Relation) -> set[str]:
     """Names of the relation's triggers that fire for ordinary sessions; none if there is no such relation."""
+    return {name for name, state in trigger_states(connection, relation).items() if state in {"O", "A"}}
+
+
+def trigger_states(connection: Connection, relation: Relation) -> dict[str, str]:
+    """pg_trigger.tgenabled of each of the relation's triggers by name; none if there is no such relation."""
     found = run(
         connection,
-        "SELECT t.tgname::text FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid"
-        " JOIN pg_namespace n ON n.oid = c.relnamespace"
-        " WHERE n.nspname = %s AND c.relname = %s AND t.tgenabled IN ('O', 'A')",
+        "SELECT t.tgname::text, t.tgenabled::text FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid"
+        " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s",
         (relation.schema, relation.name),
     )
-    return {name for (name,) in found}
+    return dict(found.fetchall())
 
 
 def readable(connection: Connection, relation: Relation) -> bool:
@@ -259,6 +275,21 @@ def view_reads(connection: Connection, view: Relation, relation: Relation, colum
     )
 
 
+def view_reads_table(connection: Connection, view: Relation, table_oid: int) -> bool:
+    """Whether a view's query has this table in it, or a view that has."""
+    return bool(
+        one(
+            connection,
+            "WITH RECURSIVE read (oid) AS (SELECT to_regclass(%s)::oid UNION"
+            " SELECT d.refobjid FROM read JOIN pg_rewrite r ON r.ev_class = read.oid"
+            " JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid"
+            " AND d.refclassid = 'pg_class'::regclass AND d.refobjid <> read.oid)"
+            " SELECT EXISTS (SELECT FROM read WHERE oid = %s)",
+            (as_text(view.sql()), table_oid),
+        )
+    )
+
+
 def missing_grants(connection: Connection, relations: list[tuple[Relation, str]]) -> list[str]:
     """The GRANT statements the connected role would need for relations of the user's: (relation, privilege) pairs."""
     role = display(str(one(connection, "SELECT current_user::text")))
@@ -290,16 +321,14 @@ def missing_grants_to_attach(connection: Connection) -> list[str]:
 
 def array_lengths(connection: Connection, relation: Relation, column: str) -> set[int]:
     """The lengths of an array column seen in a sample of rows; empty for an empty table."""
-    rows = run(
-        connection,
-        compose(
-            "SELECT DISTINCT cardinality(c) FROM (SELECT {column} AS c FROM {relation}"
-            " WHERE {column} IS NOT NULL LIMIT 1000) s",
-            column=identifier(column),
-            relation=relation.sql(),
-        ),
-    ).fetchall()
-    return {row[0] for row in rows}
+    statement = compose(
+        "SELECT DISTINCT pg_catalog.cardinality(c) FROM (SELECT {column} AS c FROM {relation}"
+        " WHERE {column} IS NOT NULL LIMIT 1000) s",
+        column=identifier(column),
+        relation=relation.sql(),
+    )
+    with search_path.of_the_role(connection):
+        return {length for (length,) in run(connection, statement)}
 
 
 def server_facts(connection: Connection) -> dict[str, Any]:

@@ -54,6 +54,13 @@ class Feature(Frozen):
             return tuple(f"{self.column}[{i}]" for i in range(1, self.length + 1))
         return (f"{self.transform}({self.column})" if self.transform else self.column,)
 
+    @property
+    def declaration(self) -> str:
+        """As it is declared to attach."""
+        if self.length:
+            return f"{display(self.column)}[{self.length}]"
+        return f"{self.transform}({display(self.column)})" if self.transform else display(self.column)
+
     def expression(self, table: str) -> sql.Composable:
         """SQL for its value as double precision, or double precision[] for an array."""
         column = compose("{t}.{c}", t=identifier(table), c=identifier(self.column))
@@ -130,6 +137,10 @@ class Source:
     promotion: str = "manual"
     # When the scores that were there before were all in the columns of its table, see db.scoring.write_back.
     columns_filled_at: datetime | None = None
+    # Its table's oid, which stays when that is renamed; None where it was gone.
+    table_oid: int | None = None
+    # Why nothing may be read or removed by the table's name: see db.source.identity.
+    table_problem: str | None = None
 
     @property
     def name(self) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 from psycopg import sql
@@ -10,17 +13,58 @@ from sqlalchemy import Connection
 from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.sql import key_types
 from pgoutlier.db.sql.identifiers import identifier
-from pgoutlier.db.sql.statements import compose, run
+from pgoutlier.db.sql.statements import compose, records, run
 
-# How a label column says fraud, in any case; anything else says that the row is none. NULL says nothing.
-FRAUD_LABELS = ("1", "1.0", "t", "true", "y", "yes", "fraud", "anomaly")
+# How a label column says fraud, in any case, with spaces around it or without, and 1 with as many zeros as one likes;
+# anything else says that the row is none. NULL says nothing.
+FRAUD_LABELS = ("1", "t", "true", "y", "yes", "fraud", "anomaly")
+_FRAUD = re.compile(rf"^\s*(\+?0*1(\.0*)?|{'|'.join(FRAUD_LABELS[1:])})\s*$")
+_MOST_LABELLED = 1_000_000
+_MOST_VALUES = 10
 FRAUD, NORMAL, UNKNOWN = 1, 0, -1
 
 
 def is_fraud(column: sql.Composable) -> sql.Composable:
     """SQL for whether the label in `column`, of any type, says fraud; NULL where it is NULL."""
-    words = sql.SQL(", ").join(sql.Literal(word) for word in FRAUD_LABELS)
-    return compose("(lower({column}::text) IN ({words}))", column=column, words=words)
+    return compose("(lower({column}::text) ~ {fraud})", column=column, fraud=sql.Literal(_FRAUD.pattern))
+
+
+def says_fraud(label: str) -> bool:
+    """The same of a text."""
+    return _FRAUD.match(label.lower()) is not None
+
+
+@dataclass(frozen=True)
+class LabelValue:
+    """A value of a label column, as text, what it says of a row (None where it is NULL), and of how many rows."""
+
+    value: str | None
+    is_fraud: bool | None
+    n: int
+
+
+def values(connection: Connection, source: SourceDefinition) -> list[LabelValue]:
+    """The values of the label column in the first million rows: those that say fraud, the most frequent of the others.
+
+    None where the source has no label column.
+    """
+    if source.label_column is None:
+        return []
+    label = identifier(source.label_column)
+    return records(
+        connection,
+        LabelValue,
+        compose(
+            "SELECT v.value, v.is_fraud, v.n FROM (SELECT l.value, {is_fraud} AS is_fraud, count(*) AS n"
+            " FROM (SELECT {label}::text AS value FROM {relation} LIMIT {most}) l GROUP BY 1) v"
+            " ORDER BY v.is_fraud DESC NULLS LAST, v.n DESC, v.value LIMIT {most_values}",
+            is_fraud=is_fraud(sql.SQL("l.value")),
+            label=label,
+            relation=source.relation.sql(),
+            most=sql.Literal(_MOST_LABELLED),
+            most_values=sql.Literal(_MOST_VALUES),
+        ),
+    )
 
 
 def by_column(source: SourceDefinition, table: str) -> sql.Composable:

@@ -38,13 +38,14 @@ _KIND_NAMES = {
 
 @dataclass(frozen=True)
 class AttachRequest:
-    """What was asked for, as typed. features: comma-separated; None with all_numeric_except.
+    """What was asked for, as typed. key: None is the primary key. features: comma-separated; None with
+    all_numeric_except.
 
     write_columns: None leaves it as it is.
     """
 
     relation: str
-    key: str
+    key: str | None = None
     features: str | None = None
     all_numeric_except: str | None = None
     feature_view: str | None = None
@@ -55,6 +56,25 @@ class AttachRequest:
     write_columns: bool | None = None
 
 
+def request_of(source: SourceDefinition) -> AttachRequest:
+    """What has to be asked for to get this definition."""
+
+    def optional(name: str | None) -> str | None:
+        return None if name is None else display(name)
+
+    return AttachRequest(
+        relation=str(source.relation),
+        key=display(source.key_column),
+        features=",".join(feature.declaration for feature in source.features),
+        feature_view=None if source.feature_view is None else str(source.feature_view),
+        time=optional(source.time_column),
+        entity=optional(source.entity_column),
+        label=optional(source.label_column),
+        name=source.name,
+        write_columns=source.write_columns,
+    )
+
+
 def resolve(connection: Connection, request: AttachRequest) -> tuple[SourceDefinition, tuple[str, ...]]:
     """The definition asked for, and the columns of the table that are the user's.
 
@@ -63,12 +83,14 @@ def resolve(connection: Connection, request: AttachRequest) -> tuple[SourceDefin
     table = catalog.inspect(connection, parse_relation(request.relation))
     _check_kind(table)
     _check_family(connection, table)
-    key = _key_column(table, parse_identifier(request.key))
+    key = _key_column(table, _primary_key(table) if request.key is None else parse_identifier(request.key))
     others = {
         role: table.column(parse_identifier(text)).name
         for role, text in (("time", request.time), ("entity", request.entity), ("label", request.label))
         if text is not None
     }
+    if "time" in others:
+        _check_time(table, others["time"])
     feature_table = table
     if request.feature_view is not None:
         feature_table = catalog.inspect(connection, parse_relation(request.feature_view))
@@ -100,6 +122,39 @@ def resolve(connection: Connection, request: AttachRequest) -> tuple[SourceDefin
         write_columns=write_columns,
     )
     return definition, table.own_columns
+
+
+def not_features(connection: Connection, source: SourceDefinition) -> dict[str, str]:
+    """The columns of the user's that are neither features nor key, time, entity or label, and the type of each."""
+    table = catalog.inspect(connection, source.feature_relation)
+    used = {feature.column for feature in source.features}
+    used |= {
+        source.key_column,
+        source.time_column or "",
+        source.entity_column or "",
+        source.label_column or "",
+    }
+    return {name: table.columns[name].type_name for name in table.own_columns if name not in used}
+
+
+def _check_time(table: RelationInfo, name: str) -> None:
+    column = table.columns[name]
+    if not column.has_order_in_time:
+        raise SourceError(
+            f"The time column {display(name)} of {table.relation} has type {column.type_name}, which has no order in"
+            " time; name a column of type timestamptz, timestamp or date, or of numbers, such as seconds."
+        )
+
+
+def _primary_key(table: RelationInfo) -> str:
+    if len(table.primary_key) == 1:
+        return table.primary_key[0]
+    if not table.primary_key:
+        raise SourceError(f"{table.relation} has no primary key; name a column that is unique with --key.")
+    raise SourceError(
+        f"The primary key of {table.relation} has several columns ({', '.join(map(display, table.primary_key))});"
+        " name one column that is unique by itself with --key."
+    )
 
 
 def _check_kind(table: RelationInfo) -> None:

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any, LiteralString
+from dataclasses import fields
+from typing import Any
 
 from psycopg import errors, sql
 from psycopg.types.json import Jsonb
 from sqlalchemy import Connection
 
-from pgoutlier.db.ddl import core_objects, installation, written_columns
-from pgoutlier.db.errors import SourceError
+from pgoutlier.db.ddl import challenger_objects, core_objects, installation, source_views, written_columns
+from pgoutlier.db.ddl.lock_waits import run_ddl
+from pgoutlier.db.errors import SourceError, TableReplaced, first_line
 from pgoutlier.db.scoring import write_back
+from pgoutlier.db.source import catalog, identity
 from pgoutlier.db.source.definition import Source, SourceDefinition
+from pgoutlier.db.source.identity import Found
+from pgoutlier.db.sources import changing
 from pgoutlier.db.sql import locks, owners
-from pgoutlier.db.sql.identifiers import display
+from pgoutlier.db.sql.identifiers import SCHEMA, Relation, display, identifier
 from pgoutlier.db.sql.statements import compose, run, run_dicts
 from pgoutlier.db.tables import JsonObject
 
-_SELECT: LiteralString = (
-    "SELECT id, definition, recipe, attached_xid, last_problem, promotion, columns_filled_at"
-    " FROM outlier.sources"
+_SELECT = compose(
+    "SELECT s.id, s.definition, s.recipe, s.attached_xid, s.last_problem, s.promotion, s.columns_filled_at, {columns}"
+    " FROM outlier.sources s{joins}",
+    columns=identity.COLUMNS,
+    joins=identity.JOINS,
 )
 
 
 def find(connection: Connection, name: str) -> Source:
     """Raises SourceError, naming the sources there are."""
-    rows = run_dicts(
-        connection,
-        _SELECT + " WHERE name = %s",
-        (name,),
-    )
+    rows = run_dicts(connection, _SELECT + sql.SQL(" WHERE s.name = %s"), (name,))
     if not rows:
         known = [source.name for source in every(connection)]
         hint = f"Sources: {', '.join(known)}." if known else "Attach a table first: pgoutlier attach --help."
@@ -39,19 +42,33 @@ def find(connection: Connection, name: str) -> Source:
 
 def every(connection: Connection) -> list[Source]:
     """All sources by name."""
-    rows = run_dicts(connection, _SELECT + " ORDER BY name")
+    rows = run_dicts(connection, _SELECT + sql.SQL(" ORDER BY s.name"))
     return [_source(row) for row in rows]
 
 
+def at_work(connection: Connection, name: str) -> Source:
+    """A source whose table is to be read, or its rows to be scored. Raises SourceError, as TableReplaced if that is
+    not the table that was attached."""
+    source = find(connection, name)
+    if source.table_problem is not None:
+        raise TableReplaced(f"{source.table_problem}.")
+    return source
+
+
 def _source(row: dict[str, Any]) -> Source:
+    stored = SourceDefinition.model_validate(row["definition"])
+    found = Found(**{field.name: row[field.name] for field in fields(Found)})
+    definition, problem = identity.settle(stored, found)
     return Source(
         id=row["id"],
-        definition=SourceDefinition.model_validate(row["definition"]),
+        definition=definition,
         recipe=row["recipe"],
         attached_xid=row["attached_xid"],
         last_problem=row["last_problem"],
         promotion=row["promotion"],
         columns_filled_at=row["columns_filled_at"],
+        table_oid=found.table_oid,
+        table_problem=problem,
     )
 
 
@@ -87,34 +104,57 @@ def attach(
     definition's write_columns. Raises SourceError if another definition has the name, or the table has another source.
     """
     locks.hold(connection, "attach")
-    installation.limit_lock_waits(connection)
+    table_oid = catalog.inspect(connection, definition.relation).oid
     for source in every(connection):
         if source.name == definition.name:
-            _check_same(source, definition, recipe)
+            _refuse_foreign(connection, definition)
+            _attach_again(connection, source, definition, columns, recipe, table_oid)
             if sweep_old_rows:
                 include_old_rows(connection, source.id)
             _refuse_foreign(connection, definition)
-            _switch_columns(connection, source, definition)
-            installation.repair(connection, definition, columns)
-            _refuse_foreign(connection, definition)
             return False
-        if source.definition.relation == definition.relation:
+        if table_oid == source.table_oid:
             raise SourceError(
                 f"{definition.relation} is attached already, as source {source.name};"
                 f" detach that first: pgoutlier detach {source.name}"
             )
     _refuse_foreign(connection, definition)
-    installation.run_ddl(connection, definition, installation.plan(connection, definition, columns))
-    # Again, for CREATE OR REPLACE leaves the owner of what was put there meanwhile.
-    _refuse_foreign(connection, definition)
+    _check_name_is_free(connection, definition.name)
+    statements = installation.plan(connection, definition, columns)
     run(
         connection,
-        "INSERT INTO outlier.sources (name, definition, recipe, attached_xid) VALUES (%s, %s, %s,"
+        "INSERT INTO outlier.sources (name, relation, definition, recipe, attached_xid) VALUES (%s, %s::oid, %s, %s,"
         " CASE WHEN %s THEN NULL ELSE pg_current_xact_id()::text::bigint END)",
-        (definition.name, Jsonb(definition.model_dump(mode="json")), Jsonb(recipe), sweep_old_rows),
+        (
+            definition.name,
+            table_oid,
+            Jsonb(definition.model_dump(mode="json")),
+            Jsonb(recipe),
+            sweep_old_rows,
+        ),
     )
     record(connection, definition.name, "attach", definition.describe())
+    try:
+        run_ddl(connection, definition, statements)
+    except (errors.DuplicateTable, errors.DuplicateFunction) as error:
+        raise _taken(definition.name, first_line(error)) from None
+    # Again, for CREATE OR REPLACE leaves the owner of what was put there meanwhile.
+    _refuse_foreign(connection, definition)
     return True
+
+
+def _check_name_is_free(connection: Connection, name: str) -> None:
+    """Views are made in place of those that are there."""
+    for kind in (*source_views.VIEWS, *challenger_objects.KINDS):
+        relation = Relation(SCHEMA, f"{kind}_{name}")
+        if catalog.exists(connection, relation):
+            raise _taken(name, f'relation "{relation.name}" already exists')
+
+
+def _taken(name: str, why: str) -> SourceError:
+    return SourceError(
+        f"A source cannot be called {name}, because {why} in schema {SCHEMA}; give it another --name."
+    )
 
 
 def _refuse_foreign(connection: Connection, definition: SourceDefinition) -> None:
@@ -136,32 +176,84 @@ def record(connection: Connection, source_name: str, action: str, detail: str | 
     )
 
 
-def _switch_columns(connection: Connection, source: Source, definition: SourceDefinition) -> None:
-    """Add what the table lacks of the columns, or take them away; what this needs of it is locked first.
+def _attach_again(
+    connection: Connection,
+    source: Source,
+    definition: SourceDefinition,
+    columns: tuple[str, ...],
+    recipe: JsonObject,
+    table_oid: int,
+) -> None:
+    """Mend what is missing, and change what can be changed in place."""
+    if source.table_problem is not None and table_oid != source.table_oid:
+        raise TableReplaced(f"{source.table_problem}.")
+    _check_same(source, definition, recipe, same_table=table_oid == source.table_oid)
+    old, grants, of_queue = source.definition, [], []
+    if (old.key_column, old.key_type) != (definition.key_column, definition.key_type):
+        grants = installation.view_grants(connection, definition)
+        of_queue = changing.rekey(connection, source, definition)
+        record(connection, source.name, "rekey", f"{definition.key_column} ({definition.key_type})")
+    changes = _column_changes(connection, source, definition)
+    run(
+        connection,
+        "UPDATE outlier.sources SET definition = %(definition)s WHERE id = %(id)s AND definition <> %(definition)s",
+        {"definition": Jsonb(definition.model_dump(mode="json")), "id": source.id},
+    )
+    installation.repair(connection, definition, columns, last=[*grants, *changes, *of_queue])
 
-    A worker reads the table before it writes scores, so none that has written some waits for this.
+
+def adopt(
+    connection: Connection, source: Source, definition: SourceDefinition, columns: tuple[str, ...]
+) -> None:
+    """Take the table that has the name now for the source's own; see db.sources.changing.
+
+    Raises SourceError if it is another source's.
     """
-    lacking = definition.write_columns and write_back.lacks(connection, definition)
-    if definition.write_columns:
-        changes = installation.columns_to_add(connection, definition)
-    elif source.definition.write_columns:
-        changes = [*written_columns.removal(connection, definition.relation), *write_back.drop(definition)]
-    else:
-        changes = []
-    if lacking or definition.write_columns != source.definition.write_columns:
-        installation.run_ddl(connection, definition, changes)
-        run(
-            connection,
-            "UPDATE outlier.sources SET definition = %s, columns_filled_at = NULL WHERE id = %s",
-            (Jsonb(definition.model_dump(mode="json")), source.id),
+    locks.hold(connection, "attach")
+    table_oid = catalog.inspect(connection, definition.relation).oid
+    other = next((s for s in every(connection) if s.id != source.id and s.table_oid == table_oid), None)
+    if other is not None:
+        raise SourceError(
+            f"{definition.relation} is the table of source {other.name}; detach one of the two first."
         )
+    changing.adopt(connection, source, definition, columns)
+    record(connection, source.name, "adopt", definition.describe())
+
+
+def _column_changes(
+    connection: Connection, source: Source, definition: SourceDefinition
+) -> list[sql.Composed]:
+    """Statements that add what the table lacks of the written columns, or take them away."""
+    lacking = definition.write_columns and write_back.lacks(connection, definition)
+    if lacking or definition.write_columns != source.definition.write_columns:
+        run(connection, "UPDATE outlier.sources SET columns_filled_at = NULL WHERE id = %s", (source.id,))
     if definition.write_columns != source.definition.write_columns:
         record(connection, source.name, "write_columns" if definition.write_columns else "no_write_columns")
+    if definition.write_columns:
+        return installation.columns_to_add(connection, definition)
+    if source.definition.write_columns:
+        return [*written_columns.removal(connection, definition.relation), *write_back.drop(definition)]
+    return []
 
 
-def _check_same(source: Source, definition: SourceDefinition, recipe: JsonObject) -> None:
-    old, new = source.definition.model_dump(), definition.model_dump()
-    different = [field for field in old if old[field] != new[field] and field != "write_columns"]
+def _check_same(
+    source: Source, definition: SourceDefinition, recipe: JsonObject, *, same_table: bool
+) -> None:
+    old, new = source.definition, definition
+    if old.relation != new.relation and not same_table:
+        raise SourceError(
+            f"{source.name} is the name of the source of {old.relation}; give {new.relation} another --name."
+        )
+    in_place = {"write_columns", "key_column", "key_type"}
+    if same_table:  # which has been renamed
+        in_place |= {"relation_schema", "relation_name"}
+    if [f.names for f in old.features] == [f.names for f in new.features]:  # whose types have changed
+        in_place |= {"features"}
+    different = [
+        field
+        for field, value in old.model_dump().items()
+        if value != new.model_dump()[field] and field not in in_place
+    ]
     # What was asked for of the recipe; the rest of it may be otherwise in another version of this program.
     if any(source.recipe.get(asked) != recipe.get(asked) for asked in ("name", "threshold")):
         different.append("recipe")
@@ -178,20 +270,19 @@ def detach(connection: Connection, source: Source) -> str | None:
 
     Returns the statement that drops the columns in it, where only its owner may do that.
     """
-    installation.limit_lock_waits(connection)
+    locks.hold(connection, "attach")
     statements, left = written_columns.undo(connection, source.definition)
     # First, so that no worker holds a range of a job and waits for a table that is being dropped.
-    jobs = compose("DELETE FROM outlier.jobs WHERE source_id = {id}", id=sql.Literal(source.id))
-    try:
-        installation.run_ddl(
-            connection, source.definition, [jobs, *core_objects.drop(source.definition), *statements]
+    run(connection, "DELETE FROM outlier.jobs WHERE source_id = %s", (source.id,))
+    # What there may be much of goes before the user's table is locked.
+    for table in ("verdicts", "notices"):
+        run(
+            connection,
+            compose("DELETE FROM {table} WHERE source = %s", table=identifier(SCHEMA, table)),
+            (source.name,),
         )
-    except errors.DependentObjectsStillExist as error:
-        detail = (error.diag.message_detail or "").splitlines() or ["one of them"]
-        raise SourceError(
-            f"{source.name} cannot be detached while other objects need it: {detail[0]}; drop those first."
-        ) from None
-    run(connection, "DELETE FROM outlier.sources WHERE id = %s", (source.id,))
+    row = compose("DELETE FROM outlier.sources WHERE id = {id}", id=sql.Literal(source.id))
+    run_ddl(connection, source.definition, [*core_objects.drop(source.definition), *statements, row])
     record(connection, source.name, "detach", source.definition.describe())
     return left
 

@@ -12,33 +12,40 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from pgoutlier.db.sql.statements import compose, one, run
 
+# Held for a source by a drain that looks into its queue by itself, every few milliseconds.
+PACED = "paced"
 
-def number(name: str) -> sql.Composable:
+
+def number(name: sql.Composable) -> sql.Composable:
     """SQL for the number that PostgreSQL knows a name by."""
-    return compose("hashtext({name})", name=sql.Literal(f"outlier.{name}"))
+    return compose("hashtext('outlier.' || {name}::text)", name=name)
+
+
+def listener_sleeps(source_name: sql.Composable) -> sql.Composable:
+    """SQL for the two numbers of the lock that a listener holds while it sleeps and is to be notified of a source."""
+    return compose("{a}, {b}", a=number(sql.Literal("listener sleeps")), b=number(source_name))
 
 
 def hold(connection: Connection, name: str, source_id: int | None = None) -> None:
     """Wait for a lock, and hold it until the transaction ends. Without a source it is one for all."""
-    if source_id is None:
-        run(connection, "SELECT pg_advisory_xact_lock(hashtext('outlier.' || %s::text))", (name,))
-    else:
-        run(
-            connection,
-            "SELECT pg_advisory_xact_lock(hashtext('outlier.' || %s::text), %s)",
-            (name, source_id),
-        )
+    run(connection, compose("SELECT pg_advisory_xact_lock({lock})", lock=_lock(name, source_id)))
 
 
 def try_hold(connection: Connection, name: str, source_id: int) -> bool:
     """Whether the lock was free, and is held until the transaction ends."""
     return bool(
-        one(
-            connection,
-            "SELECT pg_try_advisory_xact_lock(hashtext('outlier.' || %s::text), %s)",
-            (name, source_id),
-        )
+        one(connection, compose("SELECT pg_try_advisory_xact_lock({lock})", lock=_lock(name, source_id)))
     )
+
+
+def _lock(name: str, source_id: int | None) -> sql.Composable:
+    known_by = number(sql.Literal(name))
+    return known_by if source_id is None else compose("{n}, {s}", n=known_by, s=sql.Literal(source_id))
+
+
+def is_free(name: str, source_id: int) -> sql.Composable:
+    """SQL that tells whether nobody holds or shares a lock at this moment."""
+    return compose("pg_try_advisory_xact_lock({lock})", lock=_lock(name, source_id))
 
 
 @contextmanager
@@ -47,24 +54,35 @@ def held_by_session(engine: Engine, name: str, source_id: int) -> Iterator[Conne
 
     The session's end frees the lock, whatever ends it. No transaction is open meanwhile, however long that is.
     """
+    lock = _lock(name, source_id)
+    take = compose("SELECT pg_try_advisory_lock({lock})", lock=lock)
+    with _session(engine, take, compose("SELECT pg_advisory_unlock({lock})", lock=lock)) as (session, taken):
+        yield session if taken else None
+
+
+@contextmanager
+def shared_by_session(engine: Engine, name: str, source_id: int) -> Iterator[None]:
+    """Share the lock with other sessions, likewise, for whom it matters that it `is_free`."""
+    lock = _lock(name, source_id)
+    # Waits for no longer than somebody takes to ask whether it is free.
+    take = compose("SELECT pg_advisory_lock_shared({lock}) IS NOT NULL", lock=lock)
+    with _session(engine, take, compose("SELECT pg_advisory_unlock_shared({lock})", lock=lock)):
+        yield
+
+
+@contextmanager
+def _session(
+    engine: Engine, take: sql.Composed, give_back: sql.Composed
+) -> Iterator[tuple[Connection, bool]]:
+    """(a session outside of the pool, whether it took the lock)."""
     with engine.connect() as connection:
         connection.detach()
         with connection.begin():
-            locked = bool(
-                one(
-                    connection,
-                    "SELECT pg_try_advisory_lock(hashtext('outlier.' || %s::text), %s)",
-                    (name, source_id),
-                )
-            )
+            taken = bool(one(connection, take))
         try:
-            yield connection if locked else None
+            yield connection, taken
         finally:
             # Free at once: of a session that ends the server hears only some time after this.
-            if locked:
+            if taken:
                 with suppress(SQLAlchemyError, psycopg.Error), connection.begin():
-                    run(
-                        connection,
-                        "SELECT pg_advisory_unlock(hashtext('outlier.' || %s::text), %s)",
-                        (name, source_id),
-                    )
+                    run(connection, give_back)

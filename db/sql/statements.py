@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
+from functools import partial
 from typing import Any, LiteralString, TypeVar, cast
 
 import psycopg
 from psycopg import sql
+from psycopg.adapt import Transformer
+from psycopg.pq import Format
 from psycopg.rows import class_row, dict_row
+from psycopg.types.json import set_json_loads
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 from pgoutlier.db.engine import driver_connection
+
+# SQLSTATEs and classes of them (https://www.postgresql.org/docs/current/errcodes-appendix.html) that another batch, or
+# a smaller one, may not have: cardinality, data exceptions, integrity, errors raised by functions of the user's; what
+# PostgreSQL does not do with some values, limits of size and memory; a row that is corrupt.
+_ROWS_TO_BLAME = ("21", "22", "23", "38", "39", "P0", "0A", "53200", "54", "XX")
 
 Params = Sequence[Any] | Mapping[str, Any]
 Record = TypeVar("Record")
@@ -60,6 +73,45 @@ def run_dicts(
         return cursor.execute(query, params).fetchall()
 
 
+def users_rows(connection: Connection, statement: sql.Composed, params: Params = ()) -> list[dict[str, Any]]:
+    """Execute and return every row as a dict, where the columns may be the user's, of any type.
+
+    A value that Python has no object for is there as the text that PostgreSQL prints: infinite times, years before
+    Christ or of five digits, 24 o'clock, ranges and arrays of such.
+    """
+    with driver_connection(connection).cursor() as cursor:
+        result = cursor.execute(statement, params).pgresult
+        if result is None:
+            return []
+        set_json_loads(partial(json.loads, parse_float=_finite), cursor)
+        transformer = Transformer.from_context(cursor)
+        loads = [transformer.get_loader(result.ftype(c), Format.TEXT).load for c in range(result.nfields)]
+        names = [column.name for column in cursor.description or ()]
+        return [
+            {
+                name: _loaded(load, result.get_value(row, c))
+                for c, (name, load) in enumerate(zip(names, loads, strict=True))
+            }
+            for row in range(result.ntuples)
+        ]
+
+
+def _finite(number: str) -> float | Decimal:
+    found = float(number)
+    return found if math.isfinite(found) else Decimal(number)
+
+
+def _loaded(load: Callable[[bytes], Any], text: bytes | None) -> Any:
+    if text is None:
+        return None
+    try:
+        return load(text)
+    except (
+        Exception
+    ):  # what it raises differs from type to type: DataError, ValueError, OverflowError, RecursionError
+        return bytes(text).decode()
+
+
 def records(
     connection: Connection, kind: type[Record], statement: sql.Composed | LiteralString, params: Params = ()
 ) -> list[Record]:
@@ -106,3 +158,16 @@ def sqlstate(error: BaseException) -> str | None:
     """PostgreSQL's five-character error code of an error from the driver or from SQLAlchemy around it."""
     original = getattr(error, "orig", error)
     return getattr(original, "sqlstate", None)
+
+
+def blames_rows(state: str | None) -> bool:
+    """Whether an error of this SQLSTATE may be due to the values of rows."""
+    return (state or "").startswith(_ROWS_TO_BLAME)
+
+
+def lost_connection(error: BaseException) -> bool:
+    """Whether the server could not be reached, or no longer: not an error in what it was asked or has answered."""
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    original = getattr(error, "orig", error)
+    return isinstance(original, psycopg.OperationalError) and original.sqlstate is None

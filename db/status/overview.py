@@ -13,10 +13,11 @@ from pgoutlier.db.drift.drift_reports import DriftReport
 from pgoutlier.db.notices import notices
 from pgoutlier.db.notices.notices import NoticeFigures
 from pgoutlier.db.scoring import queue
+from pgoutlier.db.source import catalog
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sql.identifiers import identifier, ours
-from pgoutlier.db.sql.statements import compose, one, run_dicts, show_what_policies_allow
+from pgoutlier.db.sql.identifiers import SCHEMA, Relation, identifier, ours
+from pgoutlier.db.sql.statements import compose, one, show_what_policies_allow, users_rows
 from pgoutlier.db.training import training_runs
 from pgoutlier.db.training.training_runs import TrainingRun
 from pgoutlier.db.versions import aliases
@@ -79,7 +80,7 @@ def describe(connection: Connection, source: Source) -> SourceFigures:
         training=training_runs.newest(connection, source.id),
         drift=_drift(drift[0]) if drift else None,
         notices=notices.figures(connection, source.name),
-        problem=source.last_problem,
+        problem=source.table_problem or source.last_problem,
     )
 
 
@@ -111,12 +112,17 @@ def listeners(connection: Connection) -> int:
     )
 
 
+def has_views(connection: Connection, source: SourceDefinition) -> bool:
+    """Whether the view that `flagged` reads is there."""
+    return catalog.exists(connection, Relation(SCHEMA, f"flagged_{source.name}"))
+
+
 def flagged(
     connection: Connection, source: SourceDefinition, *, since: datetime | None, limit: int
 ) -> list[dict[str, Any]]:
     """The last flagged rows, the newest first: the user's columns and the score's; of those that the role may see."""
     show_what_policies_allow(connection)
-    return run_dicts(
+    return users_rows(
         connection,
         compose(
             "SELECT * FROM {view} WHERE scored_at >= coalesce(%(since)s::timestamptz, '-infinity')"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
 
 from psycopg import sql
 from sqlalchemy import Connection
 
-from pgoutlier.db.source import catalog, labels
+from pgoutlier.db.source import catalog, labels, moments
 from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.source.moments import Moments
 from pgoutlier.db.sql.identifiers import identifier, ours
 from pgoutlier.db.sql.statements import compose, one, run
 from pgoutlier.db.verdicts import verdicts
@@ -58,8 +60,8 @@ class Cut:
 class Figures:
     """n_rows: scores counted. n_labelled, n_fraud: of them with a verdict or label, and known to be fraud.
 
-    first, last: the oldest and the newest moment of them, None without any. days: between the two, None where
-    that is too short to tell. cuts: one a threshold, in the order asked for.
+    first, last: the oldest and the newest moment of them but for strays (`db.source.moments`), None without any. days:
+    between the two, None where that is too short to tell. cuts: one a threshold, in the order asked for.
     """
 
     n_rows: int
@@ -101,11 +103,12 @@ def figures(connection: Connection, scored: Scored, at: Sequence[float]) -> Figu
             "bounds": [-threshold for threshold in falling],
             "version": scored.version,
             "window": scored.window,
+            "until": _until(connection, scored),
         },
     ).fetchall()
     total = [sum(row[column] for row in rows) for column in (1, 2, 3)]
-    first = min((row[4] for row in rows if row[4] is not None), default=None)
-    last = max((row[5] for row in rows if row[5] is not None), default=None)
+    covered = moments.without_strays(_by_day(rows))
+    first, last = (covered[0].first, covered[-1].last) if covered else (None, None)
     days = (last - first).total_seconds() / 86_400 if first and last else 0.0
     cuts = {}
     for position, threshold in enumerate(falling):
@@ -123,24 +126,39 @@ def figures(connection: Connection, scored: Scored, at: Sequence[float]) -> Figu
     )
 
 
-def counting(scored: Scored) -> sql.Composed:
-    """The statement of `figures`: for each bucket between thresholds rows, labelled, fraud, first and last moment.
+def _by_day(rows: Iterable[tuple[Any, ...]]) -> list[Moments]:
+    """The days of all buckets together."""
+    days: dict[date, Moments] = {}
+    for *_, counts, firsts, lasts in rows:
+        for n_rows, first, last in zip(counts or (), firsts or (), lasts or (), strict=True):
+            name = first.astimezone(UTC).date()
+            known = days.get(name, Moments(first, last, 0))
+            days[name] = Moments(min(first, known.first), max(last, known.last), n_rows + known.n_rows)
+    return list(days.values())
 
-    Parameters: bounds, version, window. It returns as many rows as there are thresholds, and one.
+
+def counting(scored: Scored) -> sql.Composed:
+    """The statement of `figures`: for each bucket between thresholds rows, labelled, fraud, and arrays over its days
+    of rows, first and last moment.
+
+    Parameters: bounds, version, window, until. It returns as many rows as there are thresholds, and one.
     """
     source = scored.source
-    moment = _moment(scored)
     label = labels.by_column(source, "t")
     joined = scored.by_event_time or source.label_column is not None
     return compose(
-        "SELECT width_bucket(-s.reconstruction_error, %(bounds)s::float8[]) AS bucket, count(*),"
-        " count({label}), count(*) FILTER (WHERE {label}), min({dated}), max({dated})"
-        " FROM {scores} s{join}{verdicts} WHERE s.model_version = %(version)s{within} GROUP BY 1",
+        "SELECT d.bucket, sum(d.n)::bigint, sum(d.labelled)::bigint, sum(d.fraud)::bigint, {known_n}, {known_first},"
+        " {known_last} FROM (SELECT r.bucket, count(*) AS n, count(r.label) AS labelled,"
+        " count(*) FILTER (WHERE r.label) AS fraud, min(r.dated) AS first, max(r.dated) AS last FROM ("
+        "SELECT width_bucket(-s.reconstruction_error, %(bounds)s::float8[]) AS bucket, {label} AS label,"
+        " {dated} AS dated FROM {scores} s{join}{verdicts} WHERE s.model_version = %(version)s{within}"
+        ") r GROUP BY r.bucket, {day}) d GROUP BY d.bucket",
+        known_n=sql.SQL("array_agg(d.n) FILTER (WHERE d.first IS NOT NULL)"),
+        known_first=sql.SQL("array_agg(d.first) FILTER (WHERE d.first IS NOT NULL)"),
+        known_last=sql.SQL("array_agg(d.last) FILTER (WHERE d.first IS NOT NULL)"),
         label=labels.known(source, label) if scored.by_verdict else label,
-        # Python knows no infinite times, and no year of five digits.
-        dated=compose(
-            "CASE WHEN {m} BETWEEN '0001-01-02' AND '9999-12-30' THEN {m} END::timestamptz", m=moment
-        ),
+        dated=moments.dated(_moment(scored)),
+        day=moments.day(sql.SQL("r.dated")),
         scores=ours("scores", source.name),
         join=compose(
             " JOIN {relation} t ON t.{key} = s.key",
@@ -153,9 +171,16 @@ def counting(scored: Scored) -> sql.Composed:
         within=sql.SQL("")
         if scored.window is None
         else compose(
-            " AND {moment} > {newest} - %(window)s::interval", moment=moment, newest=_newest(scored)
+            " AND {moment} > {newest} - %(window)s::interval", moment=_moment(scored), newest=_newest(scored)
         ),
     )
+
+
+def _until(connection: Connection, scored: Scored) -> datetime | None:
+    """What the newest row is sought before; None where the window needs none, or time is our own."""
+    if scored.window is None or not scored.by_event_time:
+        return None
+    return moments.newest_of_note(connection, scored.source)
 
 
 def _moment(scored: Scored) -> sql.Composable:
@@ -165,10 +190,10 @@ def _moment(scored: Scored) -> sql.Composable:
 
 
 def _newest(scored: Scored) -> sql.Composable:
-    """SQL for the newest moment, which an index on the time column gives at once."""
+    """SQL for the newest moment but for strays, which an index on the time column gives at once."""
     if scored.by_event_time and scored.source.time_column:
         return compose(
-            "(SELECT max(n.{time}) FROM {relation} n WHERE isfinite(n.{time}))",
+            "(SELECT max(n.{time}) FROM {relation} n WHERE isfinite(n.{time}) AND n.{time} <= %(until)s::timestamptz)",
             time=identifier(scored.source.time_column),
             relation=scored.source.relation.sql(),
         )

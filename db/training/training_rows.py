@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ import numpy.typing as npt
 from psycopg import sql
 from sqlalchemy import Connection
 
-from pgoutlier.db.scoring import features, windows
-from pgoutlier.db.source import catalog, labels
+from pgoutlier.db.scoring import unreadable, windows
+from pgoutlier.db.scoring.rows import UNREADABLE
+from pgoutlier.db.source import catalog, labels, moments
 from pgoutlier.db.source.definition import Source, SourceDefinition
+from pgoutlier.db.source.moments import Moments
 from pgoutlier.db.sql.identifiers import identifier, ours
 from pgoutlier.db.sql.statements import compose, one, run, run_dicts
 
@@ -30,6 +33,7 @@ class TrainingRows:
 
     normal, fraud (n,): the rows to fit on, and those known to be fraud by a verdict or a label; a row that is
     neither is flagged. Only normal rows are there unless all were asked for.
+    refusals: of rows that could not be read (left out as unreadable) PostgreSQL's sentence, by key as text.
     first, last: event time (or key) of the oldest and the newest normal row, as text. runs (n,): where rows are
     scored with those before them, rows of one run are of one entity, with none left out between them.
     """
@@ -41,6 +45,7 @@ class TrainingRows:
     first: str | None
     last: str | None
     runs: npt.NDArray[np.int64] | None = None
+    refusals: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def n_normal(self) -> int:
@@ -59,6 +64,14 @@ class TrainingRows:
             runs=None if self.runs is None else self.runs[earlier],
         )
 
+    def leaving_out(self, places: npt.NDArray[np.int64], reason: str) -> TrainingRows:
+        """The same rows, these of the normal ones (k,) not among those to fit on, counted under this reason."""
+        if not len(places):
+            return self
+        normal = self.normal.copy()
+        normal[places] = False
+        return replace(self, normal=normal, left_out={**self.left_out, reason: len(places)})
+
     def fingerprint(self) -> str:
         """SHA-256 of the rows and of which of them are normal: the same rows in the same order give the same."""
         digest = hashlib.sha256(np.ascontiguousarray(self.matrix).data)
@@ -76,7 +89,7 @@ def read(
     with_frauds_and_flagged: bool = False,
     in_runs: bool = False,
 ) -> TrainingRows:
-    """The newest rows that are neither flagged, nor known to be fraud, nor in quarantine, nor incomplete.
+    """The newest rows that are neither flagged nor known to be fraud, in quarantine, incomplete or unreadable.
 
     A flagged row that a verdict or label says is normal is among them: it was a false alarm.
     most: of more rows a sample of about so many is read, the same one each time, drawn by the hash of the key; left_out
@@ -95,10 +108,12 @@ def read(
         if reason is None or (with_frauds_and_flagged and reason != "quarantined")
     ]
     one_in = 1 if most is None else max(1, -(-sum(int(row["n"]) for row in wanted) // most))
-    numbers, rows = features.read(
+    origin, chosen = _origin(definition, window, one_in, along=with_frauds_and_flagged, in_runs=in_runs)
+    numbers, rows = unreadable.read(
         connection,
         definition,
-        origin=_origin(definition, window, one_in, along=with_frauds_and_flagged, in_runs=in_runs),
+        origin=origin,
+        chosen=chosen,
         params={"source_id": source.id},
         number=_number(in_runs=in_runs),
         longest_key_bytes=_longest_key(connection, definition) if definition.key_type == "text" else 0,
@@ -109,8 +124,10 @@ def read(
     kind = numbers % _KINDS
     complete = rows.sound(imputes=imputes)
     left_out = {reason: int(row["n"]) for reason, row in counts.items() if reason is not None}
-    if n_incomplete := int((~complete & (kind == _NORMAL)).sum()):
-        left_out["incomplete"] = n_incomplete
+    refused = rows.problems == UNREADABLE
+    for reason, those in (("incomplete", ~complete & ~refused), ("unreadable", refused)):
+        if n := int((those & (kind == _NORMAL)).sum()):
+            left_out[reason] = n
     if one_in > 1 and kept:
         left_out["not_sampled"] = int(kept["n"]) - int((kind == _NORMAL).sum())
     return TrainingRows(
@@ -121,6 +138,7 @@ def read(
         first=kept["first"] if kept else None,
         last=kept["last"] if kept else None,
         runs=windows.unbroken(windows.run_numbers(numbers // _KINDS), complete) if in_runs else None,
+        refusals=rows.refusals,
     )
 
 
@@ -144,21 +162,30 @@ def _counts(
 
 def _origin(
     source: SourceDefinition, window: sql.Composable, one_in: int, *, along: bool, in_runs: bool
-) -> sql.Composed:
-    """FROM and WHERE of the rows w of the window that are read, and of their features t: one in so many.
+) -> tuple[sql.Composed, sql.Composed]:
+    """FROM and WHERE of the rows w of the window that are read, one in so many: with their features t, and without.
 
     along: with those that are known to be fraud or flagged.
     """
     reason = _reason(source)
     with_reason = compose("(SELECT w.*, {reason} AS reason FROM ({window}) w)", reason=reason, window=window)
     sampled = compose(" AND hashtextextended(w.key::text, 0) %% {one_in} = 0", one_in=sql.Literal(one_in))
-    return compose(
-        "FROM {window} w JOIN {relation} t ON t.{key} = w.key WHERE (w.reason IS NULL{or_along}){sampled}",
-        window=_in_runs(window, reason) if in_runs else with_reason,
-        relation=source.feature_relation.sql(),
-        key=identifier(source.key_column),
+    rows = _in_runs(window, reason) if in_runs else with_reason
+    those = compose(
+        "WHERE (w.reason IS NULL{or_along}){sampled}",
         or_along=sql.SQL(" OR w.reason <> 'quarantined'" if along else ""),
         sampled=sampled if one_in > 1 else sql.SQL(""),
+    )
+    return _with_features(source, rows, those), compose("FROM {rows} w {those}", rows=rows, those=those)
+
+
+def _with_features(source: SourceDefinition, rows: sql.Composable, those: sql.Composable) -> sql.Composed:
+    return compose(
+        "FROM {rows} w JOIN {relation} t ON t.{key} OPERATOR(pg_catalog.=) w.key {those}",
+        rows=rows,
+        relation=source.feature_relation.sql(),
+        key=identifier(source.key_column),
+        those=those,
     )
 
 
@@ -192,37 +219,38 @@ def _in_runs(window: sql.Composable, reason: sql.Composable) -> sql.Composable:
 
 
 def rows_per_day(connection: Connection, source: SourceDefinition, *, newest: int) -> float | None:
-    """How many of the newest rows there are to a day of the time they cover.
+    """How many of the newest rows there are to a day of the time they cover, but for strays (`db.source.moments`).
 
     None where they cover none: fewer than two moments, or no column of times.
     """
     if not catalog.is_time(connection, source.relation, source.time_column):
         return None
-    n_rows, days = run(
+    found = run(
         connection,
         compose(
-            "SELECT count(*), extract(epoch FROM max(w.moment))::float8 / 86400"
-            " - extract(epoch FROM min(w.moment))::float8 / 86400 FROM ({window}) w WHERE isfinite(w.moment)",
+            "SELECT min(r.moment), max(r.moment), count(*) FROM (SELECT {dated} AS moment FROM ({window}) w) r"
+            " WHERE r.moment IS NOT NULL GROUP BY {day}",
+            dated=moments.dated(sql.SQL("w.moment")),
+            day=moments.day(sql.SQL("r.moment")),
             window=newest_rows(source, newest),
         ),
-    ).fetchone() or (0, None)
-    return n_rows / days if days else None
+    ).fetchall()
+    covered = moments.without_strays(Moments(*row) for row in found)
+    seconds = (covered[-1].last - covered[0].first).total_seconds() if covered else 0.0
+    return sum(day.n_rows for day in covered) / (seconds / 86_400) if seconds else None
 
 
 def labelled_fraud(
     connection: Connection, source: SourceDefinition, *, newest: int, most: int
 ) -> npt.NDArray[np.float64]:
     """The complete rows among the newest that are known to be fraud, (n, d), the oldest first, at most so many."""
-    places, rows = features.read(
+    window = compose("({window})", window=newest_rows(source, newest))
+    those = compose("WHERE w.fraud LIMIT {most}", most=sql.Literal(most))
+    places, rows = unreadable.read(
         connection,
         source,
-        origin=compose(
-            "FROM ({window}) w JOIN {relation} t ON t.{key} = w.key WHERE w.fraud LIMIT {most}",
-            window=newest_rows(source, newest),
-            relation=source.feature_relation.sql(),
-            key=identifier(source.key_column),
-            most=sql.Literal(most),
-        ),
+        origin=_with_features(source, window, those),
+        chosen=compose("FROM {window} w {those}", window=window, those=those),
         params={},
         number=sql.SQL("row_number() OVER (ORDER BY w.moment, w.key)"),
         longest_key_bytes=_longest_key(connection, source) if source.key_type == "text" else 0,

@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 from pgoutlier.db.ddl import installation
 from pgoutlier.db.history import score_history
 from pgoutlier.db.scoring import quarantine
+from pgoutlier.db.source import identity
 from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sql.identifiers import SCHEMA, identifier, ours
 from pgoutlier.db.sql.statements import compose, run
@@ -26,7 +27,10 @@ def prune(
     keep_jobs: int,
 ) -> int:
     """Delete scores and quarantine entries without a row, scores of challengers that say nothing any more, earlier
-    scores that are older than that, and all but the newest jobs, training runs and drift reports."""
+    scores that are older than that, and all but the newest jobs, training runs and drift reports.
+
+    Raises TableReplaced if it was another table that was read.
+    """
     orphans = run(
         connection,
         compose(
@@ -53,6 +57,7 @@ def prune(
     )
     earlier = score_history.prune(connection, source.definition, days=keep_history_days)
     entries = quarantine.prune(connection, source)
+    identity.check(connection, source)
     return orphans + of_challengers + old + earlier + entries
 
 

@@ -12,7 +12,7 @@ from pgoutlier.db.errors import ModelError, NoChampion
 from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sql import locks
 from pgoutlier.db.sql.statements import run
-from pgoutlier.db.tables import LONGEST_NOTE, alias_events, model_aliases, model_versions
+from pgoutlier.db.tables import LONGEST_NOTE, alias_events, model_aliases
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
@@ -60,12 +60,8 @@ class AliasMove:
 
 def alias(connection: Connection, source_id: int, name: str = CHAMPION) -> Pointed | None:
     """What an alias points at, or None."""
-    row = connection.execute(
-        select(model_versions.c.id, model_versions.c.version)
-        .join(model_aliases)
-        .where(model_aliases.c.source_id == source_id, model_aliases.c.alias == name)
-    ).one_or_none()
-    return None if row is None else Pointed(*row)
+    found = both(connection, source_id)
+    return found.champion if name == CHAMPION else found.challenger
 
 
 def champion_of(connection: Connection, source: Source) -> int:

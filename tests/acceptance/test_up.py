@@ -35,6 +35,11 @@ def ended(stack: Stack, up: Started) -> int:
     return int(up.child.wait())
 
 
+def started_all(output: str) -> bool:
+    """Whether each of the processes that say something at their start has."""
+    return all(f"{name} | " in output for name in ("score", "train", "listener"))
+
+
 def commands_of(stack: Stack) -> list[list[str]]:
     """Command lines of the live processes, but of those that end meanwhile."""
     found = []
@@ -74,9 +79,8 @@ def secrets(stack: Stack) -> Iterator[None]:
 def test_up_scores_and_stops_at_once_in_the_middle_of_a_deep_queue_and_tells_no_secret(
     secrets: None, stack: Stack, table: Table
 ) -> None:
-    names = ("score", "train", "listener")
     up = stack.start("up", "pgoutlier.worker.cli", "up", batch_rows=100, prune_every_seconds=1)
-    until(lambda: all(f"{name} | " in up.output() for name in names), "each process has said something")
+    until(lambda: started_all(up.output()), "each process has said something")
     # In small statements: the keys of one are a batch, however many they are.
     with stack.connect() as connection, connection.transaction():
         for _ in range(2_000):
@@ -88,8 +92,6 @@ def test_up_scores_and_stops_at_once_in_the_middle_of_a_deep_queue_and_tells_no_
     table.audit_matches()
     words = "\n".join([up.output(), *commands])
     assert "All processes have stopped." in words
-    for name in names:
-        assert f"{name} | " in words
     for secret in (PASSWORD, DATABASE_PASSWORD, SIGNING_KEY):
         assert secret not in words
 
@@ -109,15 +111,11 @@ def test_up_that_is_asked_to_end_while_it_starts_leaves_nothing(stack: Stack) ->
     assert stop(stack, up, signal.SIGTERM) == 0
 
 
-def started_all(up: Started) -> bool:
-    return all(f"{name} | " in up.output() for name in ("score", "train", "listener"))
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP, signal.SIGTERM], ids=lambda n: n.name)
 def test_whatever_ends_up_all_its_processes_end(stack: Stack, number: signal.Signals) -> None:
     """kill -9 of it alone, and the end of its terminal."""
     up = stack.start("up", "pgoutlier.worker.cli", "up")
-    until(lambda: started_all(up), "each process has said something")
+    until(lambda: started_all(up.output()), "each process has said something")
     os.kill(up.pid, number)
     ended(stack, up)
 
@@ -137,7 +135,7 @@ def test_up_whose_output_nobody_takes_any_more_ends_with_all_its_processes(stack
     os.close(writing)
     with os.fdopen(reading, "rb", buffering=0) as output:
         said = b""
-        while not all(f"{name} | ".encode() in said for name in ("score", "train", "listener")):
+        while not started_all(said.decode(errors="replace")):
             said += output.read(65_536)
     os.kill(up.pid, signal.SIGINT)
     until(lambda: up.poll() is not None, "pgoutlier up ends")
@@ -146,7 +144,7 @@ def test_up_whose_output_nobody_takes_any_more_ends_with_all_its_processes(stack
 
 def test_a_second_up_on_the_same_servers_says_that_one_runs(stack: Stack) -> None:
     up = stack.start("up", "pgoutlier.worker.cli", "up")
-    until(lambda: started_all(up), "each process has said something")
+    until(lambda: started_all(up.output()), "each process has said something")
     second = stack.command("up")
     assert second.returncode == 2
     assert f"runs on this machine already, on the same servers (process {up.pid})" in " ".join(
@@ -170,3 +168,24 @@ def test_what_a_killed_up_has_left_is_ended_by_the_next(stack: Stack, shared_ser
     until(lambda: not left.alive(), "it is ended")
     until(lambda: "Ended the listener process" in " ".join(up.output().split()), "and named")
     assert stop(stack, up, signal.SIGTERM) == 0
+
+
+def test_ctrl_c_at_a_pipeline_ends_all_of_it(stack: Stack) -> None:
+    """In a terminal it goes to every process of `pgoutlier up | tee log`."""
+    log = stack.logs / "tee.log"
+    pipeline = subprocess.Popen(
+        ["/bin/sh", "-c", '"$0" -m pgoutlier.worker.cli up 2>&1 | tee "$1"', stack.python, str(log)],
+        cwd=stack.logs,
+        env={**os.environ, **stack.environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        until(lambda: log.exists() and started_all(log.read_text()), "each process has said something")
+        os.killpg(pipeline.pid, signal.SIGINT)
+        until(lambda: pipeline.poll() is not None, "the pipeline ends")
+        until(lambda: processes_of(stack.environment) == [], "no process is left")
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(pipeline.pid, signal.SIGKILL)

@@ -13,7 +13,7 @@ import pytest
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from pgoutlier.db.ddl import installation
+from pgoutlier.db.ddl import installation, lock_waits
 from pgoutlier.db.engine import make_engine
 from pgoutlier.db.errors import MissingPrivilege, SourceError
 from pgoutlier.db.scoring import queue
@@ -27,7 +27,17 @@ from pgoutlier.worker.runtime import Runtime, make_runtime
 from pgoutlier.worker.sources import attaching
 from tests.conftest import Connect
 from tests.servers import Postgres
-from tests.support import Table, attach_table, detach_table, make_table, quote, until, waits
+from tests.support import (
+    Table,
+    attach_table,
+    detach_table,
+    make_table,
+    objects,
+    quote,
+    refusal,
+    until,
+    waits,
+)
 
 User = psycopg.Connection[Any]
 
@@ -54,41 +64,6 @@ ODD_NAMES = {
     "our variable": "changed",
     "our alias": "new_rows",
 }
-
-
-def refusal(runtime: Runtime, **request: Any) -> str:
-    """The sentence with which an attach is refused."""
-    with runtime.engine.begin() as connection, pytest.raises(SourceError) as raised:
-        attach.resolve(connection, AttachRequest(**request))
-    return raised.value.sentence
-
-
-def objects(user: User) -> list[tuple[Any, ...]]:
-    """Every relation, column, index, constraint, function, trigger and privilege in the database, as text."""
-    return user.execute(
-        """
-        SELECT 'relation', n.nspname || '.' || c.relname, c.relkind::text || coalesce(c.relacl::text, '')
-               || c.reloptions::text || c.relhastriggers || c.relrowsecurity FROM pg_class c
-            JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname IN ('public', 'outlier')
-        UNION ALL SELECT 'column', a.attrelid::regclass::text || '.' || a.attname,
-               format_type(a.atttypid, a.atttypmod) || a.attnotnull || a.attstorage::text
-               || coalesce(pg_get_expr(d.adbin, d.adrelid), '')
-            FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
-            LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-            JOIN pg_namespace n ON n.oid = c.relnamespace
-            WHERE n.nspname IN ('public', 'outlier') AND a.attnum > 0 AND NOT a.attisdropped
-        UNION ALL SELECT 'index', indexrelid::regclass::text, pg_get_indexdef(indexrelid) FROM pg_index
-            JOIN pg_class c ON c.oid = indexrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-            WHERE n.nspname IN ('public', 'outlier')
-        UNION ALL SELECT 'function', p.oid::regprocedure::text, pg_get_functiondef(p.oid) || p.proacl::text
-            FROM pg_proc p WHERE p.pronamespace IN ('public'::regnamespace, 'outlier'::regnamespace)
-        UNION ALL SELECT 'trigger', tgname, pg_get_triggerdef(oid) || tgenabled::text FROM pg_trigger
-            WHERE NOT tgisinternal
-        UNION ALL SELECT 'view', c.oid::regclass::text, pg_get_viewdef(c.oid) FROM pg_class c
-            WHERE c.relkind = 'v' AND c.relnamespace IN ('public'::regnamespace, 'outlier'::regnamespace)
-        ORDER BY 1, 2, 3
-        """
-    ).fetchall()
 
 
 @pytest.fixture(scope="module")
@@ -554,8 +529,17 @@ def test_attaching_again_changes_nothing_and_mends_what_was_dropped(transactions
     user.execute("DROP TABLE outlier.shadow_scores_transactions")
     attach_table(user, runtime, **asked)
     assert objects(user) == before
-    user.execute("ALTER TABLE transactions DISABLE TRIGGER USER")
+    user.execute("ALTER TABLE outlier.scores_transactions DISABLE TRIGGER USER")
     attach_table(user, runtime, **asked)
+    assert objects(user) == before
+
+
+@pytest.mark.parametrize("setting", ["DISABLE", "ENABLE ALWAYS", "ENABLE REPLICA"])
+def test_attaching_again_leaves_what_an_administrator_set(transactions: Table, setting: str) -> None:
+    user, runtime = transactions.user, transactions.runtime
+    user.execute(f"ALTER TABLE transactions {setting} TRIGGER outlier_transactions_insert")
+    before = objects(user)
+    attach_table(user, runtime, relation="transactions", key="id", features="amount,hour,distance")
     assert objects(user) == before
 
 
@@ -638,7 +622,7 @@ def test_attaching_at_once_makes_one_source(user: User, runtime: Runtime) -> Non
 def test_a_table_in_use_is_waited_for_until_attach_gives_up_with_a_sentence(
     user: User, runtime: Runtime, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(installation, "LOCK_TIMEOUT", "200ms")
+    monkeypatch.setattr(lock_waits, "PAUSES_SECONDS", (0.01, 0.01))
     user.execute("CREATE TABLE t (id int PRIMARY KEY, x float8)")
     writer = connect(autocommit=False)
     writer.execute("INSERT INTO t VALUES (1, 1)")

@@ -29,14 +29,7 @@ from pgoutlier.worker.upkeep import maintenance
 from pgoutlier.worker.versions import comparing, versions
 from tests.conftest import Connect
 from tests.integration.conftest import Run
-from tests.integration.test_sequences import (
-    READINGS,
-    SEQUENCE_RECIPE,
-    attach_readings,
-    insert,
-    insert_readings,
-    offline,
-)
+from tests.readings import READINGS, SEQUENCE_RECIPE, attach_readings, insert, insert_readings, offline
 from tests.servers import Postgres
 from tests.support import (
     FEATURES,

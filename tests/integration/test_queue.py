@@ -14,8 +14,8 @@ from sqlalchemy import Connection, Engine
 
 from pgoutlier.db.ddl import installation
 from pgoutlier.db.ddl.queue_triggers import EVENTS
-from pgoutlier.db.scoring import bell, features, quarantine, queue, scores
-from pgoutlier.db.scoring.features import read_claimed
+from pgoutlier.db.scoring import bell, quarantine, queue, scores
+from pgoutlier.db.scoring.claimed_rows import read_claimed
 from pgoutlier.db.scoring.quarantine import Entry
 from pgoutlier.db.scoring.queue import Claim
 from pgoutlier.db.sources import sources
@@ -70,7 +70,7 @@ def commit_while_another_drains(slow: Connection, table: Table, claim: Claim) ->
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(table.drain)
         until(lambda: other.done() or waits(table.user))
-        queue.finish(slow, table.source.definition, claim.queue_ids)
+        queue.finish(slow, table.source, claim.queue_ids)
         slow.commit()
         other.result(HUNG_SECONDS)
 
@@ -81,7 +81,7 @@ def finish(connection: Connection, table: Table, claim: Claim) -> None:
     champion = registry.champion(connection, source, table.runtime.cache)
     assert champion is not None
     score_claimed(connection, source, claim, read_claimed(connection, source.definition, claim), champion)
-    queue.finish(connection, source.definition, claim.queue_ids)
+    queue.finish(connection, source, claim.queue_ids)
     connection.commit()
 
 
@@ -369,7 +369,7 @@ def test_a_score_of_an_older_read_never_replaces_a_newer_one(
     transactions.insert(1, 3)
     slow, claim = claims()
     source = transactions.source
-    stale = features.read_claimed(slow, source.definition, claim)
+    stale = read_claimed(slow, source.definition, claim)
     transactions.user.execute("UPDATE transactions SET amount = 1e6 WHERE id = 1")
     transactions.drain()
     newer = transactions.errors()
@@ -386,7 +386,7 @@ def test_a_score_of_an_older_read_never_replaces_a_newer_one(
         top_contributions=scored.contributions[:0, :1],
     )
     scores.write(slow, source.definition, rows, model_version=champion.version, may_exist=claim.rescore)
-    queue.finish(slow, source.definition, claim.queue_ids)
+    queue.finish(slow, source, claim.queue_ids)
     slow.commit()
     assert transactions.errors()[1] == newer[1]
     assert transactions.scored() == [1, 2, 3]

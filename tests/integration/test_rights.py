@@ -7,9 +7,11 @@ from typing import Any
 
 import psycopg
 
+from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.training import training
 from pgoutlier.worker.upkeep import maintenance
 from pgoutlier.worker.verdicts import judging
-from tests.support import Table
+from tests.support import Table, attach_table
 
 User = psycopg.Connection[Any]
 # Better matches than PostgreSQL's own, which take any type.
@@ -101,3 +103,23 @@ def test_triggers_of_the_user_s_on_scores_find_names_as_in_any_session(transacti
     with transactions.runtime.engine.begin() as connection:
         path = connection.exec_driver_sql("SHOW search_path").scalar()
     assert path == "pg_catalog, pg_temp"
+
+
+def test_functions_of_a_feature_view_find_names_as_in_any_session(user: User, runtime: Runtime) -> None:
+    """When its arrays are measured, when rows are scored and trained on, and when some are absent from it."""
+    user.execute(
+        "CREATE TABLE rates (id int PRIMARY KEY, rate float8); INSERT INTO rates VALUES (1, 2);"
+        " CREATE TABLE t (id bigint PRIMARY KEY, x float8);"
+        " CREATE FUNCTION rate() RETURNS float8 LANGUAGE plpgsql STABLE AS"
+        " 'BEGIN RETURN (SELECT rate FROM rates WHERE id = 1); END';"
+        " CREATE FUNCTION kept(float8) RETURNS boolean LANGUAGE plpgsql STABLE AS"
+        " 'BEGIN RETURN $1 * (SELECT rate FROM rates WHERE id = 1) < 100; END';"
+        " CREATE VIEW f AS SELECT id, x * rate() AS y, ARRAY[x, rate()] AS pair FROM t WHERE kept(x);"
+        " INSERT INTO t SELECT i, i / 10.0 FROM generate_series(1, 300) i"
+    )
+    table = attach_table(user, runtime, relation="t", key="id", feature_view="f", features="y,pair")
+    training.train(runtime, "t", promote=True, recipe_name="default")
+    user.execute("INSERT INTO t VALUES (1000, 3), (1001, 60)")
+    table.drain()
+    assert table.scored() == [1000]
+    assert table.quarantined() == {"1001": ("missing", None)}

@@ -51,7 +51,7 @@ def test_rows_that_a_policy_hides_stay_queued_and_the_problem_is_said(hidden: Ta
 
 @pytest.mark.parametrize("work", [maintenance.prune_all, maintenance.sweep_all])
 def test_nothing_is_removed_or_found_of_rows_that_a_policy_hides(
-    hidden: Table, work: Callable[[Runtime], dict[str, int]], caplog: pytest.LogCaptureFixture
+    hidden: Table, work: Callable[[Runtime], dict[str, int]]
 ) -> None:
     assert work(hidden.runtime) == {}
     assert hidden.scored() == list(range(1, 41))

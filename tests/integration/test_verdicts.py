@@ -163,10 +163,16 @@ def test_what_cannot_be_said_changes_nothing(scored: Table, run: Run) -> None:
     assert log(scored) == []
 
 
-def test_a_negative_key_goes_after_two_dashes(scored: Table, run: Run) -> None:
-    scored.user.execute("INSERT INTO transactions VALUES (-7, 1, 1, 1)")
-    assert run("label", "transactions", "--", "-7", "normal").exit_code == 0
-    assert current(scored) == {"-7": "normal"}
+def test_a_negative_key_is_a_key_and_no_option(scored: Table, run: Run) -> None:
+    scored.user.execute("INSERT INTO transactions VALUES (-7, 1, 1, 1), (-8, 1, 1, 1)")
+    assert run("label", "transactions", "-7", "-8", "normal", "--note", "-9").exit_code == 0
+    assert run("label", "transactions", "--note", "after two dashes", "--", "-8", "fraud").exit_code == 0
+    assert current(scored) == {"-7": "normal", "-8": "fraud"}
+    assert run("verdicts", "transactions", "--key", "-7").exit_code == 0
+    assert run("history", "keep", "transactions").exit_code == 0
+    assert run("history", "show", "transactions", "-7").exit_code == 0
+    assert run("quarantine", "retry", "transactions", "-7", "--json").exit_code == 0
+    assert run("label", "transactions", "-x", "fraud").exit_code == 2
 
 
 # -- files

@@ -16,11 +16,11 @@ from psycopg import sql
 from sqlalchemy import Connection
 
 from pgoutlier.db import migrate
-from pgoutlier.db.ddl import core_objects
+from pgoutlier.db.ddl import core_objects, queue_triggers
 from pgoutlier.db.engine import make_engine
 from pgoutlier.db.errors import MissingPrivilege, SchemaNotReady, SourceError
 from pgoutlier.db.scoring import bell, queue, write_back
-from pgoutlier.db.scoring.features import read_claimed
+from pgoutlier.db.scoring.claimed_rows import read_claimed
 from pgoutlier.db.source.definition import Feature, SourceDefinition
 from pgoutlier.db.sources import attach
 from pgoutlier.db.sources.attach import AttachRequest
@@ -33,8 +33,8 @@ from pgoutlier.worker.scoring.batches import score_claimed
 from pgoutlier.worker.sources import attaching, filling
 from tests.conftest import Connect
 from tests.integration.conftest import Run
-from tests.integration.test_attach import objects, refusal
-from tests.integration.test_sequences import SEQUENCE_RECIPE
+from tests.names import NAMES
+from tests.readings import SEQUENCE_RECIPE
 from tests.servers import Postgres
 from tests.support import (
     HUNG_SECONDS,
@@ -44,11 +44,12 @@ from tests.support import (
     detach_table,
     heard,
     make_detector,
+    objects,
     quote,
+    refusal,
     until,
     waits,
 )
-from tests.unit.test_identifiers import NAMES
 
 User = psycopg.Connection[Any]
 ASKED: dict[str, Any] = {"relation": "transactions", "key": "id", "features": "amount,hour,distance"}
@@ -134,7 +135,7 @@ def score(connection: Connection, table: Table) -> None:
     assert champion is not None
     rows = read_claimed(connection, source.definition, claim)
     score_claimed(connection, source, claim, rows, champion)
-    queue.finish(connection, source.definition, claim.queue_ids)
+    queue.finish(connection, source, claim.queue_ids)
 
 
 @pytest.mark.postgres18
@@ -621,7 +622,12 @@ def test_any_names_can_be_written_to(user: User, schema: str, table: str, key: s
             " reconstruction_error float8, flagged boolean)"
         )
         user.execute(
-            core_objects.script(core_objects.create(definition, (key, feature), by_event_time=False))
+            core_objects.script(
+                [
+                    *core_objects.create(definition, (key, feature), by_event_time=False),
+                    *queue_triggers.triggers(definition).values(),
+                ]
+            )
         )
         user.execute(f"INSERT INTO {relation} VALUES (1, 2)")
         user.execute(

@@ -196,8 +196,7 @@ def test_no_change_of_the_key_column_fails_a_writer(
     user.execute("CREATE TABLE t (id int, x float8, PRIMARY KEY (id))")
     attach_table(user, runtime, relation="t", key="id", features="x")
     user.execute("INSERT INTO t VALUES (1, 1), (2, 2)")
-    for view in ("flagged_t", "scored_t", "quality_t", "compared_t"):
-        user.execute(f"DROP VIEW IF EXISTS outlier.{view} CASCADE")
+    drop_views(user)
     statement, value = CHANGES[change]
     user.execute(statement)
     if value is None:
@@ -208,11 +207,16 @@ def test_no_change_of_the_key_column_fails_a_writer(
     user.execute("DELETE FROM t")
 
 
+def drop_views(user: User) -> None:
+    """Those of ours on t, which PostgreSQL would not let it change beneath."""
+    for view in ("flagged_t", "scored_t", "quality_t", "compared_t"):
+        user.execute(f"DROP VIEW IF EXISTS outlier.{view} CASCADE")
+
+
 def test_keys_that_fit_are_queued_all_the_same_after_a_change_of_type(user: User, runtime: Runtime) -> None:
     user.execute("CREATE TABLE t (id int PRIMARY KEY, x float8)")
     table = attach_table(user, runtime, relation="t", key="id", features="x")
-    for view in ("flagged_t", "scored_t", "quality_t", "compared_t"):
-        user.execute(f"DROP VIEW IF EXISTS outlier.{view} CASCADE")
+    drop_views(user)
     user.execute("ALTER TABLE t ALTER id TYPE bigint")
     user.execute("INSERT INTO t VALUES (7, 1)")
     assert table.queued() == [7]

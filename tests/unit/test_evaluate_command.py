@@ -54,6 +54,7 @@ KEYS = {
         "fit_seconds",
         "score_seconds",
         "history",
+        "decided_by_few",
     ),
 }
 

@@ -59,3 +59,18 @@ def test_modules_that_comments_and_docstrings_name_are_there() -> None:
 def test_commands_open_no_transaction() -> None:
     opening = {path.name for path in (ROOT / "worker/cli").glob("*.py") if opens_a_transaction(path)}
     assert opening <= {"drift.py", "verdicts.py"}, "they call use cases, which do"
+
+
+def test_tests_import_neither_each_other_nor_private_names() -> None:
+    """What several of them need stands in a module of its own."""
+    imported = [
+        (str(path.relative_to(ROOT)), node.module or "", alias.name)
+        for path in (ROOT / "tests").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    ]
+    assert len(imported) > 500
+    test_modules = [found for found in imported if found[1].rpartition(".")[2].startswith("test_")]
+    private = [found for found in imported if found[2].startswith("_")]
+    assert (test_modules, private) == ([], [])

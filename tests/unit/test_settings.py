@@ -75,6 +75,32 @@ def test_an_empty_url_is_none_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (settings.database_url, settings.broker_url) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("name", "url", "forgotten"),
+    [
+        ("DATABASE_URL", f"postgresql://me:{SECRET}@host/db", "BROKER_URL"),
+        ("BROKER_URL", f"redis://:{SECRET}@host", "DATABASE_URL"),
+    ],
+)
+def test_one_url_alone_is_refused_unless_the_other_server_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, name: str, url: str, forgotten: str
+) -> None:
+    """Else a server would be started in place of one that was forgotten."""
+    monkeypatch.setenv(f"PGOUTLIER_{name}", url)
+    for nothing in (None, ""):
+        if nothing is not None:
+            monkeypatch.setenv(f"PGOUTLIER_{forgotten}", nothing)
+        with pytest.raises(
+            SettingsError, match=f"PGOUTLIER_{name} is set and PGOUTLIER_{forgotten} is not"
+        ) as raised:
+            load_settings()
+        assert SECRET not in raised.value.sentence
+    monkeypatch.setenv(f"PGOUTLIER_{forgotten}", "embedded")
+    settings = load_settings()
+    assert getattr(settings, name.lower()).get_secret_value() == url
+    assert getattr(settings, forgotten.lower()) is None
+
+
 @pytest.mark.parametrize("value", ["", "  ", "\t"])
 def test_an_empty_signing_key_is_refused_and_turns_nothing_off(
     monkeypatch: pytest.MonkeyPatch, value: str
@@ -89,6 +115,7 @@ def test_every_usual_spelling_of_a_database_url_is_taken(
     monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:
     monkeypatch.setenv("PGOUTLIER_DATABASE_URL", f"{scheme}://me:{SECRET}@host/db")
+    monkeypatch.setenv("PGOUTLIER_BROKER_URL", "embedded")
     url = load_settings().database_url
     assert url is not None
     assert make_engine(url.get_secret_value()).dialect.driver == "psycopg"
@@ -96,6 +123,7 @@ def test_every_usual_spelling_of_a_database_url_is_taken(
 
 def test_secrets_are_not_printed_with_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGOUTLIER_DATABASE_URL", f"postgresql://me:{SECRET}@host/db")
+    monkeypatch.setenv("PGOUTLIER_BROKER_URL", f"redis://:{SECRET}@host")
     monkeypatch.setenv("PGOUTLIER_SIGNING_KEY", SECRET)
     assert SECRET not in repr(load_settings())
     assert SECRET not in str(load_settings())
@@ -140,6 +168,8 @@ def _complaint(name: str, password: str) -> str | None:
     """What is said of a URL with this password, or None if it is taken, for the password that it is."""
     before, after = _URLS[name]
     with pytest.MonkeyPatch.context() as patch:
+        for url in _URLS:
+            patch.setenv(f"PGOUTLIER_{url}", "embedded")
         patch.setenv(f"PGOUTLIER_{name}", f"{before}{password}{after}")
         try:
             settings = load_settings()
@@ -195,6 +225,7 @@ def test_other_letters_are_taken_or_refused_and_never_shown(name: str, password:
 )
 def test_every_usual_broker_url_is_taken(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("PGOUTLIER_BROKER_URL", url)
+    monkeypatch.setenv("PGOUTLIER_DATABASE_URL", "embedded")
     assert load_settings().broker_url is not None
 
 
@@ -209,4 +240,5 @@ def test_every_usual_broker_url_is_taken(monkeypatch: pytest.MonkeyPatch, url: s
 )
 def test_every_usual_database_url_is_taken(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("PGOUTLIER_DATABASE_URL", url)
+    monkeypatch.setenv("PGOUTLIER_BROKER_URL", "embedded")
     assert load_settings().database_url is not None

@@ -22,7 +22,10 @@ def read(content: bytes) -> list[Verdict]:
     return list(verdict_csv.read(io.BytesIO(content), "v.csv"))
 
 
-@given(rows=ROWS, dialect=st.sampled_from(["excel", "unix"]), mark=st.booleans())
+csv.register_dialect("semicolon", "excel", delimiter=";")
+
+
+@given(rows=ROWS, dialect=st.sampled_from(["excel", "unix", "excel-tab", "semicolon"]), mark=st.booleans())
 def test_what_a_program_writes_is_read_as_it_was(
     rows: list[tuple[str, str, str]], dialect: str, mark: bool
 ) -> None:
@@ -54,9 +57,9 @@ def test_any_bytes_are_read_or_refused_with_a_line_that_is_there(content: bytes)
 @pytest.mark.parametrize(
     ("content", "line", "says"),
     [
-        (b"", 1, "the first line names the columns, comma-separated: key,verdict or key,verdict,note"),
+        (b"", 1, "the first line names the columns: key,verdict or key,verdict,note, apart by"),
         (b"5,fraud\n", 1, "the first line names the columns"),
-        (b"key;verdict\n5;fraud\n", 1, "the first line names the columns"),
+        (b"key.verdict\n5.fraud\n", 1, "the first line names the columns"),
         (b"key,verdict,key\n", 1, "the first line names the columns"),
         (b"key,verdict,amount\n", 1, "the first line names the columns"),
         (b"key,verdict\n5\n", 2, "1 columns where the first line names 2"),

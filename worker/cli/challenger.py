@@ -9,7 +9,7 @@ import typer
 from pgoutlier.db.errors import ModelError
 from pgoutlier.worker.cli.arguments import AsJson, Reason, SourceName
 from pgoutlier.worker.cli.context import open_runtime
-from pgoutlier.worker.console import console, print_json, print_table
+from pgoutlier.worker.console import console, identity, print_json, print_table
 from pgoutlier.worker.versions import comparing, versions
 from pgoutlier.worker.versions.comparing import Comparison
 
@@ -118,7 +118,7 @@ def _print(found: Comparison) -> None:
             ["key", f"version {champion}", f"version {challenger}", "flagged by", "scored at"],
             [
                 (
-                    row.key,
+                    identity(row.key),
                     row.reconstruction_error,
                     row.challenger_error,
                     "challenger" if row.would_flag else "champion",

@@ -56,8 +56,8 @@ def demo(
     data_dir = settings.data_dir.parent / f"{settings.data_dir.name}-demo"
     finished = False
     try:
-        with run.servers_of_its_own(settings, data_dir, keep=lambda: keep and finished) as demo_settings:
-            outcome = run.run(out, demo_settings, chosen, plan)
+        with run.servers_of_its_own(settings, data_dir, keep=lambda: keep and finished) as stage:
+            outcome = run.run(out, stage, chosen, plan)
             finished = True
     except KeyboardInterrupt:
         with suppress(OSError):  # the terminal may be gone

@@ -112,9 +112,10 @@ def evaluate(
             write_evaluation(report if len(recipes) == 1 else _with_recipe(report, one.name), evaluation)
         if as_json:
             print_json(figures.as_json(found[-1]))
-        elif i == 0:
-            for line in (figures.describe_table(table), figures.describe_parts(evaluation)):
-                console.print(line, highlight=False, markup=False, soft_wrap=True)
+            continue
+        about = [figures.describe_table(table), figures.describe_parts(evaluation)] if i == 0 else []
+        for line in (*about, *(f"Note: {few.sentence()}" for few in evaluation.decided_by_few if i == 0)):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     if not as_json:
         shown = new_table("", ["", *(one.name for one in recipes)])
         for row in figures.table_rows(found):

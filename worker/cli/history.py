@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pgoutlier.worker.cli.arguments import AsJson, SourceName
+from pgoutlier.worker.cli.arguments import AsJson, CommandOfKeys, SourceName
 from pgoutlier.worker.cli.context import open_runtime
 from pgoutlier.worker.console import console, print_json, print_table
 from pgoutlier.worker.history import keeping
@@ -55,7 +55,7 @@ def stop(
         console.print(f"Earlier scores of {source} {what}.", highlight=False)
 
 
-@history.command("show")
+@history.command("show", cls=CommandOfKeys)
 def show(
     source: SourceName, key: Annotated[str, typer.Argument(help="Key of the row.")], as_json: AsJson = False
 ) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
 from pgoutlier import detector
 from pgoutlier.db.versions.version_care import VersionEvent
+from pgoutlier.detector.far import FarValues
 from pgoutlier.worker.cli.arguments import AsJson, Reason, SourceName, Version
 from pgoutlier.worker.cli.context import open_runtime
 from pgoutlier.worker.console import console, epoch_bar, print_json, print_table
@@ -65,7 +67,7 @@ def train(
             on_progress=show,
         )
     if as_json:
-        print_json(vars(made))
+        print_json(asdict(made))
         return
     for sentence in made.sentences():
         console.print(sentence, highlight=False)
@@ -145,11 +147,16 @@ def models_show(source: SourceName, version: Version, as_json: AsJson = False) -
         print_json({**vars(row), "alias_events": history})
         return
     facts = [(k, v) for k, v in vars(row).items() if k not in {"metrics", "recipe"} and v is not None]
+    if unreadable := row.metrics.get("unreadable"):
+        facts.append(("unreadable", "{n_rows:,} rows, such as key {key}: {error}".format(**unreadable)))
     print_table(f"version {number} of {source}", ["what", "value"], facts)
-    figures = [(k, v) for k, v in row.metrics.items() if k not in {"history", "gate"}]
+    shown_elsewhere = {"history", "gate", "unreadable", "decided_by_few"}
+    figures = [(k, v) for k, v in row.metrics.items() if k not in shown_elsewhere]
     print_table("metrics", ["metric", "value"], sorted(figures))
     recipe = [(k, v) for k, v in row.recipe.items() if v not in (None, [], {})]
     print_table("recipe", ["field", "value"], recipe)
+    for found in row.metrics.get("decided_by_few", ()):
+        console.print(f"Note: {FarValues(**found).sentence()}", highlight=False, markup=False, soft_wrap=True)
     if judged := row.metrics.get("gate"):
         _print_gate(judged)
     if history:

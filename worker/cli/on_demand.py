@@ -15,6 +15,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from pgoutlier.worker.cli.arguments import CommandOfKeys
+
 _START, _MODELS, _LOOK, _RUN = "Start", "Models", "Look", "Run"
 # What stands behind them goes to another program.
 _PASSED_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
@@ -29,6 +31,7 @@ class Entry:
     place: str
     help: str
     context_settings: dict[str, Any] | None = None
+    takes_keys: bool = False
 
 
 ENTRIES = (
@@ -43,6 +46,12 @@ ENTRIES = (
         _START,
         "sources.attach",
         "Watch a table: from now on every new row is queued and scored, and re-scored when a feature changes.",
+    ),
+    Entry(
+        "adopt",
+        _START,
+        "sources.adopt",
+        "Go on with another table of the same name, after a swap by rename say: all of its rows are scored anew.",
     ),
     Entry(
         "detach",
@@ -72,6 +81,7 @@ ENTRIES = (
         _LOOK,
         "verdicts.label",
         "Say that rows are fraud or normal; all of it is recorded, or nothing.",
+        takes_keys=True,
     ),
     Entry(
         "verdicts",
@@ -193,6 +203,7 @@ def load(entries: Iterable[Entry] = ENTRIES) -> TyperGroup:
         else:
             whole.command(
                 entry.name,
+                cls=CommandOfKeys if entry.takes_keys else TyperCommand,
                 help=_flowing_text(found),
                 rich_help_panel=entry.panel,
                 context_settings=entry.context_settings,

@@ -11,7 +11,7 @@ from pgoutlier import detector
 from pgoutlier.db.source.definition import WRITTEN_COLUMNS
 from pgoutlier.db.sources.attach import AttachRequest
 from pgoutlier.worker import tasks
-from pgoutlier.worker.cli.arguments import AsJson, SourceName
+from pgoutlier.worker.cli.arguments import AsJson, CommandOfKeys, SourceName
 from pgoutlier.worker.cli.context import open_runtime
 from pgoutlier.worker.console import console, print_json, print_table
 from pgoutlier.worker.jobs import job_control
@@ -26,7 +26,12 @@ def attach(
     relation: Annotated[
         str, typer.Argument(help="The table: schema.table, odd names quoted: 's.\"My Table\"'.")
     ],
-    key: Annotated[str, typer.Option(help="Its unique key column: smallint, integer, bigint, uuid or text.")],
+    key: Annotated[
+        str | None,
+        typer.Option(
+            help="Its unique key column: smallint, integer, bigint, uuid or text. Default: its primary key."
+        ),
+    ] = None,
     features: Annotated[
         str | None,
         typer.Option(help="Columns, comma-separated; also hour(a_time), weekday(a_time), an_array[16]."),
@@ -113,6 +118,8 @@ def _attached_json(done: Attached, *, n_copied: int) -> dict[str, object]:
         "source": done.source.name,
         "attached": done.made,
         "features": done.source.definition.feature_names,
+        "left_out": done.left_out,
+        "label_values": done.labels,
         "backfill_job": done.job.id if done.job else None,
         "write_columns": done.source.definition.write_columns,
         "n_scores_copied": n_copied,
@@ -133,6 +140,18 @@ def _print_attached(done: Attached, *, n_copied: int, n_old: int | None) -> None
     console.print(
         f"{word} {definition.describe()}, as source [bold]{definition.name}[/bold].", highlight=False
     )
+    if done.left_out:
+        named = ", ".join(f"{name} ({kind})" for name, kind in done.left_out.items())
+        console.print(f"Left out of the features: {named}.", highlight=False, markup=False, soft_wrap=True)
+    if done.labels:
+        said = {True: "fraud", False: "normal", None: "unknown"}
+        named = ", ".join(
+            f"{'NULL' if v.value is None else repr(v.value)} is {said[v.is_fraud]} ({v.n:,} rows)"
+            for v in done.labels
+        )
+        console.print(
+            f"Label {definition.label_column}: {named}.", highlight=False, markup=False, soft_wrap=True
+        )
     if done.job is not None:
         console.print(
             f"Job {done.job.id} scores the {n_old:,} rows that were there already, once there is a champion: pgoutlier"
@@ -169,6 +188,31 @@ def _print_attached(done: Attached, *, n_copied: int, n_old: int | None) -> None
             )
     if done.made:
         console.print(f"Next: pgoutlier train {definition.name}", highlight=False)
+
+
+def adopt(
+    source: SourceName,
+    key: Annotated[str | None, typer.Option(help="Its key column, where that is another one now.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with another table of the same name, after a swap by rename say: all of its rows are scored anew.
+
+    Scores, queue and quarantine of the table before are dropped; model versions, verdicts and rights on the views stay.
+
+    Example: pgoutlier adopt payments
+    """
+    runtime = open_runtime()
+    relation = listing.find(runtime, source).definition.relation
+    if not yes:
+        typer.confirm(f"Drop the scores of {source}, and score all rows of {relation} anew?", abort=True)
+    done = attaching.adopt(runtime, source, key=key)
+    if done.job is not None:
+        tasks.ask_for_work(done.job.id)
+    if as_json:
+        print_json(_attached_json(done, n_copied=0))
+    else:
+        _print_attached(done, n_copied=0, n_old=_n_old(runtime, done))
 
 
 def detach(
@@ -257,7 +301,7 @@ def quarantine_list(
         print_table("", columns, [[getattr(entry, c) for c in columns] for entry in entries])
 
 
-@quarantine.command("retry")
+@quarantine.command("retry", cls=CommandOfKeys)
 def quarantine_retry(
     source: SourceName,
     keys: Annotated[

@@ -16,6 +16,7 @@ from pgoutlier.worker.cli.arguments import AsJson, SourceName
 from pgoutlier.worker.cli.context import open_runtime, settings_with_servers
 from pgoutlier.worker.console import (
     console,
+    identity,
     new_table,
     print_json,
     print_table,
@@ -178,7 +179,7 @@ def flagged(
         [*shown, "error", "version", "scored at", "top features"],
         [
             (
-                *(row[column] for column in shown),
+                *(identity(row[column]) for column in shown),
                 row["reconstruction_error"],
                 row["model_version"],
                 row["scored_at"],

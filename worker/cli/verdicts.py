@@ -51,7 +51,7 @@ def label(
 
     Many at once: pgoutlier label payments --csv chargebacks.csv
 
-    A key that begins with a minus goes after two dashes: pgoutlier label payments -- -7 normal
+    A key that begins with a minus, and no digit behind it, goes after two dashes: pgoutlier label payments -- -a normal
     """
     if csv is not None:
         if words or note is not None:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from pgoutlier.db.errors import PgoutlierError
-from pgoutlier.db.source.labels import FRAUD_LABELS
+from pgoutlier.db.source.labels import says_fraud
 from pgoutlier.worker.demo import simulator
 from pgoutlier.worker.evaluation.files import check_header, column_names, read_table
 
@@ -81,7 +81,7 @@ def from_file(path: Path, *, label: str | None = None) -> Dataset:
     key = next(name for name in ("id", "row_id", "pgoutlier_demo_id") if name not in rows.columns)
     kinds: list[str | None] | None = None
     if label is not None:
-        marked = rows[label].astype(str).str.strip().str.lower().isin(FRAUD_LABELS)
+        marked = rows[label].astype(str).map(says_fraud)
         kinds = ["fraud" if fraud else None for fraud in marked.to_numpy()]
     known = (
         "" if kinds is None else f", {sum(k is not None for k in kinds)} of them labelled fraud in {label}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -20,11 +19,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from pgoutlier.db import embedded, migrate
 from pgoutlier.db.demo import demo_tables
+from pgoutlier.db.embedded import lock_file
 from pgoutlier.db.settings import PREFIX, Settings
 from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources.attach import AttachRequest
 from pgoutlier.db.sql.identifiers import display
 from pgoutlier.db.versions import aliases
+from pgoutlier.worker import alone
+from pgoutlier.worker.alone import Place
 from pgoutlier.worker.console import epoch_bar, errors, seconds_text
 from pgoutlier.worker.demo.dataset import Dataset, DatasetError, as_csv
 from pgoutlier.worker.demo.figures import Outcome, measure_detection
@@ -51,37 +53,45 @@ class Plan:
     live_seconds: float = 20.0
 
 
+@dataclass(frozen=True)
+class Stage:
+    """Where a demo runs: settings with servers of its own, and where the processes that it starts are written down."""
+
+    settings: Settings
+    place: Place
+
+
 @contextmanager
-def servers_of_its_own(settings: Settings, data_dir: Path, *, keep: Callable[[], bool]) -> Iterator[Settings]:
-    """Settings with fresh embedded servers in data_dir; stopped and deleted at the end unless keep().
+def servers_of_its_own(settings: Settings, data_dir: Path, *, keep: Callable[[], bool]) -> Iterator[Stage]:
+    """Fresh embedded servers in data_dir; stopped and deleted at the end unless keep().
 
     The environment names them too, for Celery in this process and for the processes it starts.
     """
-    with _only_demo(data_dir):
+    with _only_demo(data_dir) as place:
+        for name in place.left:
+            errors.print(f"Ended the {name} process that an earlier demo had left.", highlight=False)
         if data_dir.exists():
             errors.print(f"Replacing the demo that was kept in {data_dir}.", highlight=False)
             embedded.purge(data_dir)
-        yield from _servers(settings, data_dir, keep)
+        with _servers(settings, data_dir, keep) as own:
+            yield Stage(own, place)
 
 
 @contextmanager
-def _only_demo(data_dir: Path) -> Iterator[None]:
+def _only_demo(data_dir: Path) -> Iterator[Place]:
     """One demo at a time in a data folder. Raises DatasetError if there is another."""
     data_dir.parent.mkdir(parents=True, exist_ok=True)
     path = data_dir.with_name(data_dir.name + ".lock")
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DatasetError(
-                "Another demo is running; wait for it, or set PGOUTLIER_DATA_DIR to another folder."
-            ) from None
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    try:
+        with alone.place(path) as place:
+            yield place
+    except lock_file.HeldByAnother:
+        raise DatasetError(
+            "Another demo is running; wait for it, or set PGOUTLIER_DATA_DIR to another folder."
+        ) from None
 
 
+@contextmanager
 def _servers(settings: Settings, data_dir: Path, keep: Callable[[], bool]) -> Iterator[Settings]:
     keeper = _purge_if_killed(data_dir)
     try:
@@ -122,9 +132,9 @@ def _purge_if_killed(data_dir: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def run(console: Console, settings: Settings, dataset: Dataset, plan: Plan) -> Outcome:
+def run(console: Console, stage: Stage, dataset: Dataset, plan: Plan) -> Outcome:
     """The whole demo. Returns what it measured. Every process it starts ends with it."""
-    runtime = make_runtime(settings, application_name="pgoutlier demo")
+    runtime = make_runtime(stage.settings, application_name="pgoutlier demo")
     migrate.upgrade(runtime.engine)
     lines = as_csv(dataset.rows)
     n_history = len(lines) - int(len(lines) * plan.live_share)
@@ -134,8 +144,8 @@ def run(console: Console, settings: Settings, dataset: Dataset, plan: Plan) -> O
         trained = training.train(runtime, SOURCE, promote=True, on_progress=on_progress)
     for sentence in trained.sentences():
         console.print(sentence, highlight=False)
-    supervisor = _supervisor(settings)
-    with _progress(console) as show, _running(supervisor):
+    supervisor = _supervisor(stage.settings)
+    with _progress(console) as show, _running(supervisor, stage.place):
         _wait_for_workers(show, supervisor)
         started = time.perf_counter()
         maintenance.sweep(runtime, SOURCE)
@@ -204,9 +214,10 @@ def _supervisor(settings: Settings) -> Supervisor:
 
 
 @contextmanager
-def _running(supervisor: Supervisor) -> Iterator[None]:
+def _running(supervisor: Supervisor, place: Place) -> Iterator[None]:
     supervisor.start()
     try:
+        place.note(supervisor.pids())
         yield
     finally:
         supervisor.stop()

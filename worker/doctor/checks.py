@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from pgoutlier.db import migrate
-from pgoutlier.db.errors import PgoutlierError, first_line
+from pgoutlier.db.errors import PgoutlierError, SettingsError, first_line
 from pgoutlier.db.schedules import schedules
 from pgoutlier.db.source import catalog
 from pgoutlier.db.sources import sources
@@ -40,6 +40,10 @@ def examine(runtime: Runtime) -> Iterator[Finding]:
             yield from _postgres(connection)
             schema = _schema(connection)
             yield schema
+    except SettingsError as error:
+        found, _, mend = error.sentence.rstrip(".").partition("; ")
+        yield Finding("PostgreSQL", False, found, mend)
+        return
     except (DBAPIError, psycopg.Error) as error:
         yield Finding(
             "PostgreSQL", False, first_line(error), "start the server, or mend PGOUTLIER_DATABASE_URL"

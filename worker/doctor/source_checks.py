@@ -13,8 +13,10 @@ from pgoutlier.db.notices import notices
 from pgoutlier.db.roles import grants
 from pgoutlier.db.scoring import write_back
 from pgoutlier.db.source import catalog
+from pgoutlier.db.source.catalog import RelationInfo
 from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sql import owners
+from pgoutlier.db.sql.identifiers import display
 from pgoutlier.db.status import overview
 from pgoutlier.db.versions import aliases
 from pgoutlier.detector import Recipe
@@ -39,8 +41,14 @@ def of_source(connection: Connection, runtime: Runtime, source: Source) -> Itera
 
 def _relation(connection: Connection, _: Runtime, source: Source) -> Finding:
     definition = source.definition
+    if source.table_problem is not None:
+        return Finding(
+            source.name, False, source.table_problem, f"as it says, or: pgoutlier detach {source.name}"
+        )
     try:
-        catalog.inspect(connection, definition.relation)
+        changed = _changed_key(catalog.inspect(connection, definition.relation), source)
+        if changed is not None:
+            return changed
         info = catalog.inspect(connection, definition.feature_relation)
         for feature in definition.features:
             info.column(feature.column)
@@ -51,6 +59,28 @@ def _relation(connection: Connection, _: Runtime, source: Source) -> Finding:
     if grants:
         return Finding(source.name, False, "this role may not read the table", " ".join(grants))
     return Finding(source.name, True, definition.describe())
+
+
+def _changed_key(table: RelationInfo, source: Source) -> Finding | None:
+    definition = source.definition
+    column = table.columns.get(definition.key_column)
+    key = display(definition.key_column)
+    if column is None:
+        return Finding(
+            source.name,
+            False,
+            f"the key {key} of {table.relation} is gone, so nothing is scored or removed",
+            "if it has another name now, run the same `pgoutlier attach` again with that as --key; if there is another"
+            f" key: pgoutlier adopt {source.name} --key COLUMN, which scores all rows anew",
+        )
+    if column.key_type == definition.key_type:
+        return None
+    return Finding(
+        source.name,
+        False,
+        f"the key {key} is {column.type_name} now, and was {definition.key_type}; rows whose keys do not fit wait",
+        "run the same `pgoutlier attach` again, which keeps the scores",
+    )
 
 
 def _triggers(connection: Connection, _: Runtime, source: Source) -> Finding:

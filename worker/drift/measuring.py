@@ -65,7 +65,7 @@ def measure(runtime: Runtime, source_name: str) -> DriftReport:
     """
     settings = runtime.settings
     with runtime.engine.begin() as connection:
-        source = sources.find(connection, source_name)
+        source = sources.at_work(connection, source_name)
         version, reference = _reference(connection, source)
         # The newest rows are all of one hour or day, so what is taken from the clock has always moved.
         clock = (feature.names for feature in source.definition.features if feature.transform)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pgoutlier import detector
+from pgoutlier.detector.far import FarValues
 from pgoutlier.detector.metrics import Confusion, Ranking
 from pgoutlier.worker.console import seconds_text
 from pgoutlier.worker.evaluation.run import Evaluation
@@ -58,7 +59,7 @@ class Figures:
     """Everything measured by an evaluation, without its rows. ranking: None without a label.
 
     chosen: at the recipe's threshold; at: at those asked for. left_out: rows by why they are no part of it.
-    epochs, loss, val_loss and history: of the fit, see `Evaluation`.
+    epochs, loss, val_loss, history and decided_by_few: of the fit, see `Evaluation`.
     """
 
     data: str
@@ -82,6 +83,7 @@ class Figures:
     fit_seconds: float
     score_seconds: float
     history: Mapping[str, Sequence[float]]
+    decided_by_few: Sequence[FarValues]
 
     @classmethod
     def of(cls, evaluation: Evaluation, *, at: Sequence[float] = ()) -> Figures:
@@ -109,6 +111,7 @@ class Figures:
             fit_seconds=evaluation.fit_seconds,
             score_seconds=evaluation.score_seconds,
             history=evaluation.history,
+            decided_by_few=evaluation.decided_by_few,
         )
 
     @property
@@ -154,6 +157,7 @@ def as_json(found: Figures) -> dict[str, Any]:
         "fit_seconds": found.fit_seconds,
         "score_seconds": found.score_seconds,
         "history": found.history,
+        "decided_by_few": found.decided_by_few,
     }
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from pgoutlier import detector
 from pgoutlier.detector import Detector, DetectorError, FitResult, Progress, Recipe, Scores, metrics
+from pgoutlier.detector.far import FarValues
 from pgoutlier.detector.metrics import Confusion, Ranking
 from pgoutlier.detector.recipes import FixedThreshold, MeanStdThreshold
 from pgoutlier.detector.training import MIN_ROWS
@@ -32,6 +33,7 @@ class Evaluation:
     the training part. test_features (n_test, n_features), test_errors (n_test,), test_contributions (n_test,
     n_features); test_is_anomaly and test_times (n_test,) or None. ranking and confusion: None without a label.
     history: "loss" and "val_loss" of each epoch, and "seconds" from the start of the fit to the epoch's end.
+    decided_by_few: features whose spread a few rows decide, see `detector.far`.
     """
 
     table: Table
@@ -49,6 +51,7 @@ class Evaluation:
     test_contributions: npt.NDArray[np.float32]
     fit_seconds: float
     score_seconds: float
+    decided_by_few: tuple[FarValues, ...] = ()
 
     @property
     def recipe(self) -> Recipe:
@@ -145,6 +148,7 @@ def evaluate(
         test_contributions=scores.contributions,
         fit_seconds=fit_seconds,
         score_seconds=time.perf_counter() - started - fit_seconds,
+        decided_by_few=fitted.decided_by_few,
     )
 
 

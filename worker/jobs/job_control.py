@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import structlog
 from sqlalchemy import Connection
 
-from pgoutlier.db.errors import JobError, NoChampion
+from pgoutlier.db.errors import JobError, NoChampion, TableReplaced
 from pgoutlier.db.jobs import job_ranges, jobs
 from pgoutlier.db.jobs.jobs import Job, JobFigures, Kind
 from pgoutlier.db.scoring import queue
+from pgoutlier.db.source import identity
 from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
 from pgoutlier.db.versions import aliases
@@ -46,7 +47,7 @@ def backfill(runtime: Runtime, source_name: str) -> Started:
     Raises SourceError if there is no such source.
     """
     with runtime.engine.begin() as connection:
-        source = sources.find(connection, source_name)
+        source = sources.at_work(connection, source_name)
         return _start(runtime, connection, source, jobs.BACKFILL, None)
 
 
@@ -59,7 +60,7 @@ def rescore(runtime: Runtime, source_name: str, version: int | None = None) -> S
     rows are being scored by another version.
     """
     with runtime.engine.begin() as connection:
-        source = sources.find(connection, source_name)
+        source = sources.at_work(connection, source_name)
         as_champion = version is None
         version = aliases.champion_of(connection, source) if version is None else version
         registry.load(connection, source, version, seal=runtime.seal)
@@ -74,7 +75,7 @@ def reflag(runtime: Runtime, source_name: str, threshold: float | None = None) -
     and JobError if the scores are being flagged by another version.
     """
     with runtime.engine.begin() as connection:
-        source = sources.find(connection, source_name)
+        source = sources.at_work(connection, source_name)
         champion = aliases.champion_of(connection, source)
         jobs.lock(connection, source.id)
         if threshold is not None:
@@ -96,6 +97,7 @@ def _start(
     if present is None:
         job = jobs.start(connection, source.id, kind, version, as_champion=as_champion)
         job_ranges.cut(connection, source, job, at_most=runtime.settings.job_range_rows)
+        identity.check(connection, source)
         log.info("job_started", job=job.id, source=source.name, kind=kind, version=version)
         _close_if_done(connection, job)
         return Started(job.id, True, version)
@@ -136,7 +138,7 @@ def _work(runtime: Runtime, job_id: int, seconds: float, call_for_help: Callable
         try:
             if not _work_one(runtime, job):
                 return _end(runtime, job)
-        except NoChampion as waiting:
+        except (NoChampion, TableReplaced) as waiting:
             _note(runtime, job_id, waiting.sentence)
             return False
         except Overtaken as overtaken:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from sqlalchemy import Connection
 
-from pgoutlier.db.errors import ModelError, NoChampion
+from pgoutlier.db.errors import ModelError, NoChampion, TableReplaced
 from pgoutlier.db.jobs import job_ranges, jobs
 from pgoutlier.db.jobs.jobs import Job
-from pgoutlier.db.scoring import features, queue, windows
+from pgoutlier.db.scoring import claimed_rows, queue, windows
 from pgoutlier.db.scoring.queue import Claim
 from pgoutlier.db.scoring.rows import ClaimedRows
 from pgoutlier.db.source.definition import Source
@@ -22,7 +22,7 @@ from pgoutlier.db.versions.aliases import Pointed
 from pgoutlier.models_store import registry
 from pgoutlier.models_store.registry import LoadedVersion
 from pgoutlier.worker.runtime import Runtime
-from pgoutlier.worker.scoring import challenger, sequences
+from pgoutlier.worker.scoring import challenger, failures, sequences
 from pgoutlier.worker.scoring.batches import BatchResult, score_claimed
 from pgoutlier.worker.scoring.challenger import Outcome
 
@@ -44,21 +44,22 @@ class Overtaken(ModelError):
 def work_one(runtime: Runtime, job: Job) -> bool:
     """Work the next range of a job that is due. Returns False if there is none.
 
-    Raises RangeFailed, NoChampion, Overtaken.
+    Raises RangeFailed, NoChampion, Overtaken, TableReplaced.
     """
     with runtime.engine.begin() as connection:
         job_ranges.prepare(connection)
         keys = job_ranges.claim_range(connection, job.id)
         if keys is None:
             return False
-        source = sources.find(connection, job.source)
+        source = sources.at_work(connection, job.source)
+        queue.hold_tables(connection, source.definition)
         try:
             _check_still_champion(connection, job)
             if job.kind == jobs.REFLAG:
                 done = _Done(*job_ranges.reflag(connection, source, job, keys))
             else:
                 done = _scored(runtime, connection, source, job, keys)
-        except (NoChampion, Overtaken):
+        except (NoChampion, Overtaken, TableReplaced):
             raise
         except Exception as error:
             raise RangeFailed(source, keys, error) from error
@@ -95,7 +96,7 @@ def _scored(runtime: Runtime, connection: Connection, source: Source, job: Job, 
     if not claim:
         return _Done(0, 0)
     result = _score(runtime, connection, source, claim, version)
-    queue.finish(connection, source.definition, claim.queue_ids)
+    queue.finish(connection, source, claim.queue_ids)
     return _Done(result.n_scored, result.n_flagged, result.n_quarantined, result.of_challenger)
 
 
@@ -115,10 +116,13 @@ def _score(
     runtime: Runtime, connection: Connection, source: Source, claim: Claim, version: LoadedVersion
 ) -> BatchResult:
     recipe = version.detector.recipe
+    careful = failures.is_last_whole_try(runtime, claim)
     if source.definition.time_column is None:
-        rows = features.read_claimed(connection, source.definition, claim, as_scored=claim.rescore)
+        rows = claimed_rows.read_claimed(
+            connection, source.definition, claim, as_scored=claim.rescore, careful=careful
+        )
     else:
-        rows = sequences.read_for(connection, source, claim, recipe)
+        rows = sequences.read_for(connection, source, claim, recipe, careful=careful)
     windows.queue_neighbours(connection, source.definition, claim, rows)
     rows = _without_waiting(connection, source, claim, rows)
     pointed = aliases.both(connection, source.id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from pgoutlier.detector import Detector, FitResult, exceeds, top_features
 from pgoutlier.detector.drift import Reference, psi, psi_by_chance
+from pgoutlier.detector.far import FarValues
 from pgoutlier.worker.report.data import (
     Amount,
     Bools,
@@ -106,6 +107,11 @@ def detector_facts(detector: Detector) -> list[tuple[str, str]]:
         ("error metric", recipe.error_metric),
         ("threshold", f"{detector.threshold:.6g} (policy {recipe.threshold.policy})"),
     ]
+
+
+def notes_of_few(found: Iterable[FarValues]) -> list[tuple[str, str]]:
+    """What the table says of features whose spread a few rows decide."""
+    return [("note", few.sentence()) for few in found]
 
 
 def flagged_features(

@@ -112,10 +112,13 @@ class Names:
 
 def shortened(name: str, most: int = _MAX_NAME) -> str:
     """The name in one printable line about as wide as `most` digits, its middle left out if it is wider."""
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
-    if _columns(text) <= most:
+    # No character is narrower than a digit, so what is cut away here would not fit.
+    whole = len(name) <= most
+    shown = name if whole else name[: most + 1] + name[-most:]
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown)
+    if whole and _columns(text) <= most:
         return text
-    head, tail = text, text
+    head, tail = text[: most // 2], text[-most:]
     while _columns(head) > most // 2:
         head = head[:-1]
     while _columns(tail) > most - most // 2 - 1:

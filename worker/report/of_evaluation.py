@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pgoutlier.worker.evaluation.figures import describe_parts, describe_table
 from pgoutlier.worker.evaluation.run import Evaluation
-from pgoutlier.worker.report.build import report_data_of
+from pgoutlier.worker.report.build import notes_of_few, report_data_of
 from pgoutlier.worker.report.page import page
 
 
@@ -27,6 +27,7 @@ def evaluation_page(evaluation: Evaluation) -> str:
             ("file", describe_table(table)),
             ("parts", describe_parts(evaluation)),
             ("fitted in", f"{evaluation.fit_seconds:.1f} s, seed {evaluation.seed}"),
+            *notes_of_few(evaluation.decided_by_few),
         ],
     )
     return page(data)

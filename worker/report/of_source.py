@@ -22,6 +22,7 @@ from pgoutlier.db.training.training_rows import TrainingRows
 from pgoutlier.db.versions import version_rows
 from pgoutlier.detector import FitResult
 from pgoutlier.detector.drift import Reference
+from pgoutlier.detector.far import FarValues
 from pgoutlier.models_store import registry
 from pgoutlier.models_store.artifact import ArtifactRefused
 from pgoutlier.models_store.registry import LoadedVersion
@@ -42,7 +43,7 @@ def live_page(runtime: Runtime, source_name: str, *, newest: int = NEWEST_ROWS) 
     scored none of them.
     """
     with runtime.engine.begin() as connection:
-        source = sources.find(connection, source_name)
+        source = sources.at_work(connection, source_name)
         try:
             champion = registry.champion(connection, source, runtime.cache)
         except ArtifactRefused as refusal:
@@ -120,6 +121,7 @@ def _training_data(
             ("source", str(source.definition.relation)),
             ("model version", str(version)),
             *_training_facts(metrics, rows.n_normal, rows.first, rows.last),
+            *build.notes_of_few(fitted.decided_by_few),
         ],
     )
     left_out = [(reason.replace("_", " "), n) for reason, n in rows.left_out.items()]
@@ -159,6 +161,7 @@ def _live_data(connection: Connection, source: Source, champion: LoadedVersion, 
             ("source", str(source.definition.relation)),
             ("model version", str(version)),
             *_training_facts(metrics, about.n_training_rows, about.training_from, about.training_to),
+            *build.notes_of_few(FarValues(**few) for few in metrics.get("decided_by_few", ())),
             (
                 "trained at",
                 f"{about.created_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC by {about.created_by}",

@@ -18,10 +18,10 @@ from sqlalchemy import Connection, RootTransaction
 
 from pgoutlier.db.engine import driver_connection
 from pgoutlier.db.errors import NoChampion
-from pgoutlier.db.scoring import features, quarantine, queue, scores, windows
+from pgoutlier.db.scoring import claimed_rows, quarantine, queue, scores, windows
 from pgoutlier.db.scoring.quarantine import Entry
 from pgoutlier.db.scoring.queue import Claim
-from pgoutlier.db.scoring.rows import ClaimedRows
+from pgoutlier.db.scoring.rows import UNREADABLE, ClaimedRows
 from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
 from pgoutlier.db.sql import key_types
@@ -77,7 +77,7 @@ class OpenBatch:
 
 
 def open_batch(runtime: Runtime, source: Source, begun: Connection | None = None) -> OpenBatch | None:
-    """Claim and read. None if nothing is due or there is no champion. Raises BatchFailed.
+    """Claim and read. None if nothing is due, there is no champion or not the table. Raises BatchFailed.
 
     begun: a connection whose transaction has begun, to go on with.
     """
@@ -89,7 +89,9 @@ def open_batch(runtime: Runtime, source: Source, begun: Connection | None = None
             connection = runtime.engine.connect()
         transaction = connection.get_transaction() or connection.begin()
         queue.prepare(connection)
-        if aliases.alias(connection, source.id) is None:
+        if source.table_problem is not None:
+            failures.note_problem_in(connection, source, source.table_problem)
+        elif aliases.alias(connection, source.id) is None:
             failures.note_problem_in(
                 connection, source, f"{NoChampion(source.name)}; rows stay queued until then"
             )
@@ -122,11 +124,18 @@ def score_batch(runtime: Runtime, source: Source, batch: OpenBatch) -> BatchResu
         champion = registry.what_scores(connection, source, runtime.cache, pointed.champion)
         if champion is None:
             return BatchResult()
-        rows = sequences.fitting(connection, source, claim, batch.rows, champion.detector.recipe)
+        rows = sequences.fitting(
+            connection,
+            source,
+            claim,
+            batch.rows,
+            champion.detector.recipe,
+            careful=failures.is_last_whole_try(runtime, claim),
+        )
         windows.queue_neighbours(connection, source.definition, claim, rows)
         challenger_scorer = challenger.scorer(runtime, connection, source, claim, pointed)
         result = score_claimed(connection, source, claim, rows, champion, challenger_scorer)
-        queue.finish(connection, source.definition, claim.queue_ids)
+        queue.finish(connection, source, claim.queue_ids)
         batch.transaction.commit()
     except Exception as error:
         raise BatchFailed(claim, error) from error
@@ -221,7 +230,7 @@ def score_claimed(
     if source.definition.feature_view is not None and len(batch) < claim.n_keys:
         absent = [
             Entry(key, change_id, "missing", detail="the feature view has no row with this key")
-            for key, change_id in features.absent_from_view(connection, source.definition, claim)
+            for key, change_id in claimed_rows.absent_from_view(connection, source.definition, claim)
         ]
         quarantine.take_places(connection, source.definition, absent)
         refused += absent
@@ -270,6 +279,9 @@ def _sound_rows(source: Source, batch: ClaimedRows, *, imputes: bool) -> tuple[n
     for row, (key, change_id, problem) in enumerate(
         zip(texts, bad.change_ids.tolist(), bad.problems.tolist(), strict=True)
     ):
+        if problem == UNREADABLE:
+            entries.append(Entry(key, change_id, "error", detail=batch.refusals[key]))
+            continue
         if problem != 0:
             reason = "null" if problem > 0 else "wrong_length"
             feature = declared[abs(problem) - 1]

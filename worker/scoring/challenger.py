@@ -28,7 +28,7 @@ from pgoutlier.db.versions.aliases import Aliases, Challenger
 from pgoutlier.detector import Detector, exceeds
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.scoring import sequences
-from pgoutlier.worker.scoring.failures import sentence
+from pgoutlier.worker.scoring.failures import is_last_whole_try, sentence
 
 log = structlog.get_logger()
 
@@ -101,9 +101,10 @@ class ChallengerScorer:
         if detector.recipe.window > batch.window:
             # Only now: rows that nobody but the challenger wants must not make the champion's batch fail.
             wanted = batch.keys if scored.all() else batch.keys[scored]
-            batch = sequences.read_for(self._connection, source, self._claim, detector.recipe).latest_by_key(
-                source.definition.key_type
-            )
+            careful = is_last_whole_try(self._runtime, self._claim)
+            batch = sequences.read_for(
+                self._connection, source, self._claim, detector.recipe, careful=careful
+            ).latest_by_key(source.definition.key_type)
             scored = _among(batch.keys, wanted, source.definition.key_type)
         found = self._ahead.result() if self._ahead else _errors(batch, detector)
         rows = _scored_rows(batch, found, scored & found.sound, detector)

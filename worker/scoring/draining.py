@@ -15,6 +15,7 @@ from pgoutlier.db.sources import sources
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.scoring import challenger, failures
 from pgoutlier.worker.scoring.batches import BatchFailed, BatchReader, BatchResult, score_batch
+from pgoutlier.worker.scoring.pace import Pace
 
 # A batch of this share of PGOUTLIER_BATCH_ROWS hints at more to come, which is worth reading ahead. A live trickle
 # is not: a second thread would only delay its few rows.
@@ -70,7 +71,7 @@ def drain(
     deadline = time.monotonic() + (budget_seconds or runtime.settings.drain_budget_seconds)
     full = _FULL_SHARE * runtime.settings.batch_rows
     result = DrainResult()
-    with BatchReader(runtime, source_name) as reader:
+    with BatchReader(runtime, source_name) as reader, Pace(runtime, reader.source.id) as pace:
         source = reader.source
         while True:
             result.more = time.monotonic() > deadline or runtime.stopping.is_set()
@@ -98,6 +99,8 @@ def drain(
             # Behind a small batch there is hardly more, and asking would take as long as scoring it did.
             if is_full and result.n_batches == 1 and call_for_help is not None and _has_due(runtime, source):
                 call_for_help()
+            if not is_full:
+                pace.rest(batch.claim, batch.started)
 
 
 def _note(runtime: Runtime, source: Source, problem: str | None) -> Source:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import psycopg
 import structlog
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
-from pgoutlier.db.errors import PgoutlierError, first_line
+from pgoutlier.db.errors import PgoutlierError, TableReplaced, first_line
 from pgoutlier.db.scoring import quarantine, queue
 from pgoutlier.db.scoring.quarantine import Entry
 from pgoutlier.db.scoring.queue import Claim
 from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sql.statements import sqlstate
+from pgoutlier.db.sql.statements import blames_rows, lost_connection, sqlstate
 from pgoutlier.models_store.artifact import ArtifactRefused
 from pgoutlier.worker.runtime import Runtime
 
@@ -22,10 +22,6 @@ log = structlog.get_logger()
 _LONGEST_DELAY_SECONDS = 300.0
 # A problem of the set-up (a dropped column, a lost grant, a full disk) is looked at again after this time.
 _SETUP_DELAY_SECONDS = 5.0
-# SQLSTATEs and classes of them (https://www.postgresql.org/docs/current/errcodes-appendix.html) that another batch, or
-# a smaller one, may not have: cardinality, data exceptions, integrity, errors raised by functions of the user's; what
-# PostgreSQL does not do with some values, limits of size and memory; a row that is corrupt.
-_ROWS_TO_BLAME = ("21", "22", "23", "38", "39", "P0", "0A", "53200", "54", "XX")
 # Lost connection, shutdown and crash, a lock that was not to be had: simply try again later.
 _PASSING = ("08", "57P", "55P03")
 # Deadlock and serialisation failure: try again after a short pause.
@@ -46,8 +42,14 @@ def handle(runtime: Runtime, source: Source, claim: Claim, error: Exception) -> 
         return True
     try:
         with runtime.engine.begin() as connection:
-            if all(other.id != source.id for other in sources.every(connection)):
+            now = next((s for s in sources.every(connection) if s.id == source.id), None)
+            if now is None:
                 log.info("source_detached_meanwhile", source=source.name)
+                return False
+            if now.table_problem is not None:  # whatever the error is, no row is to blame
+                _stand_still(connection, now, claim, TableReplaced(now.table_problem))
+                return False
+            if isinstance(error, TableReplaced):  # by one that was adopted meanwhile
                 return False
             if not claim or _is_setup_problem(error, state):
                 _stand_still(connection, source, claim, error)
@@ -64,9 +66,14 @@ def retry_delay(runtime: Runtime, earlier_attempts: int) -> float:
     return min(runtime.settings.retry_base_seconds * 2.0**earlier_attempts, _LONGEST_DELAY_SECONDS)
 
 
+def is_last_whole_try(runtime: Runtime, claim: Claim) -> bool:
+    """Whether a batch, or the range of a job, is tried as a whole for the last time, or is part of one that was."""
+    return claim.attempts + 1 >= runtime.settings.max_attempts
+
+
 def is_passing(error: Exception) -> bool:
     """Whether it is worth nothing more than another try: a lost connection, a lock, a lost race."""
-    return _lost_connection(error) or (sqlstate(error) or "").startswith((*_PASSING, _LOST_RACE))
+    return lost_connection(error) or (sqlstate(error) or "").startswith((*_PASSING, _LOST_RACE))
 
 
 def rows_to_blame(error: Exception) -> bool:
@@ -74,20 +81,10 @@ def rows_to_blame(error: Exception) -> bool:
     return not _is_setup_problem(error, sqlstate(error) or "")
 
 
-def _lost_connection(error: Exception) -> bool:
-    if isinstance(error, DBAPIError):
-        return error.connection_invalidated or _lost_connection_text(error.orig)
-    return _lost_connection_text(error)
-
-
-def _lost_connection_text(error: BaseException | None) -> bool:
-    return isinstance(error, psycopg.OperationalError) and sqlstate(error) is None
-
-
 def _is_setup_problem(error: Exception, state: str) -> bool:
     """Whether no row is to blame: a model, a grant, a column, a server, or this process itself."""
     if state:
-        return state != _TOO_SLOW and not state.startswith(_ROWS_TO_BLAME)
+        return state != _TOO_SLOW and not blames_rows(state)
     ours = (ArtifactRefused, PgoutlierError, SQLAlchemyError, ImportError, OSError, MemoryError)
     return isinstance(error, ours)
 
@@ -159,4 +156,6 @@ def note_problem_in(connection: Connection, source: Source, problem: str) -> Non
 
 def sentence(error: BaseException) -> str:
     """What went wrong and what kind of error it was, short enough for a column."""
+    if isinstance(error, TableReplaced):  # which says what to do
+        return error.sentence[:500]
     return f"{type(getattr(error, 'orig', None) or error).__name__}: {first_line(error)}"[:500]

@@ -7,13 +7,14 @@ import numpy.typing as npt
 from sqlalchemy import Connection
 
 from pgoutlier.db.errors import ModelError
-from pgoutlier.db.scoring import features, windows
+from pgoutlier.db.scoring import claimed_rows, windows
 from pgoutlier.db.scoring.queue import Claim
 from pgoutlier.db.scoring.rows import ClaimedRows
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.detector import Recipe, window_positions
 from pgoutlier.models_store import registry
 from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.scoring import failures
 
 
 def require_order(recipe: Recipe, definition: SourceDefinition) -> None:
@@ -34,32 +35,48 @@ def index_advice(connection: Connection, definition: SourceDefinition, recipes: 
 
 
 def read(runtime: Runtime, connection: Connection, source: Source, claim: Claim) -> ClaimedRows:
-    """The claimed rows, with the rows before them if the champion wants those."""
+    """The claimed rows, with the rows before them if the champion wants those; carefully, see `read_for`, when they are
+    tried together for the last time."""
+    careful = failures.is_last_whole_try(runtime, claim)
     if source.definition.time_column is None:
-        return features.read_claimed(connection, source.definition, claim)
+        return claimed_rows.read_claimed(connection, source.definition, claim, careful=careful)
     champion = registry.champion(connection, source, runtime.cache)
-    return _read(connection, source, claim, 1 if champion is None else champion.detector.recipe.window)
+    window = 1 if champion is None else champion.detector.recipe.window
+    return _read(connection, source, claim, window, careful=careful)
 
 
-def read_for(connection: Connection, source: Source, claim: Claim, recipe: Recipe) -> ClaimedRows:
-    """The claimed rows, with the rows before them that the recipe wants. Raises ModelError as `require_order` does."""
+def read_for(
+    connection: Connection, source: Source, claim: Claim, recipe: Recipe, *, careful: bool
+) -> ClaimedRows:
+    """The claimed rows, with the rows before them that the recipe wants. Raises ModelError as `require_order` does.
+
+    careful: read around rows that cannot be read, see db.scoring.unreadable.
+    """
     require_order(recipe, source.definition)
-    return _read(connection, source, claim, recipe.window)
+    return _read(connection, source, claim, recipe.window, careful=careful)
 
 
 def fitting(
-    connection: Connection, source: Source, claim: Claim, rows: ClaimedRows, recipe: Recipe
+    connection: Connection,
+    source: Source,
+    claim: Claim,
+    rows: ClaimedRows,
+    recipe: Recipe,
+    *,
+    careful: bool,
 ) -> ClaimedRows:
-    """The claimed rows with the rows before them that this champion wants; read once more if they were read for
-    a champion of another window. Raises ModelError as `require_order` does.
+    """The claimed rows with the rows before them that this champion wants; read once more, as `read_for` does, if they
+    were read for a champion of another window.
     """
-    return rows if recipe.window == rows.window else read_for(connection, source, claim, recipe)
+    if recipe.window == rows.window:
+        return rows
+    return read_for(connection, source, claim, recipe, careful=careful)
 
 
-def _read(connection: Connection, source: Source, claim: Claim, window: int) -> ClaimedRows:
+def _read(connection: Connection, source: Source, claim: Claim, window: int, *, careful: bool) -> ClaimedRows:
     if window == 1:
-        return features.read_claimed(connection, source.definition, claim)
-    return windows.read_claimed(connection, source.definition, claim, window=window)
+        return claimed_rows.read_claimed(connection, source.definition, claim, careful=careful)
+    return windows.read_claimed(connection, source.definition, claim, window=window, careful=careful)
 
 
 def inputs(rows: ClaimedRows, recipe: Recipe, sound: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import structlog
 from sqlalchemy import Connection
 
 from pgoutlier.db.ddl import core_objects, installation
 from pgoutlier.db.roles import grants
+from pgoutlier.db.source import labels
 from pgoutlier.db.source.definition import Source, SourceDefinition
+from pgoutlier.db.source.labels import LabelValue
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sources.attach import AttachRequest, resolve
+from pgoutlier.db.sources.attach import AttachRequest, not_features, request_of, resolve
 from pgoutlier.detector import Recipe
 from pgoutlier.worker.jobs import job_control
 from pgoutlier.worker.jobs.job_control import Started
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.scoring.sequences import index_advice, require_order
 from pgoutlier.worker.training import recipes
+
+log = structlog.get_logger()
 
 # What becomes of the rows that are there already: nothing, the next sweep queues them, a job scores them.
 OldRows = Literal["left", "swept", "backfilled"]
@@ -27,13 +32,17 @@ OldRows = Literal["left", "swept", "backfilled"]
 class Attached:
     """A source, and what attach did: made is False if it was attached like this already.
 
-    columns_taken_out: that its table had the scores in columns until now. job: the backfill, if one was asked for.
-    index_advice: the CREATE INDEX that finding the rows before each needs, or None. workers_without_table: roles of
-    workers that may not read the table. analysts_without_rows: roles that may read the views and not the table.
+    left_out: columns that are no features although nobody named those that are, with the type of each. labels: what
+    the label column says. columns_taken_out: that its table had the scores in columns until now. job: the backfill, if
+    one was asked for. index_advice: the CREATE INDEX that finding the rows before each needs, or None.
+    workers_without_table: roles of workers that may not read the table. analysts_without_rows: roles that may read the
+    views and not the table.
     """
 
     source: Source
     made: bool
+    left_out: dict[str, str]
+    labels: list[LabelValue]
     columns_taken_out: bool
     job: Started | None
     index_advice: str | None
@@ -58,14 +67,43 @@ def attach(
             recipe.model_dump(mode="json"),
             sweep_old_rows=old_rows == "swept",
         )
-        source = sources.find(connection, definition.name)
-        advice = index_advice(connection, definition, [recipe])
-        grants.give_new_tables(connection, source.name)
-        blind = grants.workers_without_table(connection, definition)
-        cut_off = grants.analysts_without_rows(connection, definition)
-    job = job_control.backfill(runtime, source.name) if old_rows == "backfilled" else None
-    columns_taken_out = had_columns and not definition.write_columns
-    return Attached(source, made, columns_taken_out, job, advice, blind, cut_off)
+        grants.give_new_tables(connection, definition.name)
+    return _attached(
+        runtime,
+        definition.name,
+        recipe,
+        made=made,
+        named=request.features is not None,
+        columns_taken_out=had_columns and not definition.write_columns,
+        backfilled=old_rows == "backfilled",
+    )
+
+
+def _attached(
+    runtime: Runtime,
+    source_name: str,
+    recipe: Recipe,
+    *,
+    made: bool,
+    named: bool,
+    columns_taken_out: bool,
+    backfilled: bool,
+) -> Attached:
+    """What to tell of it. Not in the transaction of an attach, which may hold a lock on the table."""
+    job = job_control.backfill(runtime, source_name) if backfilled else None
+    with runtime.engine.begin() as connection:
+        source = sources.find(connection, source_name)
+        return Attached(
+            source,
+            made,
+            left_out={} if named else not_features(connection, source.definition),
+            labels=labels.values(connection, source.definition),
+            columns_taken_out=columns_taken_out,
+            job=job,
+            index_advice=index_advice(connection, source.definition, [recipe]),
+            workers_without_table=grants.workers_without_table(connection, source.definition),
+            analysts_without_rows=grants.analysts_without_rows(connection, source.definition),
+        )
 
 
 def script(runtime: Runtime, request: AttachRequest, recipe: Recipe) -> str:
@@ -73,6 +111,26 @@ def script(runtime: Runtime, request: AttachRequest, recipe: Recipe) -> str:
     with runtime.engine.begin() as connection:
         definition, columns = _resolved(connection, request, recipe)
         return core_objects.script(installation.plan(connection, definition, columns))
+
+
+def adopt(runtime: Runtime, source_name: str, *, key: str | None = None) -> Attached:
+    """Go on with the table that has the name of the source's now: its scores of before are dropped, and a job scores
+    all rows anew.
+
+    key: its key column, where that has another name. Raises SourceError if there is no such source or the table does
+    not fit, as `attach` does.
+    """
+    with runtime.engine.begin() as connection:
+        source = sources.find(connection, source_name)
+        request, recipe = request_of(source.definition), Recipe.model_validate(source.recipe)
+        definition, columns = _resolved(
+            connection, request if key is None else replace(request, key=key), recipe
+        )
+        sources.adopt(connection, source, definition, columns)
+    log.info("table_adopted", source=source_name, relation=str(definition.relation))
+    return _attached(
+        runtime, source_name, recipe, made=False, named=True, columns_taken_out=False, backfilled=True
+    )
 
 
 def _resolved(

@@ -22,7 +22,7 @@ def fill(runtime: Runtime, source_name: str) -> int:
     n_copied, last = 0, None
     while True:
         with runtime.engine.begin() as connection:
-            source = sources.find(connection, source_name)
+            source = sources.at_work(connection, source_name)
             if not source.definition.write_columns or source.columns_filled_at is not None:
                 return n_copied
             n, last = write_back.fill(connection, source, after=last, at_most=_SCORES_A_TRANSACTION)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.errors import SourceError
+from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sources import sources
 from pgoutlier.db.status import overview
 from pgoutlier.worker.runtime import Runtime
@@ -21,7 +22,16 @@ class FlaggedRows:
 
 
 def newest(runtime: Runtime, source_name: str, *, since: datetime | None, limit: int) -> FlaggedRows:
-    """Raises SourceError if there is no such source."""
+    """Raises SourceError if there is no such source, or its views are away."""
     with runtime.engine.begin() as connection:
-        definition = sources.find(connection, source_name).definition
-        return FlaggedRows(definition, overview.flagged(connection, definition, since=since, limit=limit))
+        source = sources.find(connection, source_name)
+        if not overview.has_views(connection, source.definition):
+            raise SourceError(_why_no_views(source))
+        rows = overview.flagged(connection, source.definition, since=since, limit=limit)
+        return FlaggedRows(source.definition, rows)
+
+
+def _why_no_views(source: Source) -> str:
+    if source.table_problem is not None:
+        return f"{source.table_problem}."
+    return f"There is no view outlier.flagged_{source.name}; make it: run the same pgoutlier attach again."

@@ -73,7 +73,7 @@ def describe(
     ModelError if nothing scores it yet.
     """
     with runtime.engine.begin() as connection:
-        source = sources.find(connection, source_name)
+        source = sources.at_work(connection, source_name)
         version = aliases.champion_of(connection, source)
         champion = version_rows.find(connection, source.id, version)
         if champion is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 
 import structlog
@@ -13,11 +13,15 @@ from sqlalchemy import Connection
 from pgoutlier import detector
 from pgoutlier.db.errors import ModelError, TrainingBusy
 from pgoutlier.db.schedules import schedules
+from pgoutlier.db.scoring import quarantine
+from pgoutlier.db.scoring.quarantine import Entry
+from pgoutlier.db.source import identity
 from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
 from pgoutlier.db.training import training_rows, training_runs
 from pgoutlier.db.training.training_rows import TrainingRows
 from pgoutlier.detector import DetectorError, FitResult, Progress, Recipe
+from pgoutlier.detector.far import FarValues
 from pgoutlier.models_store import registry
 from pgoutlier.models_store.registry import TrainingWindow
 from pgoutlier.worker.report.build import drift_reference
@@ -31,8 +35,22 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
+class Unreadable:
+    """How many rows PostgreSQL refused to read, the key (as text) of one of them, and what it said of that."""
+
+    n_rows: int
+    key: str
+    error: str
+
+    @classmethod
+    def among(cls, rows: TrainingRows) -> Unreadable | None:
+        """None where all could be read."""
+        return next((cls(len(rows.refusals), key, error) for key, error in rows.refusals.items()), None)
+
+
+@dataclass(frozen=True)
 class TrainedVersion:
-    """What a training made."""
+    """What a training made. decided_by_few: features whose spread a few rows decide, see `detector.far`."""
 
     source: str
     version: int
@@ -43,6 +61,8 @@ class TrainedVersion:
     left_out: dict[str, int]
     threshold: float
     metrics: Mapping[str, float]
+    unreadable: Unreadable | None = None
+    decided_by_few: tuple[FarValues, ...] = ()
 
     def sentences(self) -> list[str]:
         """What came of it: the version, whether it scores and why, and what else can be done."""
@@ -52,11 +72,19 @@ class TrainedVersion:
             f"Version {self.version} of {self.source}: {self.n_rows:,} rows (left out: {left_out}{held_out}),"
             f" threshold {self.threshold:.4g}, {self.metrics.get('seconds', 0):.1f} s."
         )
+        said = [version]
+        if self.unreadable:
+            said.append(
+                f"PostgreSQL cannot read {self.unreadable.n_rows:,} of the rows, such as that of key"
+                f" {self.unreadable.key} ({self.unreadable.error}); they are in quarantine:"
+                f" pgoutlier quarantine list {self.source}"
+            )
+        said += [f"Note: {found.sentence()}" for found in self.decided_by_few]
         if self.promoted:
             why = [f"Why: {self.reason}."] if self.n_held_out else []
-            return [version, "It is the champion: the next batch is scored with it.", *why]
+            return [*said, "It is the champion: the next batch is scored with it.", *why]
         by_hand = f"To let it score: pgoutlier models promote {self.source} {self.version}"
-        return [version, f"It does not score: {self.reason}.", by_hand]
+        return [*said, f"It does not score: {self.reason}.", by_hand]
 
 
 def train(
@@ -107,7 +135,7 @@ def plan(
 ) -> tuple[Source, Recipe]:
     """The source, and the recipe that `train` would fit. Raises SourceError or ModelError as it does."""
     with runtime.engine.begin() as connection:
-        source = sources.find(connection, source_name)
+        source = sources.at_work(connection, source_name)
         recipe = with_threshold(recipe_of(source, recipe_name), threshold)
         require_order(recipe, source.definition)
         check_columns(connection, recipe, source.definition)
@@ -128,20 +156,6 @@ def _train(
     )
     n_held_out = gate.n_held_out(source, window, promote)
     rows = window.without_last(n_held_out)
-
-    def report(progress: Progress) -> None:
-        with runtime.engine.begin() as connection:
-            training_runs.update_run(
-                connection,
-                run_id,
-                epoch=progress.epoch,
-                n_epochs=progress.n_epochs,
-                loss=progress.loss,
-                eta_seconds=progress.eta_seconds,
-            )
-        if on_progress is not None:
-            on_progress(progress)
-
     fitted = detector.fit(
         recipe,
         rows.matrix,
@@ -151,21 +165,15 @@ def _train(
         rows_per_day=rate,
         groups=rows.runs,
         seed=seed,
-        on_progress=report,
+        on_progress=_noted(runtime, run_id, on_progress),
     )
+    # They are counted from the oldest row on, of which the hold-out has none.
+    window = window.leaving_out(fitted.far_rows, "far_out")
+    rows = window.without_last(n_held_out)
     figures = gate.measure(runtime, source, fitted, window, n_held_out=n_held_out)
     with runtime.engine.begin() as connection:
         decision = gate.decide(connection, runtime, source, window, figures, promote=promote)
-        number = _register(connection, runtime, source, fitted, rows, decision)
-        training_runs.finish_run(
-            connection,
-            run_id,
-            status="succeeded",
-            metrics={**fitted.metrics, "gate": decision.as_metric(source)},
-            versions=_versions(),
-            version=number,
-            promoted=decision.promotes,
-        )
+        number = _register(connection, runtime, source, fitted, rows, decision, run_id)
     log.info(
         "version_trained",
         source=source.name,
@@ -173,6 +181,7 @@ def _train(
         promoted=decision.promotes,
         reason=decision.reason,
         n_rows=rows.n_normal,
+        decided_by_few=[found.feature for found in fitted.decided_by_few],
     )
     if runtime.settings.training_reports:
         _keep_report(runtime, source, number, fitted, rows)
@@ -186,7 +195,30 @@ def _train(
         left_out=rows.left_out,
         threshold=fitted.detector.threshold,
         metrics=fitted.metrics,
+        unreadable=Unreadable.among(window),
+        decided_by_few=fitted.decided_by_few,
     )
+
+
+def _noted(
+    runtime: Runtime, run_id: int, on_progress: Callable[[Progress], None] | None
+) -> Callable[[Progress], None]:
+    """Notes progress with the training run, and passes it on."""
+
+    def note(progress: Progress) -> None:
+        with runtime.engine.begin() as connection:
+            training_runs.update_run(
+                connection,
+                run_id,
+                epoch=progress.epoch,
+                n_epochs=progress.n_epochs,
+                loss=progress.loss,
+                eta_seconds=progress.eta_seconds,
+            )
+        if on_progress is not None:
+            on_progress(progress)
+
+    return note
 
 
 def _rows(
@@ -208,6 +240,7 @@ def _rows(
             with_frauds_and_flagged=recipe.needs_all_rows or gated,
             in_runs=recipe.window > 1,
         )
+        identity.check(connection, source)
         if recipe.threshold.policy == "alert_budget":
             rate = training_rows.rows_per_day(connection, source.definition, newest=newest)
         training_runs.update_run(
@@ -220,7 +253,20 @@ def _rows(
             window_from=rows.first,
             window_to=rows.last,
         )
+    if rows.refusals:
+        _quarantine(runtime, source, rows.refusals)
     return rows, rate
+
+
+def _quarantine(runtime: Runtime, source: Source, refusals: Mapping[str, str]) -> None:
+    """Rows that cannot be read, unless a change of theirs has been scored. Nobody asked for a score of these."""
+    log.warning(
+        "rows_unreadable", source=source.name, n_rows=len(refusals), error=next(iter(refusals.values()))
+    )
+    entries = [Entry(key, change_id=0, reason="error", detail=error) for key, error in refusals.items()]
+    with runtime.engine.begin() as connection:
+        quarantine.take_places(connection, source.definition, entries)
+        quarantine.put(connection, source, entries)
 
 
 def _keep_report(
@@ -245,18 +291,36 @@ def _register(
     fitted: FitResult,
     rows: TrainingRows,
     decision: Decision,
+    run_id: int,
 ) -> int:
+    """Keep what was fitted as a version, its training run done, and promote it if that was decided."""
+    metrics = {**fitted.metrics, "gate": decision.as_metric(source)}
+    if unreadable := Unreadable.among(rows):
+        metrics["unreadable"] = asdict(unreadable)
+    if fitted.decided_by_few:
+        metrics["decided_by_few"] = [vars(found) for found in fitted.decided_by_few]
     number = registry.register(
         connection,
         source,
         fitted.detector,
         window=TrainingWindow(n_rows=rows.n_normal, first=rows.first, last=rows.last),
-        metrics={**fitted.metrics, "history": fitted.history, "gate": decision.as_metric(source)},
+        metrics={**metrics, "history": fitted.history},
         seal=runtime.seal,
         drift_reference=drift_reference(fitted, rows.matrix[rows.normal]),
     )
     if decision.promotes:
         registry.promote(connection, source, number, reason=decision.reason, seal=runtime.seal)
+    training_runs.finish_run(
+        connection,
+        run_id,
+        status="succeeded",
+        metrics=metrics,
+        n_rows=rows.n_normal,
+        left_out=rows.left_out,
+        versions=_versions(),
+        version=number,
+        promoted=decision.promotes,
+    )
     return number
 
 

@@ -26,7 +26,7 @@ def sweep(runtime: Runtime, source_name: str) -> int:
     Rows from before attach count once a backfill has been through them. Raises SourceError if there is no such source.
     """
     with runtime.engine.begin() as connection:
-        source = sources.find(connection, source_name)
+        source = sources.at_work(connection, source_name)
         n_found = queue.sweep(connection, source)
     if n_found:
         log.info("rows_swept_up", source=source_name, n_rows=n_found)
@@ -41,7 +41,7 @@ def sweep_all(runtime: Runtime) -> dict[str, int]:
 def retry_quarantine(runtime: Runtime, source_name: str, keys: list[str] | None) -> int:
     """Queue quarantined rows again, all or those of these keys. Returns how many."""
     with runtime.engine.begin() as connection:
-        source = sources.find(connection, source_name)
+        source = sources.at_work(connection, source_name)
         n_queued = quarantine.retry(connection, source, keys)
         if n_queued:
             sources.record(connection, source_name, "retry_quarantine", f"{n_queued} rows")
@@ -63,7 +63,7 @@ def prune_all(runtime: Runtime) -> dict[str, int]:
 
 def _prune(runtime: Runtime, source_name: str) -> int:
     with runtime.engine.begin() as connection:
-        source = sources.find(connection, source_name)
+        source = sources.at_work(connection, source_name)
         n_removed = pruning.prune(
             connection,
             source,

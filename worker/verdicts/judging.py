@@ -64,7 +64,7 @@ def give(
     """
     n_read = n_given = 0
     with runtime.engine.begin() as connection:
-        source = sources.find(connection, source_name)
+        source = sources.at_work(connection, source_name)
         rows = VisibleRows.of(connection, source.definition)
         show_what_policies_allow(connection)
         checked = _checked(source.definition, given)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 from pgoutlier.db.errors import VerdictError
 from pgoutlier.db.verdicts import verdicts
 from pgoutlier.db.verdicts.verdicts import Verdict
 
-_HEADER = "the first line names the columns, comma-separated: key,verdict or key,verdict,note"
+_HEADER = (
+    "the first line names the columns: key,verdict or key,verdict,note, apart by a comma, semicolon or tab"
+)
+_DELIMITERS = ",;\t"
 
 
 def read(lines: Iterable[bytes], name: str) -> Iterator[Verdict]:
@@ -39,7 +43,10 @@ def read(lines: Iterable[bytes], name: str) -> Iterator[Verdict]:
 
 def _rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, Sequence[str]]]:
     """(number of its first line, cells) of each row that is not empty."""
-    reader = csv.reader(_decoded(lines, name), strict=True)
+    decoded = _decoded(lines, name)
+    header = next(decoded, "")
+    delimiter = max(_DELIMITERS, key=header.count)  # the first of them, where there is none
+    reader = csv.reader(chain([header], decoded), strict=True, delimiter=delimiter)
     while True:
         first = reader.line_num + 1
         try:

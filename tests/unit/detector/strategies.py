@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any, get_args
 
 import numpy as np
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from pgoutlier.detector import Detector, Recipe, expected_arrays
 from pgoutlier.detector.recipes import Activation, FixedThreshold, Pca
 
+# A busy machine is not a failure.
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 ACTIVATIONS = get_args(Activation)
 # Rows of each of these sizes, in units of the preprocessed values, beside ones of ordinary size.
 SIZES = (1.0, 1e3, 1e5)

@@ -31,7 +31,7 @@ from pgoutlier.detector.thresholds import (
     target_recall,
 )
 from tests.unit.detector.conftest import NAMES, small_recipe, table
-from tests.unit.detector.test_recipes import UNHURRIED
+from tests.unit.detector.strategies import UNHURRIED
 
 ROUNDING = 1e-6
 

@@ -7,15 +7,13 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pgoutlier.detector import RECIPES, InvalidRecipe, Recipe, UnknownRecipe, expected_arrays, recipe_named
 from tests.unit.detector.conftest import RECIPES_TO_CHECK, small_recipe
-
-# A busy machine is not a failure.
-UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+from tests.unit.detector.strategies import UNHURRIED
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
