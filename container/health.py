@@ -36,7 +36,9 @@ def _worker(process: psutil.Process, settings: Settings) -> str | None:
 
     words = process.cmdline()
     name = words[words.index("-n") + 1].replace("%h", socket.gethostname())
-    answers = Celery(broker=_broker_url(settings)).control.ping(destination=[name], timeout=_ANSWER_SECONDS)
+    asking = Celery(broker=_broker_url(settings))
+    asking.conf.broker_transport_options = {"global_keyprefix": settings.broker_key_prefix}
+    answers = asking.control.ping(destination=[name], timeout=_ANSWER_SECONDS)
     return None if answers else f"{name} did not answer within {_ANSWER_SECONDS} s"
 
 

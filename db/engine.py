@@ -28,7 +28,8 @@ def sqlalchemy_url(database_url: str) -> URL:
         return make_url(database_url).set(drivername="postgresql+psycopg")
     except (ArgumentError, ValueError):
         raise SettingsError(
-            "PGOUTLIER_DATABASE_URL cannot be parsed; write postgresql://user:password@host:5432/database."
+            "PGOUTLIER_DATABASE_URL cannot be parsed; write postgresql://user:password@host:5432/database,"
+            " with special characters of user and password as % and two hexadecimal digits, such as %40 for @."
         ) from None
 
 

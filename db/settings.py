@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -31,6 +33,11 @@ class Settings(BaseSettings):
     broker_url: SecretStr | None = Field(
         None,
         description="Redis 6.2+ or Valkey, as redis://host:6379/0; unset or `embedded`: the embedded server",
+    )
+    broker_key_prefix: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9_.:-]{0,64}$",
+        description="what every key and channel in the broker begins with, such as pgoutlier: where others use it too",
     )
     data_dir: Path = Field(
         default_factory=default_data_dir, description="where the embedded servers keep their data"
@@ -177,6 +184,8 @@ class Settings(BaseSettings):
             "postgresql+psycopg",
         }:
             raise ValueError("must start with postgresql://")
+        if value:
+            _refuse_unescaped(value.get_secret_value())
         return value
 
     @field_validator("broker_url")
@@ -185,6 +194,9 @@ class Settings(BaseSettings):
         schemes = {"redis", "rediss", "redis+socket", "valkey", "valkeys"}
         if value and value.get_secret_value().split("://")[0] not in schemes:
             raise ValueError("must start with redis://, rediss:// or redis+socket://")
+        # Celery takes several for one broker and its stand-ins.
+        for url in value.get_secret_value().split(";") if value else ():
+            _refuse_unescaped(url)
         return value
 
     @field_validator("webhook_secret")
@@ -193,6 +205,37 @@ class Settings(BaseSettings):
         if value:
             webhook_secret.keys_of(value.get_secret_value())
         return value
+
+
+def _refuse_unescaped(url: str) -> None:
+    """Raise ValueError unless the URL can be read in one way only, and say nothing of what is in it.
+
+    Of an unescaped password, programs take some part for the host, and show that.
+    """
+    scheme, separator, rest = url.partition("://")
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    credentials, at, place = authority.rpartition("@")
+    port = re.fullmatch(r"([^\[\]:]*|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?", place)
+    if (
+        not (scheme and separator)
+        or rest.count("@") != len(at)
+        or re.search(r"%(?![0-9A-Fa-f]{2})|[\s\[\]\\;]", credentials)
+        or not port
+        or not _splits(url)
+    ):
+        raise ValueError(
+            "cannot be read as user:password@host:port/name; in user and password write @ as %40, : as %3A, / as %2F,"
+            " ? as %3F, # as %23, % as %25, a space as %20, ; as %3B, [ as %5B, ] as %5D and other special characters"
+            " likewise"
+        )
+
+
+def _splits(url: str) -> bool:
+    try:
+        urlsplit(url)
+    except ValueError:
+        return False
+    return True
 
 
 def load_settings() -> Settings:

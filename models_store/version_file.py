@@ -15,14 +15,14 @@ import json
 import math
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from pgoutlier.db.tables import JsonObject
 from pgoutlier.detector import Detector
 from pgoutlier.detector.drift import Reference
-from pgoutlier.models_store import artifact
+from pgoutlier.models_store import artifact, imported_metrics
 from pgoutlier.models_store.artifact import ArtifactRefused
 from pgoutlier.models_store.seal import Seal
 
@@ -32,6 +32,10 @@ _LENGTH_BYTES = 8
 _DIGEST_BYTES = 32
 _UNSIGNED = bytes(_DIGEST_BYTES)
 _LEAST_BYTES = len(MAGIC) + _LENGTH_BYTES + 2 * _DIGEST_BYTES
+
+
+# Characters of the first and last key or event time, and of names.
+_LONGEST_END = 1_000_000
 
 
 class FileRefused(Exception):
@@ -56,10 +60,10 @@ class Header(_Frozen):
 
     format_version: Literal[1] = 1
     origin: Origin
-    metrics: JsonObject
+    metrics: Annotated[JsonObject, AfterValidator(imported_metrics.checked)]
     n_training_rows: int = Field(ge=0, lt=2**63)
-    training_from: str | None
-    training_to: str | None
+    training_from: Annotated[str, Field(max_length=_LONGEST_END)] | None
+    training_to: Annotated[str, Field(max_length=_LONGEST_END)] | None
     drift_reference: Reference | None
 
 

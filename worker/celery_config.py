@@ -38,6 +38,7 @@ broker_connection_max_retries = None
 broker_channel_error_retry = True
 # A broker that hangs must not hold up those who only ring a bell. Longer than the second a worker's BRPOP takes.
 broker_transport_options = {
+    "global_keyprefix": _settings.broker_key_prefix,
     "socket_connect_timeout": 5,
     "socket_timeout": 5,
     "socket_keepalive": True,

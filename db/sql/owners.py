@@ -22,6 +22,7 @@ _OF_SOURCES = (
     "flagged",
     "quality",
     "rows",
+    "views",
     "compared",
     "comparison",
     "enqueue_insert",

@@ -32,7 +32,7 @@ CHANGES = {
 
 
 def drop_views(user: User) -> None:
-    for view in ("flagged_t", "scored_t", "quality_t", "compared_t"):
+    for view in ("rows_t", "comparison_t"):
         user.execute(f"DROP VIEW IF EXISTS outlier.{view} CASCADE")
 
 
@@ -81,8 +81,7 @@ def test_another_type_keeps_all_that_is_known(
     first = "SELECT id::text FROM t ORDER BY x LIMIT 1"
     judging.give(runtime, "t", [Verdict(table.keys(first)[0], "fraud")])
     before = known(table)
-    user.execute("DROP VIEW outlier.flagged_t, outlier.scored_t, outlier.quality_t")
-    user.execute("DROP VIEW outlier.comparison_t, outlier.compared_t")
+    user.execute("DROP VIEW outlier.comparison_t, outlier.rows_t CASCADE")
     user.execute(f"ALTER TABLE t ALTER id TYPE {new} USING {using}")
     user.execute(f"INSERT INTO t VALUES ({other}, 1, 1)")
     attach_table(user, runtime, relation="t", key="id", features="x,y")

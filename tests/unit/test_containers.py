@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 LONG_RUNNING = ("score", "train", "beat", "listener")
-OURS = (*LONG_RUNNING, "migrate", "pgoutlier")
+OURS = (*LONG_RUNNING, "migrate", "grant", "pgoutlier")
 FROM_ENV_FILE = re.compile(r"\$\{[A-Z_]+(:-[^}]*|:\?[^}]*)?\}")
 
 
@@ -145,7 +145,7 @@ def test_only_the_train_worker_has_tensorflow(name: str) -> None:
 
 def test_there_is_one_service_a_process() -> None:
     assert {plan.name for plan in plans(score_threads=2)} == set(LONG_RUNNING)
-    assert set(SERVICES) == {*OURS, "postgres", "valkey"}
+    assert set(SERVICES) == {*OURS, "roles", "postgres", "valkey"}
 
 
 @pytest.mark.parametrize("name", LONG_RUNNING)
@@ -166,7 +166,17 @@ def test_commands_of_ours_exist(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*LONG_RUNNING, "pgoutlier"])
 def test_migrations_are_done_before_anything_else_starts(name: str) -> None:
-    assert SERVICES[name]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
+    done = {"condition": "service_completed_successfully"}
+    assert SERVICES[name]["depends_on"]["grant"] == done
+    assert SERVICES["grant"]["depends_on"] == {"migrate": done, "roles": done}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_no_process_that_lasts_connects_as_a_superuser(name: str) -> None:
+    role = re.match(r"postgresql://([a-z_]+):", SERVICES[name]["environment"]["PGOUTLIER_DATABASE_URL"])
+    assert role is not None
+    assert role[1] == ("pgoutlier_worker" if name in LONG_RUNNING else "pgoutlier")
+    assert SERVICES["postgres"]["environment"]["POSTGRES_USER"] == "pgoutlier"
 
 
 def test_migrations_run_once_when_postgres_answers() -> None:
@@ -226,6 +236,7 @@ def test_the_example_names_every_variable_and_holds_no_password() -> None:
     assert used <= set(re.findall(r"^#?([A-Z_]+)=", example, re.MULTILINE))
     assert re.search(r"^POSTGRES_PASSWORD=$", example, re.MULTILINE)
     assert re.search(r"^VALKEY_PASSWORD=$", example, re.MULTILINE)
+    assert re.search(r"^WORKER_PASSWORD=$", example, re.MULTILINE)
 
 
 def test_one_off_commands_wait_for_their_profile() -> None:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import pytest
+from hypothesis import HealthCheck, example, given
+from hypothesis import settings as chosen
+from hypothesis import strategies as st
+from kombu.utils.url import parse_url
 from pydantic import ValidationError
 
-from pgoutlier.db.engine import make_engine
+from pgoutlier.db.engine import make_engine, sqlalchemy_url
 from pgoutlier.db.errors import SettingsError
 from pgoutlier.db.settings import load_settings
 
@@ -151,3 +156,89 @@ def test_a_url_that_cannot_be_parsed_is_named_and_not_shown(url: str) -> None:
     with pytest.raises(SettingsError, match="PGOUTLIER_DATABASE_URL cannot be parsed") as raised:
         make_engine(url)
     assert SECRET not in raised.value.sentence
+
+
+_URLS = {
+    "DATABASE_URL": ("postgresql://me:", "@db.example.com:5432/shop"),
+    "BROKER_URL": ("redis://:", "@broker.example.com:6379/0"),
+}
+
+
+def _complaint(name: str, password: str) -> str | None:
+    """What is said of a URL with this password, or None if it is taken, for the password that it is."""
+    before, after = _URLS[name]
+    with pytest.MonkeyPatch.context() as patch:
+        for url in _URLS:
+            patch.setenv(f"PGOUTLIER_{url}", "embedded")
+        patch.setenv(f"PGOUTLIER_{name}", f"{before}{password}{after}")
+        try:
+            settings = load_settings()
+        except SettingsError as error:
+            return error.sentence
+    if name == "DATABASE_URL":
+        url = sqlalchemy_url(settings.database_url.get_secret_value())  # type: ignore[union-attr]
+        assert (url.password, url.host) == (unquote(password), "db.example.com")
+    else:
+        parts = parse_url(settings.broker_url.get_secret_value())  # type: ignore[union-attr]
+        assert (parts["password"], parts["hostname"]) == (unquote(password), "broker.example.com")
+    return None
+
+
+@pytest.mark.parametrize("name", _URLS)
+@chosen(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(password=st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), min_size=1, max_size=24))
+@example("pa@ssword")
+@example("pa/ssword")
+@example("pa#ssword")
+@example("pa?ssword")
+@example("p%ssword")
+@example("pa[ssword")
+@example("12/345678")
+@example("secret;redis://x")
+def test_a_password_is_taken_as_it_is_or_refused_and_never_shown(name: str, password: str) -> None:
+    said = _complaint(name, password)
+    # The same is said of every password.
+    assert said in {None, _complaint(name, "a@b")}
+
+
+@pytest.mark.parametrize("name", _URLS)
+@chosen(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(password=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=24))
+def test_a_password_that_is_escaped_is_always_taken(name: str, password: str) -> None:
+    assert _complaint(name, quote(password, safe="")) is None
+
+
+@pytest.mark.parametrize("name", _URLS)
+@pytest.mark.parametrize("password", ["p\u2100ss", "p\uff0fss", "s\u00e9cret"])
+def test_other_letters_are_taken_or_refused_and_never_shown(name: str, password: str) -> None:
+    assert _complaint(name, password) in {None, _complaint(name, "a@b")}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://localhost",
+        "redis://:pass@host:6379/0;redis://:pass@other:6379/0",
+        "redis+socket:///run/valkey/valkey.sock?virtual_host=0",
+        "rediss://user:pass@[::1]:6380/1?ssl_cert_reqs=required",
+    ],
+)
+def test_every_usual_broker_url_is_taken(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("PGOUTLIER_BROKER_URL", url)
+    monkeypatch.setenv("PGOUTLIER_DATABASE_URL", "embedded")
+    assert load_settings().broker_url is not None
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql:///shop?host=/run/postgresql",
+        "postgresql://me@/shop?host=/tmp/a%20b&port=5433",
+        "postgresql://me@%2Frun%2Fpostgresql/shop",
+        "postgresql://[::1]:5432/shop?sslmode=require",
+    ],
+)
+def test_every_usual_database_url_is_taken(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("PGOUTLIER_DATABASE_URL", url)
+    monkeypatch.setenv("PGOUTLIER_BROKER_URL", "embedded")
+    assert load_settings().database_url is not None

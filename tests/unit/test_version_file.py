@@ -79,3 +79,64 @@ def test_a_digest_of_one_s_own_does_not_make_a_version(text: bytes, packed: byte
     signed = MAGIC + len(text).to_bytes(8, "big") + text + packed + bytes(32)
     with pytest.raises(FileRefused):
         parse(signed + hashlib.sha256(signed).digest())
+
+
+GATE = {"promotion": "manual", "promoted": False, "reason": "as said"}
+
+
+def of_metrics(metrics: dict[str, object]) -> bytes:
+    """A whole file with metrics that nothing has looked at."""
+    header = HEADER.model_copy(update={"metrics": metrics})
+    return version_file.dump(header, artifact.pack(DETECTOR), signing_key=None)
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        {},
+        {"seconds": 1, "calibration_flag_rate": 0.5, "calibration_error_q99.9": 3.5, "seed": 2**62},
+        {"gate": GATE, "history": {"loss": [1, 0.5], "val_loss": []}},
+        {"gate": {**GATE, "n_held_out": 1, "n_fraud": 0, "budget": 1, "new": {"auroc": None}, "champion": None,
+                  "baseline": {"auroc": 0.5}}},
+        {"of_a_later_version": {"what": ["it", "says"]}},
+    ],
+)  # fmt: skip
+def test_metrics_as_the_program_writes_them_are_taken(metrics: dict[str, object]) -> None:
+    assert parse(of_metrics(metrics)).header.metrics == metrics
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        {"seconds": "long"},
+        {"kept_epoch": None},
+        {"seed": True},
+        {"n_fit": 2**80},
+        {"calibration_flag_rate": [0.5]},
+        {"history": {"loss": ["NaN"]}},
+        {"history": [1, 2]},
+        {"history": {"loss": [0.0] * 100_001}},
+        {"gate": "promoted"},
+        {"gate": {**GATE, "reason": "x" * 5_000}},
+        {"gate": {**GATE, "promoted": "yes"}},
+        {"gate": {**GATE, "n_held_out": 5}},
+        {
+            "gate": {
+                **GATE,
+                "n_held_out": 5,
+                "n_fraud": 0,
+                "budget": 1,
+                "new": 3,
+                "champion": None,
+                "baseline": None,
+            }
+        },
+        {"[red]x": 1},
+        {"\x1b]0;title": 1},
+        {f"m{i}": 1 for i in range(300)},
+        {"of_a_later_version": "x" * 70_000},
+    ],
+)
+def test_metrics_that_would_be_read_as_something_else_are_refused(metrics: dict[str, object]) -> None:
+    with pytest.raises(FileRefused, match="header that does not describe a model version"):
+        parse(of_metrics(metrics))

@@ -191,7 +191,7 @@ def _training_facts(
     facts = [("training rows", f"{n_rows:,}")]
     if first and last:
         facts.append(("from", f"{_moment(first)} to {_moment(last)}"))
-    if "seconds" in metrics:
+    if {"seconds", "epochs", "seed"} <= metrics.keys():
         facts.append(
             (
                 "trained in",
