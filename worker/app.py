@@ -19,10 +19,22 @@ log = structlog.get_logger()
 _LONGEST_ERROR = 1_000  # characters: it may quote an argument, which may be anything
 
 
-class OneLineFailure(Task):  # type: ignore[misc]
-    """A failure that is no fault of the program is logged as one line; Celery would log a long traceback."""
+class OurTask(Task):  # type: ignore[misc]
+    """A failure that is no fault of the program is logged as one line; Celery would log a long traceback.
+
+    And a broker that refuses a message can be sent the next one: Celery would use for ever what is left of a channel
+    that was closed amid a refusal.
+    """
 
     throws = (PgoutlierError, OperationalError, PoolTimeout, psycopg.OperationalError)
+
+    def apply_async(self, *args: Any, **options: Any) -> Any:
+        with self.app.producer_pool.acquire(block=True) as producer:
+            try:
+                return super().apply_async(*args, **{"producer": producer, **options})
+            except BrokerUnavailable:
+                producer.connection.collect()
+                raise
 
     def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         if isinstance(exc, self.throws):
@@ -41,5 +53,5 @@ def ring(task: Task, *args: object, expires_seconds: float | None = None, **kwar
 # By name: who only sends a task need not import it before.
 for scheme in ("redis", "rediss"):
     TRANSPORT_ALIASES[scheme] = "pgoutlier.worker.broker:Transport"
-app = Celery("pgoutlier", task_cls=OneLineFailure)
+app = Celery("pgoutlier", task_cls=OurTask)
 app.config_from_object("pgoutlier.worker.celery_config")

@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from pgoutlier.worker.app import OneLineFailure, app, ring
+from pgoutlier.worker.app import OurTask, app, ring
 from pgoutlier.worker.drift import measuring
 from pgoutlier.worker.history import keeping
 from pgoutlier.worker.jobs import job_control
@@ -29,7 +29,7 @@ HELP_EXPIRES_SECONDS = 5
 HOUSEKEEPING_AGAIN_SECONDS = 1
 
 
-class Housekeeping(OneLineFailure):
+class Housekeeping(OurTask):
     """A task that may take long, and can wait: it leaves a thread of the worker for new rows."""
 
     max_retries = None
