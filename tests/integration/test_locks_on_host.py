@@ -93,7 +93,7 @@ DOINGS: dict[str, tuple[Callable[[Table], object], set[str]]] = {
     "drift": (drift, READS),
     "history": (lambda t: keeping.keep(t.runtime, "payments"), set()),
     "notices": (lambda t: webhook_control.set_webhook(t.runtime, "payments", None), set()),
-    "grants": (lambda t: granting.grant(t.runtime, "pg_monitor", "analyst"), set()),
+    "grants": (lambda t: granting.grant(t.runtime, "pg_monitor", "analyst"), READS),
 }
 
 

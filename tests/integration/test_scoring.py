@@ -625,14 +625,14 @@ def test_a_dropped_feature_column_makes_scoring_stand_still_and_loses_nothing(tr
     assert problem(transactions) is None
 
 
-def test_a_lost_grant_makes_scoring_stand_still_and_loses_nothing(transactions: Table) -> None:
+def test_a_feature_that_is_gone_makes_scoring_stand_still_and_loses_nothing(transactions: Table) -> None:
     transactions.promote()
     transactions.insert(1)
-    transactions.user.execute("ALTER TABLE transactions RENAME TO elsewhere")
+    transactions.user.execute("ALTER TABLE transactions RENAME amount TO elsewhere")
     transactions.drain()
-    assert "UndefinedTable" in (problem(transactions) or "")
+    assert "UndefinedColumn" in (problem(transactions) or "")
     assert transactions.queued() == [1]
-    transactions.user.execute("ALTER TABLE elsewhere RENAME TO transactions")
+    transactions.user.execute("ALTER TABLE transactions RENAME elsewhere TO amount")
     transactions.make_due()
     transactions.drain()
     assert transactions.scored() == [1]
