@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,11 @@ from tests.acceptance.stack import (
     errors_of,
     quick_recipe,
 )
+
+
+# Where a shell runs the tests in the background they ignore Ctrl-C, and so would what they start and mean to end by it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

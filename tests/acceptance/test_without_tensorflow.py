@@ -31,6 +31,7 @@ db current
 db grant nobody_at_all
 attach T --key id --features f0,f1,f2,f3,f4,f5
 sources
+adopt T
 sweep T
 quarantine list T
 quarantine retry T
