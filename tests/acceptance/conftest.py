@@ -24,7 +24,6 @@ from tests.acceptance.stack import (
     quick_recipe,
 )
 
-
 # Where a shell runs the tests in the background they ignore Ctrl-C, and so would what they start and mean to end by it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

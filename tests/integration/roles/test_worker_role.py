@@ -14,7 +14,7 @@ from pgoutlier.worker.runtime import make_runtime
 from tests.servers import Postgres
 from tests.support import Table
 
-COMPOSE = yaml.safe_load((Path(__file__).parents[2] / "docker-compose.yml").read_text())
+COMPOSE = yaml.safe_load((Path(__file__).parents[3] / "docker-compose.yml").read_text())
 SCRIPT = COMPOSE["services"]["roles"]["command"][2]
 
 

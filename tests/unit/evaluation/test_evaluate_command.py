@@ -173,7 +173,7 @@ def test_without_a_label_errors_and_features_are_shown_and_no_figures(data: Path
 
 
 def test_every_key_is_documented() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "evaluate.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "evaluate.md").read_text()
     cells = re.findall(r"^\| ([^|]+) \| ", page.partition("## What is measured")[2], re.MULTILINE)
     assert sorted(re.findall(r"`(\w+)`", " ".join(cells))) == sorted(KEYS)
 

@@ -21,7 +21,7 @@ from pgoutlier.db import embedded
 from pgoutlier.db.embedded import EmbeddedServerError, ForeignFolderError, ServerKit
 
 POSTGRES_15 = Path("/usr/lib/postgresql/15/bin")
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 START = (
     "import sys; from pathlib import Path; from pgoutlier.db import embedded;"
     "print(int(embedded.ensure_running(Path(sys.argv[1])).started))"

@@ -20,7 +20,7 @@ from tests.support import FEATURES, Table, detach_table, heard, make_detector
 # On the oldest one, test_sql_cookbook has notices written.
 pytestmark = pytest.mark.postgres18
 
-OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+OPERATIONS = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from pgoutlier.worker.notices.http_post import Answer
 from pgoutlier.worker.notices.webhook_signature import headers
 from tests.receiver import KEY, SECRET, Received
 
-OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
+OPERATIONS = Path(__file__).parents[3] / "docs" / "operations.md"
 NAMES = st.lists(
     st.text("abz0-_9", min_size=1, max_size=9).map(lambda t: f"a{t}9"), min_size=1, max_size=3
 ).map(".".join)
