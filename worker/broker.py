@@ -21,7 +21,13 @@ _NO_MESSAGE = (LookupError, TypeError, ValueError, AttributeError, RecursionErro
 
 
 class Channel(redis.Channel):  # type: ignore[misc]
-    """Drops what is not JSON."""
+    """Drops what is not JSON, and is made anew where it was closed amid a refusal of the broker's."""
+
+    def basic_publish(self, *args: Any, **options: Any) -> Any:
+        """Raises what kombu answers by connecting again, where this channel has no connection any more."""
+        if self.connection is None:
+            raise ConnectionError("the channel to the broker was closed")
+        return super().basic_publish(*args, **options)
 
     def _brpop_read(self, **options: Any) -> bool | None:
         try:
