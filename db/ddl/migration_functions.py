@@ -87,7 +87,7 @@ BEGIN
     IF EXISTS (SELECT FROM pg_class c WHERE c.oid = relation AND c.relrowsecurity) THEN
         {barriers};
     END IF;
-    FOR g IN SELECT outlier.grant_statements(grants, {names}) LOOP
+    FOR g IN SELECT outlier.grant_statements(grants, {names}::text[]) LOOP
         EXECUTE g;
     END LOOP;
 END

@@ -25,6 +25,12 @@ ROW_EVENTS = ("insert_row", "update_row")
 # as make 10 MB, or one.
 _FEW_TEXTS = 100
 _BYTES_PER_TEXT = 1024
+# PostgreSQL's FirstNormalObjectId: types with a smaller one are its own.
+_FIRST_MADE_OID = 16384
+_BY_A_KEY = sql.SQL(
+    "undefined_column OR undefined_function OR datatype_mismatch OR cannot_coerce OR data_exception"
+    " OR program_limit_exceeded"
+)
 
 
 def functions(source: SourceDefinition, columns: tuple[str, ...]) -> list[sql.Composed]:
@@ -172,9 +178,11 @@ DECLARE
     changed {keys};
 BEGIN
     BEGIN
+        {guard}
         changed := CASE WHEN {changed} THEN ARRAY[NEW.{key}] END;
     EXCEPTION WHEN OTHERS THEN
         BEGIN
+            {guard}
             changed := ARRAY[NEW.{key}];
         EXCEPTION WHEN OTHERS THEN
             RETURN NULL;
@@ -190,6 +198,7 @@ END
 """,
         keys=key_types.array_type(source.key_type),
         key=identifier(source.key_column),
+        guard=_guard(source, sql.SQL("pg_typeof(NEW.{key})::oid")),
         changed=changed,
         queue=ours("queue", source.name),
         rescore=sql.Literal(event == "update_row"),
@@ -217,9 +226,13 @@ def _collect(source: SourceDefinition, columns: tuple[str, ...], event: str) -> 
     feature was, every row of an UPDATE counts. The block holds no write: it costs the writer no transaction number.
     """
     template: LiteralString = (
-        "changed := ARRAY(SELECT r.{key} FROM {rows} LIMIT {most}); n := cardinality(changed);"
+        "{guard} changed := ARRAY(SELECT r.{key} FROM {rows} LIMIT {most}); n := cardinality(changed);"
     )
-    parts = {"key": identifier(source.key_column), "most": sql.Literal(_few(source) + 1)}
+    parts = {
+        "guard": _guard(source, sql.SQL("(SELECT pg_typeof(r.{key})::oid FROM new_rows r LIMIT 1)")),
+        "key": identifier(source.key_column),
+        "most": sql.Literal(_few(source) + 1),
+    }
     handler: sql.Composable = sql.SQL("RETURN NULL;")
     if event == "update":
         handler = compose(
@@ -242,8 +255,33 @@ def _collect(source: SourceDefinition, columns: tuple[str, ...], event: str) -> 
     )
 
 
+def _guard(source: SourceDefinition, type_of_key: sql.SQL) -> sql.Composed:
+    """Ends the function where the key has a type that somebody made, but for a domain of one of PostgreSQL's.
+
+    A cast of such a type, to that of our keys, is its maker's function, and would run with our rights.
+    """
+    return compose(
+        """IF {type_of_key} >= {first_made} THEN
+            IF EXISTS (
+                WITH RECURSIVE base (oid) AS (
+                    SELECT {type_of_key}
+                    UNION ALL
+                    SELECT t.typbasetype FROM base b JOIN pg_type t ON t.oid = b.oid WHERE t.typtype = 'd'
+                )
+                SELECT FROM base b JOIN pg_type t ON t.oid = b.oid
+                WHERE t.typtype <> 'd' AND t.oid >= {first_made}
+            ) THEN
+                RETURN NULL;
+            END IF;
+        END IF;""",
+        type_of_key=type_of_key.format(key=identifier(source.key_column)),
+        first_made=sql.Literal(_FIRST_MADE_OID),
+    )
+
+
 def _chunks(source: SourceDefinition, columns: tuple[str, ...], event: str) -> sql.Composed:
-    """Queue rows straight from the transition table, whatever its size; again the writer is let through."""
+    """Queue rows straight from the transition table, whatever its size; again the writer is let through by a key that
+    does not fit. What else may go wrong is the writer's to know of: nobody would find an UPDATE that was not queued."""
     position: sql.Composable = sql.SQL("row_number() OVER ()")
     if source.key_type == "text":
         position = compose(
@@ -276,10 +314,11 @@ def _chunks(source: SourceDefinition, columns: tuple[str, ...], event: str) -> s
     return compose(
         """BEGIN
             {inserted}
-        EXCEPTION WHEN OTHERS THEN
+        EXCEPTION WHEN {by_a_key} THEN
             RETURN NULL;
         END;""",
         inserted=inserted,
+        by_a_key=_BY_A_KEY,
     )
 
 

@@ -194,6 +194,9 @@ def _to_analyst(to: sql.Composable) -> list[sql.Composed]:
     ]
 
 
+_WHAT_A_SOURCE_IS = {"id", "name", "definition", "relation", "migration"}
+
+
 def _to_worker(to: sql.Composable) -> list[sql.Composed]:
     ours_for_all = sql.SQL(", ").join(
         identifier(SCHEMA, table.name) for table in tables.metadata.tables.values()
@@ -205,6 +208,13 @@ def _to_worker(to: sql.Composable) -> list[sql.Composed]:
             role=to,
         ),
         compose("GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} TO {role}", tables=ours_for_all, role=to),
+        # What a source is: outlier.after_migration makes views of it with the rights of whoever attached.
+        compose("REVOKE INSERT, UPDATE ON outlier.sources FROM {role}", role=to),
+        compose(
+            "GRANT UPDATE ({columns}) ON outlier.sources TO {role}",
+            columns=_columns(c.name for c in tables.sources.columns if c.name not in _WHAT_A_SOURCE_IS),
+            role=to,
+        ),
     ]
 
 

@@ -152,12 +152,15 @@ def _guarded(feature: Feature) -> sql.Composable:
 
 
 def _nans(feature: Feature) -> sql.Composable:
-    return compose("array_fill('NaN'::double precision, ARRAY[{n}])", n=sql.Literal(feature.length))
+    return compose(
+        "pg_catalog.array_fill('NaN'::double precision, ARRAY[{n}])", n=sql.Literal(feature.length)
+    )
 
 
 def _sound_array(value: sql.Composable, length: int) -> sql.Composable:
     return compose(
-        "(array_ndims({v}) = 1 AND cardinality({v}) = {n} AND array_position({v}, NULL) IS NULL)",
+        "(pg_catalog.array_ndims({v}) = 1 AND pg_catalog.cardinality({v}) = {n}"
+        " AND pg_catalog.array_position({v}, NULL) IS NULL)",
         v=value,
         n=sql.Literal(length),
     )
@@ -173,7 +176,8 @@ def _first_problem(features: tuple[Feature, ...]) -> sql.Composable:
             continue
         cases.append(
             compose(
-                "WHEN {v} IS NULL OR array_ndims({v}) = 1 AND array_position({v}, NULL) IS NOT NULL THEN {p}"
+                "WHEN {v} IS NULL OR pg_catalog.array_ndims({v}) = 1"
+                " AND pg_catalog.array_position({v}, NULL) IS NOT NULL THEN {p}"
                 " WHEN NOT coalesce({sound}, false) THEN {wrong}",
                 v=value,
                 p=sql.Literal(position),

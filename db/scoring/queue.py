@@ -163,7 +163,9 @@ def finish(connection: Connection, source: Source, queue_ids: Sequence[int]) -> 
         {"ids": list(queue_ids)},
     ).rowcount
     if n_finished < len(queue_ids):
-        raise TableReplaced(f"{source.definition.relation} was replaced while rows of it were being scored.")
+        raise TableReplaced(
+            f"{source.definition.relation} was replaced or changed while rows of it were being scored."
+        )
 
 
 def postpone(

@@ -20,13 +20,21 @@ WRITTEN_COLUMNS = {"reconstruction_error": "double precision", "flagged": "boole
 WRITTEN_MARK = "Written by pgoutlier"
 
 # A declared transform turns a timestamp into a number; time zones are taken as UTC so that a session setting
-# cannot change a score.
-_HOUR = "(extract(hour from {x}) + extract(minute from {x}) / 60.0 + extract(second from {x}) / 3600.0)"
+# cannot change a score. Every operator and function says its schema: a feature view is read with the role's own path.
+_HOUR = (
+    "(extract(hour from {x}) OPERATOR(pg_catalog.+) (extract(minute from {x}) OPERATOR(pg_catalog./) 60.0)"
+    " OPERATOR(pg_catalog.+) (extract(second from {x}) OPERATOR(pg_catalog./) 3600.0))"
+)
+_ANGLE = (
+    "((2 OPERATOR(pg_catalog.*) pg_catalog.pi()) OPERATOR(pg_catalog.*) "
+    + _HOUR
+    + " OPERATOR(pg_catalog./) 24)"
+)
 TRANSFORMS: dict[str, str] = {
     "hour": _HOUR,
-    "hour_sin": f"sin(2 * pi() * {_HOUR} / 24)",
-    "hour_cos": f"cos(2 * pi() * {_HOUR} / 24)",
-    "weekday": "(extract(isodow from {x}) - 1)",
+    "hour_sin": f"pg_catalog.sin({_ANGLE})",
+    "hour_cos": f"pg_catalog.cos({_ANGLE})",
+    "weekday": "(extract(isodow from {x}) OPERATOR(pg_catalog.-) 1)",
     "monthday": "extract(day from {x})",
     "epoch": "extract(epoch from {x})",
 }
@@ -146,6 +154,8 @@ class Source:
     table_problem: str | None = None
     # What outlier.before_migration has taken away, and outlier.after_migration not brought back yet.
     migration: dict[str, Any] | None = None
+    # MD5 of its definition as it is stored.
+    digest: str = ""
 
     @property
     def name(self) -> str:

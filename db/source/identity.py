@@ -100,14 +100,18 @@ def _swapped(definition: SourceDefinition, elsewhere: Relation, found: Found) ->
 
 
 def same_table(source: Source) -> sql.Composed:
-    """SQL for whether the table's name is still its own; of no use before the table is locked, by a read for instance.
+    """SQL for whether the table's name is still its own, and its columns are still called as they were when the source
+    was read; of no use before the table is locked, by a read for instance.
 
     No one renames a table that a transaction has read before that ends, so what holds after the read held throughout.
     """
     return compose(
-        "(SELECT coalesce(to_regclass({name})::oid = {oid}, false))",
+        "(SELECT coalesce(to_regclass({name})::oid = {oid}, false) AND EXISTS (SELECT FROM outlier.sources s"
+        " WHERE s.id = {id} AND md5(s.definition::text) = {digest}))",
         name=sql.Literal(source.definition.relation.sql().as_string(None)),
         oid=sql.Literal(source.table_oid or 0),
+        id=sql.Literal(source.id),
+        digest=sql.Literal(source.digest),
     )
 
 
@@ -115,5 +119,5 @@ def check(connection: Connection, source: Source) -> None:
     """After the table was read by its name: raises TableReplaced if that was another table's, or nobody's."""
     if not one(connection, compose("SELECT {same}", same=same_table(source))):
         raise TableReplaced(
-            f"{source.definition.relation} was replaced while {source.name} was at work on it."
+            f"{source.definition.relation} was replaced or changed while {source.name} was at work on it."
         )

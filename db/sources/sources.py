@@ -23,7 +23,8 @@ from pgoutlier.db.sql.statements import compose, one, run, run_dicts
 from pgoutlier.db.tables import JsonObject
 
 _SELECT = compose(
-    "SELECT s.id, s.definition, s.recipe, s.attached_xid, s.last_problem, s.promotion, s.columns_filled_at,"
+    "SELECT s.id, s.definition, md5(s.definition::text) AS digest, s.recipe,"
+    " s.attached_xid, s.last_problem, s.promotion, s.columns_filled_at,"
     " s.migration, {columns}"
     " FROM outlier.sources s{joins}",
     columns=identity.COLUMNS,
@@ -71,6 +72,7 @@ def _source(row: dict[str, Any]) -> Source:
         table_oid=found.table_oid,
         table_problem=problem,
         migration=row["migration"],
+        digest=row["digest"],
     )
 
 

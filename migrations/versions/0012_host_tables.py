@@ -140,6 +140,18 @@ BEGIN
     END IF;
 END
 $outlier$"""
+# Whoever attached owns the function of the views, and may make it one that runs with the rights of its caller.
+_REQUIRE_OWN_RIGHTS = """
+CREATE FUNCTION outlier.require_own_rights(source text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $outlier$
+BEGIN
+    IF EXISTS (SELECT FROM pg_proc p WHERE p.pronamespace = 'outlier'::regnamespace
+               AND p.proname = 'views_' || source AND NOT p.prosecdef) THEN
+        RAISE EXCEPTION 'outlier.views_% would run with the rights of another: attach the table again', source
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+END
+$outlier$"""
 _BEFORE = """
 CREATE FUNCTION outlier.before_migration(relation regclass) RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $outlier$
@@ -165,7 +177,8 @@ BEGIN
                                'scored_' || s.name, 'flagged_' || s.name, 'quality_' || s.name, 'compared_' || s.name]))
             ) WHERE o.name = s.name;
         END IF;
-        EXECUTE format('SELECT outlier.%I(NULL, NULL, NULL, false)', 'views_' || s.name);
+        PERFORM outlier.require_own_rights(s.name);
+        EXECUTE format('SELECT outlier.%I(NULL::jsonb, NULL::regclass, NULL::jsonb, false)', 'views_' || s.name);
         n := n + 1;
     END LOOP;
     IF n = 0 THEN
@@ -186,6 +199,7 @@ BEGIN
     FOR s IN SELECT o.name, o.definition, o.migration FROM outlier.sources o
              WHERE o.relation = after_migration.relation AND o.migration IS NOT NULL LOOP
         renamed := outlier.renamed(s.definition, relation, s.migration -> 'numbers');
+        PERFORM outlier.require_own_rights(s.name);
         BEGIN
             EXECUTE format('SELECT outlier.%I($1, $2, $3, $4)', 'views_' || s.name)
             USING renamed, relation, s.migration -> 'grants', renamed <> s.definition;
@@ -206,6 +220,7 @@ _FUNCTIONS = (
     _WITH_NAMES,
     _CALLER,
     _REQUIRE_OWNER,
+    _REQUIRE_OWN_RIGHTS,
     _BEFORE,
     _AFTER,
 )
@@ -262,6 +277,7 @@ def downgrade() -> None:
         "renamed(jsonb, regclass, jsonb)",
         "grant_statements(jsonb, text[])",
         "grants_on(regclass)",
+        "require_own_rights(text)",
         "require_owner(regclass)",
         "caller()",
     ):
