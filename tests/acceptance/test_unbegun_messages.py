@@ -38,10 +38,11 @@ def worker_that_holds_a_message(table: Table) -> Iterator[Started]:
     table.stack.until_ready(worker)
     with table.stack.connect() as connection, connection.transaction():
         connection.execute(f"LOCK TABLE outlier.scores_{table.name}".encode())
-        for n_busy in range(1, N_THREADS + 1):
-            table.insert(1)
+        table.insert(1)
+        # A worker that is ready rings for what waits, so that one ring may have two threads wait.
+        while (n_busy := _n_waiting(table)) < N_THREADS:
             _ring(table)
-            until(lambda n=n_busy: _n_waiting(table) == n, "a thread waits for the lock")
+            until(lambda n=n_busy: _n_waiting(table) > n, "a thread waits for the lock")
         _ring(table)
         until(lambda: _n_messages(table) == 0, "the message is received")
         yield worker
