@@ -165,6 +165,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp{plan} AS
 
 def _row_function(source: SourceDefinition, columns: tuple[str, ...], event: str) -> sql.Composed:
     """The same for one row. What it cannot read is left to the sweep here, too: an error would stop the replication."""
+    type_of_key = compose("pg_typeof(NEW.{key})::oid", key=identifier(source.key_column))
     changed: sql.Composable = sql.SQL("true")
     if event == "update_row":
         changed = compose(
@@ -198,7 +199,12 @@ END
 """,
         keys=key_types.array_type(source.key_type),
         key=identifier(source.key_column),
-        guard=_guard(source, sql.SQL("pg_typeof(NEW.{key})::oid")),
+        guard=compose(
+            "IF {type_of_key} >= {made} THEN {guard} END IF;",
+            type_of_key=type_of_key,
+            made=sql.Literal(_FIRST_MADE_OID),
+            guard=_guard(type_of_key),
+        ),
         changed=changed,
         queue=ours("queue", source.name),
         rescore=sql.Literal(event == "update_row"),
@@ -224,13 +230,25 @@ def _collect(source: SourceDefinition, columns: tuple[str, ...], event: str) -> 
 
     Where the key was renamed, dropped or given another type, the writer is let through, and doctor says so. Where a
     feature was, every row of an UPDATE counts. The block holds no write: it costs the writer no transaction number.
+    Keys of PostgreSQL's own types are gathered at once, for the check of others takes as long as gathering does.
     """
-    template: LiteralString = (
-        "{guard} changed := ARRAY(SELECT r.{key} FROM {rows} LIMIT {most}); n := cardinality(changed);"
-    )
+    template: LiteralString = """changed := ARRAY(
+            SELECT c.key FROM (SELECT r.{key} AS key FROM {rows}) c WHERE pg_typeof(c.key)::oid < {made} LIMIT {most});
+        n := cardinality(changed);
+        IF n = 0 THEN
+            IF {type_of_key} >= {made} THEN
+                {guard}
+                changed := ARRAY(SELECT r.{key} FROM {rows} LIMIT {most});
+                n := cardinality(changed);
+            END IF;
+        END IF;"""
+    key = identifier(source.key_column)
+    type_of_key = compose("(SELECT pg_typeof(r.{key})::oid FROM new_rows r LIMIT 1)", key=key)
     parts = {
-        "guard": _guard(source, sql.SQL("(SELECT pg_typeof(r.{key})::oid FROM new_rows r LIMIT 1)")),
-        "key": identifier(source.key_column),
+        "made": sql.Literal(_FIRST_MADE_OID),
+        "guard": _guard(type_of_key),
+        "type_of_key": type_of_key,
+        "key": key,
         "most": sql.Literal(_few(source) + 1),
     }
     handler: sql.Composable = sql.SQL("RETURN NULL;")
@@ -255,27 +273,24 @@ def _collect(source: SourceDefinition, columns: tuple[str, ...], event: str) -> 
     )
 
 
-def _guard(source: SourceDefinition, type_of_key: sql.SQL) -> sql.Composed:
-    """Ends the function where the key has a type that somebody made, but for a domain of one of PostgreSQL's.
+def _guard(type_of_key: sql.Composed) -> sql.Composed:
+    """Ends the function where the key has a type that somebody made and that is no domain of one of PostgreSQL's.
 
     A cast of such a type, to that of our keys, is its maker's function, and would run with our rights.
     """
     return compose(
-        """IF {type_of_key} >= {first_made} THEN
-            IF EXISTS (
-                WITH RECURSIVE base (oid) AS (
-                    SELECT {type_of_key}
-                    UNION ALL
-                    SELECT t.typbasetype FROM base b JOIN pg_type t ON t.oid = b.oid WHERE t.typtype = 'd'
-                )
-                SELECT FROM base b JOIN pg_type t ON t.oid = b.oid
-                WHERE t.typtype <> 'd' AND t.oid >= {first_made}
-            ) THEN
-                RETURN NULL;
-            END IF;
+        """IF EXISTS (
+            WITH RECURSIVE base (oid) AS (
+                SELECT {type_of_key}
+                UNION ALL
+                SELECT t.typbasetype FROM base b JOIN pg_type t ON t.oid = b.oid WHERE t.typtype = 'd'
+            )
+            SELECT FROM base b JOIN pg_type t ON t.oid = b.oid WHERE t.typtype <> 'd' AND t.oid >= {made}
+        ) THEN
+            RETURN NULL;
         END IF;""",
-        type_of_key=type_of_key.format(key=identifier(source.key_column)),
-        first_made=sql.Literal(_FIRST_MADE_OID),
+        type_of_key=type_of_key,
+        made=sql.Literal(_FIRST_MADE_OID),
     )
 
 
