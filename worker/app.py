@@ -20,21 +20,9 @@ _LONGEST_ERROR = 1_000  # characters: it may quote an argument, which may be any
 
 
 class OurTask(Task):  # type: ignore[misc]
-    """A failure that is no fault of the program is logged as one line; Celery would log a long traceback.
-
-    And a broker that refuses a message can be sent the next one: Celery would use for ever what is left of a channel
-    that was closed amid a refusal.
-    """
+    """A failure that is no fault of the program is logged as one line; Celery would log a long traceback."""
 
     throws = (PgoutlierError, OperationalError, PoolTimeout, psycopg.OperationalError)
-
-    def apply_async(self, *args: Any, **options: Any) -> Any:
-        with self.app.producer_pool.acquire(block=True) as producer:
-            try:
-                return super().apply_async(*args, **{"producer": producer, **options})
-            except BrokerUnavailable:
-                producer.connection.collect()
-                raise
 
     def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
         if isinstance(exc, self.throws):
