@@ -18,6 +18,8 @@ from pgoutlier.db.sql.statements import compose
 KINDS = ("shadow_scores", "compared", "comparison")
 # The views among them, each before those that it needs.
 VIEWS = ("comparison", "compared")
+# All views of a source that show rows of the user's table, each before those that it needs.
+VIEWS_OF_ROWS = ("compared", *source_views.VIEWS)
 COMPARED_COLUMNS = {
     "reconstruction_error": "s.reconstruction_error",
     "flagged": "s.flagged",

@@ -22,6 +22,9 @@ from pgoutlier.db.sql import key_types
 from pgoutlier.db.sql.identifiers import identifier, ours
 from pgoutlier.db.sql.statements import as_text, compose
 
+# All views of a source, each before those that it needs.
+VIEWS = (*challenger_objects.VIEWS, *source_views.VIEWS)
+
 
 def create(
     source: SourceDefinition, source_columns: tuple[str, ...], *, by_event_time: bool
@@ -84,10 +87,7 @@ def drop(source: SourceDefinition) -> list[sql.Composed]:
 
 def drop_views(source: SourceDefinition) -> list[sql.Composed]:
     """Those of them that remove the views."""
-    return [
-        compose("DROP VIEW IF EXISTS {view}", view=ours(view, source.name))
-        for view in (*challenger_objects.VIEWS, *source_views.VIEWS)
-    ]
+    return [compose("DROP VIEW IF EXISTS {view}", view=ours(view, source.name)) for view in VIEWS]
 
 
 def _queue(source: SourceDefinition) -> list[sql.Composed]:

@@ -37,7 +37,7 @@ def plan(
     """The statements that `attach` runs; those that lock the user's table against writers are the last."""
     by_event_time = _by_event_time(connection, definition)
     made = core_objects.create(definition, columns, by_event_time=by_event_time)
-    made += source_views.barriers(definition) if catalog.has_policies(connection, definition.relation) else []
+    made += _barriers(connection, definition)
     made += migration_functions.create(connection, definition, by_event_time=by_event_time)
     made += _access_of_owner(connection, definition)
     triggers = queue_triggers.triggers(definition).values()
@@ -127,14 +127,15 @@ def repair(
             *core_objects.score_triggers(definition),
             *followers,
             *_views_to_mend(connection, definition, columns),
-            *(
-                source_views.barriers(definition)
-                if catalog.has_policies(connection, definition.relation)
-                else []
-            ),
+            *_barriers(connection, definition),
             *last,
         ],
     )
+
+
+def _barriers(connection: Connection, definition: SourceDefinition) -> list[sql.Composed]:
+    """What keeps scores of rows that the policies of the user's table hide from whoever asks, where it has policies."""
+    return source_views.barriers(definition) if catalog.has_policies(connection, definition.relation) else []
 
 
 def _access_of_owner(connection: Connection, definition: SourceDefinition) -> list[sql.Composed]:
@@ -157,7 +158,7 @@ def end_migration(connection: Connection, source: Source, definition: SourceDefi
         "SELECT outlier.grant_statements(%s, %s)",
         (
             Jsonb(source.migration["grants"]),
-            [f"{view}_{definition.name}" for view in (*source_views.VIEWS, *challenger_objects.VIEWS)],
+            [f"{view}_{definition.name}" for view in core_objects.VIEWS],
         ),
     )
     return _as_statements(found.fetchall())
@@ -165,12 +166,11 @@ def end_migration(connection: Connection, source: Source, definition: SourceDefi
 
 def view_grants(connection: Connection, definition: SourceDefinition) -> list[sql.Composed]:
     """The statements that give the rights on the views again, as they are now."""
-    views = (*source_views.VIEWS, *challenger_objects.VIEWS)
     found = run(
         connection,
         "SELECT outlier.grant_statements(outlier.grants_on(c.oid::regclass), %(views)s) FROM pg_class c"
         " WHERE c.relnamespace = 'outlier'::regnamespace AND c.relname = ANY (%(views)s)",
-        {"views": [f"{view}_{definition.name}" for view in views]},
+        {"views": [f"{view}_{definition.name}" for view in core_objects.VIEWS]},
     )
     return _as_statements(found.fetchall())
 
@@ -238,7 +238,7 @@ def shows_too_much(connection: Connection, definition: SourceDefinition) -> list
     """Names of views by which one sees rows, or scores of rows, that the policies of the user's table hide."""
     kinds = [
         kind
-        for kind in (*source_views.VIEWS, "compared")
+        for kind in challenger_objects.VIEWS_OF_ROWS
         if catalog.exists(connection, _view(definition, kind))
         and not _reads_as_who_asks(connection, definition, kind)
     ]
@@ -252,13 +252,13 @@ def lacks(connection: Connection, definition: SourceDefinition) -> list[str]:
     """Names of what an earlier version of this program did not make: views, their columns, what a challenger needs."""
     lacking = []
     for kind in source_views.VIEWS:
-        view = f"{kind}_{definition.name}"
-        shown = catalog.view_columns(connection, Relation(SCHEMA, view))
+        view = _view(definition, kind)
+        shown = catalog.view_columns(connection, view)
         if shown is None:
-            lacking.append(view)
+            lacking.append(view.name)
         elif _lacks_verdict(kind, shown):
-            lacking.append(f"{view}.{source_views.VERDICT_COLUMN}")
-    return lacking + [f"{kind}_{definition.name}" for kind in lacks_for_challenger(connection, definition)]
+            lacking.append(f"{view.name}.{source_views.VERDICT_COLUMN}")
+    return lacking + [_view(definition, kind).name for kind in lacks_for_challenger(connection, definition)]
 
 
 def add_challenger_objects(

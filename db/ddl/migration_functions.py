@@ -19,7 +19,6 @@ from pgoutlier.db.sql.statements import as_text, compose, dollar_quote, one
 # The places that outlier.with_names fills.
 _SHOWN = ("outlier:shown",)
 _QUOTE = '"outlier:quote"'
-_VIEWS = (*source_views.VIEWS, "compared")
 _ARGUMENTS = sql.SQL("(jsonb, regclass, jsonb, boolean)")
 
 
@@ -92,7 +91,7 @@ BEGIN
     END LOOP;
 END
 """,
-        views=sql.SQL(", ").join(ours(view, source.name) for view in _VIEWS),
+        views=sql.SQL(", ").join(ours(view, source.name) for view in challenger_objects.VIEWS_OF_ROWS),
         functions=_executed(functions, ()),
         made=sql.SQL("").join(
             [
@@ -102,7 +101,7 @@ END
         ),
         share=source_views.share_rows(source),
         barriers=sql.SQL(";\n        ").join(source_views.barriers(source)),
-        names=sql.Literal([f"{view}_{source.name}" for view in _VIEWS]),
+        names=sql.Literal([f"{view}_{source.name}" for view in challenger_objects.VIEWS_OF_ROWS]),
     )
 
 

@@ -11,7 +11,7 @@ from psycopg.errors import Diagnostic
 from sqlalchemy import Connection
 
 from pgoutlier.db import tables
-from pgoutlier.db.ddl import source_views, written_columns
+from pgoutlier.db.ddl import challenger_objects, source_views, written_columns
 from pgoutlier.db.engine import driver_connection
 from pgoutlier.db.errors import SourceError, first_line
 from pgoutlier.db.source import catalog
@@ -23,7 +23,6 @@ from pgoutlier.db.sql.statements import as_text, compose, one, run
 # An analyst reads the views, a worker scores and trains, an operator looks at schedules and changes them, a monitor
 # reads how things are, and nothing of the rows.
 Kind = Literal["analyst", "worker", "operator", "monitor"]
-_VIEWS_OF_CHALLENGER = ("compared", "comparison")
 _TABLES_OF_SOURCE = ("queue", "scores", "shadow_scores", "score_history")
 # What a monitor sees of our tables: these, but for these columns. Keys are values of the rows, and so are the ends of
 # ranges; arguments of tasks may hold a secret.
@@ -44,6 +43,9 @@ _NOT_FOR_MONITORS: dict[str, tuple[str, ...]] = {
     "dead_letters": ("last_error",),
 }
 _QUEUE_FOR_MONITORS = ("id", "n_keys", "queued_at", "not_before", "attempts", "rescore", "last_error")
+# Columns of outlier.sources that no worker changes: outlier.after_migration makes views of them with the rights of
+# whoever attached.
+_WHAT_A_SOURCE_IS = {"id", "name", "definition", "relation", "migration"}
 _NOT_GRANTED = "01007"  # PostgreSQL's warning that a GRANT did nothing
 
 
@@ -194,9 +196,6 @@ def _to_analyst(to: sql.Composable) -> list[sql.Composed]:
     ]
 
 
-_WHAT_A_SOURCE_IS = {"id", "name", "definition", "relation", "migration"}
-
-
 def _to_worker(to: sql.Composable) -> list[sql.Composed]:
     ours_for_all = sql.SQL(", ").join(
         identifier(SCHEMA, table.name) for table in tables.metadata.tables.values()
@@ -208,7 +207,6 @@ def _to_worker(to: sql.Composable) -> list[sql.Composed]:
             role=to,
         ),
         compose("GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} TO {role}", tables=ours_for_all, role=to),
-        # What a source is: outlier.after_migration makes views of it with the rights of whoever attached.
         compose("REVOKE INSERT, UPDATE ON outlier.sources FROM {role}", role=to),
         compose(
             "GRANT UPDATE ({columns}) ON outlier.sources TO {role}",
@@ -262,7 +260,7 @@ def _ours_of_source(
         found = [k for k in kinds if catalog.exists(connection, Relation(SCHEMA, f"{k}_{source_name}"))]
         return sql.SQL(", ").join(ours(k, source_name) for k in found) if found else None
 
-    views = present((*source_views.READ, *_VIEWS_OF_CHALLENGER))
+    views = present((*source_views.READ, *challenger_objects.VIEWS))
     read = [compose("GRANT SELECT ON {views} TO {role}", views=views, role=to)] if views else []
     if kind == "analyst":
         return read

@@ -21,8 +21,10 @@ from pgoutlier.db.sql.statements import compose, one
 COLUMNS = sql.SQL(
     "s.relation::oid::bigint AS table_oid, t.relkind::text AS kind, tn.nspname::text AS schema,"
     " t.relname::text AS name, h.oid::bigint AS holder, h.relkind::text AS holder_kind,"
-    # A number that a dump wrote for a table that was gone may by chance be that of another one.
-    " EXISTS (SELECT FROM pg_trigger g JOIN pg_proc p ON p.oid = g.tgfoid JOIN pg_namespace o ON o.oid = p.pronamespace"
+    # A number that a dump wrote for a table that was gone may by chance be that of another one. Only looked at where
+    # the name is not its own, since a source is read for every drain.
+    " h.oid IS DISTINCT FROM s.relation::oid AND EXISTS (SELECT FROM pg_trigger g JOIN pg_proc p ON p.oid = g.tgfoid"
+    " JOIN pg_namespace o ON o.oid = p.pronamespace"
     " WHERE g.tgrelid = s.relation::oid AND o.nspname = 'outlier' AND p.proname = 'enqueue_insert_' || s.name)"
     " AS has_our_trigger"
 )
