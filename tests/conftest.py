@@ -148,6 +148,14 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 
 @pytest.fixture
+def empty(empty_database_url: str) -> Iterator[Engine]:
+    """Of a database in which nothing is ours yet."""
+    made = make_engine(empty_database_url)
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
 def connect(database_url: str) -> Iterator[Connect]:
     """Opens connections as a user's program would, closed at the end; autocommit unless told otherwise."""
     with ExitStack() as opened:

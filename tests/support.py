@@ -35,6 +35,8 @@ CREATE TABLE transactions (
 )
 """
 FEATURES = ("amount", "hour", "distance")
+# How that table is attached.
+ASKED: dict[str, Any] = {"relation": "transactions", "key": "id", "features": ",".join(FEATURES)}
 # Ends a test that hangs, and is no measure of anything: far longer than a busy machine takes.
 HUNG_SECONDS = 120.0
 
@@ -111,7 +113,7 @@ class Table:
 
 def make_table(user: Connection, runtime: Runtime) -> Table:
     user.execute(TRANSACTIONS)
-    return attach_table(user, runtime, relation="transactions", key="id", features=",".join(FEATURES))
+    return attach_table(user, runtime, **ASKED)
 
 
 def attach_table(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import psycopg
 import pytest
@@ -22,13 +21,6 @@ from tests.support import Table, detach_table, register
 UPGRADE = (
     "import sys; from pgoutlier.db import engine, migrate; migrate.upgrade(engine.make_engine(sys.argv[1]))"
 )
-
-
-@pytest.fixture
-def empty(empty_database_url: str) -> Iterator[Engine]:
-    made = make_engine(empty_database_url)
-    yield made
-    made.dispose()
 
 
 def tables(url: str) -> set[str]:

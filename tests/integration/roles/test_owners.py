@@ -14,22 +14,14 @@ from pgoutlier.db.engine import make_engine
 from pgoutlier.db.errors import SchemaNotReady, SourceError
 from pgoutlier.worker.doctor import checks
 from pgoutlier.worker.doctor.source_checks import of_source
-from tests.support import FEATURES, Table, attach_table
+from tests.support import ASKED, Table, attach_table
 
 User = psycopg.Connection[Any]
-ASKED = {"relation": "transactions", "key": "id", "features": ",".join(FEATURES)}
 # Runs as whoever writes to the table that it is a trigger of.
 TRAP = (
     "RETURNS trigger LANGUAGE plpgsql AS"
     " $$ BEGIN INSERT INTO public.caught VALUES (current_user); RETURN NEW; END $$"
 )
-
-
-@pytest.fixture
-def empty(empty_database_url: str) -> Iterator[Engine]:
-    made = make_engine(empty_database_url)
-    yield made
-    made.dispose()
 
 
 @pytest.fixture

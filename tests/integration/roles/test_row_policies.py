@@ -15,10 +15,9 @@ from pgoutlier.worker.runtime import Runtime, make_runtime
 from pgoutlier.worker.status import flagged_rows
 from pgoutlier.worker.verdicts import judging
 from pgoutlier.worker.versions import versions
-from tests.support import FEATURES, Table, attach_table, make_detector, quote, register
+from tests.support import ASKED, FEATURES, Table, attach_table, make_detector, quote, register
 
 User = psycopg.Connection[Any]
-ASKED = {"relation": "transactions", "key": "id", "features": ",".join(FEATURES)}
 # Cheaper than any operator, so that PostgreSQL runs it first wherever it may.
 PEEP = (
     "CREATE FUNCTION peep(seen double precision) RETURNS boolean LANGUAGE plpgsql COST 0.0000001 AS"

@@ -26,6 +26,7 @@ from pgoutlier.worker.scoring.batches import score_claimed
 from pgoutlier.worker.upkeep import maintenance
 from tests.conftest import Connect
 from tests.support import (
+    ASKED,
     HUNG_SECONDS,
     Table,
     attach_table,
@@ -490,8 +491,7 @@ def test_rows_from_before_attach_are_swept_up_only_when_a_backfill_has_been_thro
     table.insert(1, 12_000)
     if frozen:
         user.execute("VACUUM (FREEZE) transactions")
-    asked: dict[str, Any] = {"relation": "transactions", "key": "id", "features": "amount,hour,distance"}
-    attach_table(user, runtime, **asked)
+    attach_table(user, runtime, **ASKED)
     assert sweep(table) == 0
     past_the_triggers(table, "INSERT INTO transactions (id) VALUES (0)")
     assert sweep(table) == 1

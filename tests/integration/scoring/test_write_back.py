@@ -37,6 +37,7 @@ from tests.names import NAMES
 from tests.readings import SEQUENCE_RECIPE
 from tests.servers import Postgres
 from tests.support import (
+    ASKED,
     HUNG_SECONDS,
     TRANSACTIONS,
     Table,
@@ -52,7 +53,6 @@ from tests.support import (
 )
 
 User = psycopg.Connection[Any]
-ASKED: dict[str, Any] = {"relation": "transactions", "key": "id", "features": "amount,hour,distance"}
 
 
 @pytest.fixture

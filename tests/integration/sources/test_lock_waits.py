@@ -18,7 +18,7 @@ from pgoutlier.worker.history import keeping
 from pgoutlier.worker.notices import webhook_control
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.sources import attaching
-from tests.support import Table, attach_table, detach_table, until
+from tests.support import ASKED, Table, attach_table, detach_table, until
 
 User = psycopg.Connection[Any]
 Connect = Callable[..., User]
@@ -30,8 +30,7 @@ def attach_u(table: Table) -> None:
 
 
 def with_columns(table: Table) -> None:
-    asked = {"relation": "transactions", "key": "id", "features": "amount,hour,distance"}
-    attach_table(table.user, table.runtime, **asked, write_columns=True)
+    attach_table(table.user, table.runtime, **ASKED, write_columns=True)
 
 
 # What is done, the table that somebody holds, and how.

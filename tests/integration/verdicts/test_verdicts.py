@@ -29,7 +29,16 @@ from pgoutlier.worker.training import training
 from pgoutlier.worker.verdicts import judging
 from tests.conftest import Connect
 from tests.integration.conftest import Run
-from tests.support import FEATURES, Table, attach_table, detach_table, make_detector, plain_recipe, quote
+from tests.support import (
+    ASKED,
+    FEATURES,
+    Table,
+    attach_table,
+    detach_table,
+    make_detector,
+    plain_recipe,
+    quote,
+)
 
 User = psycopg.Connection[Any]
 
@@ -599,15 +608,14 @@ def test_attaching_again_gives_the_views_what_they_lack(earlier: Table, role: st
             "quality_transactions",
         ]
     granting.grant(earlier.runtime, role, "analyst")  # without the view that is not there yet
-    asked = {"relation": "transactions", "key": "id", "features": ",".join(FEATURES)}
-    attach_table(earlier.user, earlier.runtime, **asked)
+    attach_table(earlier.user, earlier.runtime, **ASKED)
     assert columns(earlier, "scored") == columns(earlier, "flagged") == [*before, "verdict"]
     assert columns(earlier, "quality")[:3] == ["day", "model_version", "labelled"]
     may = f"SELECT has_table_privilege('{role}', 'outlier.scored_transactions', 'SELECT')"
     assert earlier.rows(may) == [(True,)]
-    attach_table(earlier.user, earlier.runtime, **asked)
+    attach_table(earlier.user, earlier.runtime, **ASKED)
     earlier.user.execute("DROP VIEW outlier.flagged_transactions, outlier.scored_transactions")
-    attach_table(earlier.user, earlier.runtime, **asked)
+    attach_table(earlier.user, earlier.runtime, **ASKED)
     assert columns(earlier, "scored") == [*before[:5], "since", *before[5:], "verdict"]
 
 
