@@ -100,7 +100,7 @@ class Supervisor:
                 errors="replace",
                 env={**os.environ, **self.environment},
                 start_new_session=True,
-                preexec_fn=_ending_with(os.getpid()),
+                preexec_fn=ending_with(os.getpid()),
             )
             self._children[plan.name] = child
             threading.Thread(target=self._relay, args=(plan.name, child.stdout), daemon=True).start()
@@ -131,18 +131,39 @@ class Supervisor:
             _kill_group(child)
 
 
-def _ending_with(parent: int) -> Callable[[], None] | None:
-    """What a child has to do before it becomes the program: ask to be ended when its parent does, even by kill -9."""
+def ending_with(parent: int) -> Callable[[], None] | None:
+    """What a child does to be killed when its parent ends, even by kill -9; None where the kernel cannot see to that.
+
+    Killed, for nothing is lost by it. Of a parent with threads each hands the child on to the next as it ends, and the
+    kernel signals every time: asked to end so often at once, Celery may wait for itself for ever.
+    """
     if sys.platform != "linux":
         return None
     prctl = ctypes.CDLL(None).prctl  # found here: a child of a process with threads may not load anything
 
     def ask() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it ended before it could be asked
             os._exit(1)
 
     return ask
+
+
+def heeded_once(handler: Callable[..., object]) -> Callable[..., None]:
+    """A handler of signals that lets all but the first go by.
+
+    Handlers that take locks, as those of Celery and Event.set do, wait for themselves where the next one interrupts
+    them.
+    """
+    heeded = False
+
+    def handle(*arguments: object) -> None:
+        nonlocal heeded
+        if not heeded:
+            heeded = True
+            handler(*arguments)
+
+    return handle
 
 
 def _kill_group(child: subprocess.Popen[str]) -> None:

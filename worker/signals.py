@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import signal
 import threading
 from contextlib import suppress
 from typing import Any
 
-from celery.signals import celeryd_after_setup, setup_logging, worker_ready, worker_shutting_down
+from celery.signals import (
+    beat_init,
+    celeryd_after_setup,
+    setup_logging,
+    worker_process_init,
+    worker_ready,
+    worker_shutting_down,
+)
 
 from pgoutlier.db.settings import load_settings
 from pgoutlier.detector import load_onnx_runtime
 from pgoutlier.worker.app import app, ring
 from pgoutlier.worker.logs import configure_logs
+from pgoutlier.worker.processes import ending_with, heeded_once
 from pgoutlier.worker.runtime import runtime, stop
 from pgoutlier.worker.warming import warm_up
 
@@ -54,6 +64,20 @@ def _scores_in_threads(worker: Any) -> bool:
     """Processes would each have to get ready for themselves."""
     takes = worker.app.amqp.queues.consume_from
     return "score" in takes and worker.pool_cls.__module__ == "celery.concurrency.thread"
+
+
+@beat_init.connect
+@worker_ready.connect
+def _be_asked_once(**_: Any) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    if callable(handler):
+        signal.signal(signal.SIGTERM, heeded_once(handler))
+
+
+@worker_process_init.connect
+def _end_with_the_worker(**_: Any) -> None:
+    if ask := ending_with(os.getppid()):
+        ask()
 
 
 @worker_shutting_down.connect

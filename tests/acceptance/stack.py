@@ -37,7 +37,7 @@ from pgoutlier.models_store.registry import TrainingWindow
 from pgoutlier.worker.runtime import Runtime, make_runtime
 from pgoutlier.worker.sources import attaching, listing
 from pgoutlier.worker.versions import versions
-from tests.support import until
+from tests.support import HUNG_SECONDS, until
 
 N_FEATURES = 6
 COLUMNS = tuple(f"f{i}" for i in range(N_FEATURES))
@@ -424,7 +424,8 @@ class Servers:
 
 def assert_no_process_of(servers: Servers) -> None:
     """No worker, beat, listener or command that works with these servers is left."""
-    until(lambda: not processes_of(servers.environment), "all processes have gone")
+    psutil.wait_procs(processes_of(servers.environment), timeout=HUNG_SECONDS)
+    assert [process.cmdline() for process in processes_of(servers.environment)] == []
 
 
 def processes_of(environment: dict[str, str]) -> list[psutil.Process]:

@@ -26,7 +26,7 @@ from pgoutlier.worker.cli.context import data_dir_text, open_runtime, settings_w
 from pgoutlier.worker.console import console, errors, print_json
 from pgoutlier.worker.listener import listen
 from pgoutlier.worker.logs import configure_logs
-from pgoutlier.worker.processes import Supervisor, plans
+from pgoutlier.worker.processes import Supervisor, heeded_once, plans
 from pgoutlier.worker.roles import granting
 from pgoutlier.worker.runtime import libpq_url, server_urls
 
@@ -59,8 +59,9 @@ def _run_all(settings: Settings, *, threads: int | None, log_level: str, place: 
         environment={"PGOUTLIER_LOG_FORMAT": "console"} if settings.log_format == "auto" else {},
     )
     stop = threading.Event()
+    end = heeded_once(lambda *_: stop.set())
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, end)
     console.print(
         "Starting score worker, train worker, beat and listener. Ctrl-C stops them.", highlight=False
     )
@@ -99,8 +100,9 @@ def listener() -> None:
         ring(deliver_all)
 
     stop = threading.Event()
+    end = heeded_once(lambda *_: stop.set())
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, end)
     listen(
         conninfo,
         ask_for_drain,
