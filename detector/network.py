@@ -1,4 +1,4 @@
-"""Fitting the dense autoencoder: a Keras model, its own loop over the epochs, no global random state.
+"""Fitting networks: a Keras model, its own loop over the epochs, no global random state.
 
 keras.Model.fit draws its shuffling and its dropout from process-wide generators, which two trainings in
 one process would share. Here every random number comes from the seed that is passed in, and an epoch is

@@ -100,7 +100,7 @@ def train(
 ) -> TrainedVersion:
     """Fit the source's recipe (or another by name) on its newest normal rows and register the version.
 
-    promote: None promotes only if the source has no champion yet. threshold: a policy in place of the recipe's,
+    promote: None leaves that to the source's policy and the gate. threshold: a policy in place of the recipe's,
     for this version. after_run: do it only if this is the last training run there was (0: none), so that triggers
     which ask again until somebody begins bring one training. Raises TrainingBusy if there was a later one or a
     training of the source is under way, SourceError if there is no such source or it lacks a column that the policy
