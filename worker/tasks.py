@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 
+from pgoutlier.db.source.typed_keys import Word
 from pgoutlier.worker.app import OurTask, app, ring
 from pgoutlier.worker.drift import measuring
 from pgoutlier.worker.history import keeping
@@ -82,8 +83,8 @@ def sweep_all() -> dict[str, int]:
 
 
 @app.task(name="score.retry_quarantine", base=Housekeeping)
-def retry_quarantine(source: str, keys: list[str] | None = None) -> int:
-    """Queue quarantined rows again."""
+def retry_quarantine(source: str, keys: list[Word] | None = None) -> int:
+    """Queue quarantined rows again, all or those with these keys."""
     return maintenance.retry_quarantine(runtime(), source, keys)
 
 
@@ -183,11 +184,14 @@ def prune_versions(source: str, keep: int | None = None) -> list[int]:
 
 @app.task(name="verdicts.label")
 def label(
-    source: str, keys: list[str] | str, verdict: str, note: str | None = None, by: str | None = None
+    source: str, keys: list[Word] | Word, verdict: str, note: str | None = None, by: str | None = None
 ) -> dict[str, int]:
-    """Say of rows that they are fraud or normal, or withdraw that. by: who says so, in place of the worker's role."""
+    """Say of rows that they are fraud or normal, or withdraw that. by: who says so, in place of the worker's role.
+
+    A key of several columns is a list of their values, or an object of them by name.
+    """
     # A text would be taken apart, and its letters or digits for keys.
-    given = [keys] if isinstance(keys, str) else [str(key) for key in keys]
+    given = list(keys) if isinstance(keys, list) else [keys]
     done = judging.label(runtime(), source, given, verdict, note=note, by=by)
     return {"n_given": done.n_given, "n_unchanged": done.n_unchanged}
 

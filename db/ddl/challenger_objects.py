@@ -10,7 +10,6 @@ from psycopg import sql
 
 from pgoutlier.db.ddl import path_triggers, source_views
 from pgoutlier.db.source.definition import SourceDefinition
-from pgoutlier.db.sql import key_types
 from pgoutlier.db.sql.identifiers import identifier, ours
 from pgoutlier.db.sql.statements import compose
 
@@ -57,14 +56,16 @@ def _table(source: SourceDefinition) -> list[sql.Composed]:
         compose(
             """
 CREATE TABLE {table} (
-    key {key} PRIMARY KEY,
+    {columns},
     change_id bigint NOT NULL,
     reconstruction_error double precision NOT NULL,
     model_version integer NOT NULL,
-    would_flag boolean NOT NULL
+    would_flag boolean NOT NULL,
+    PRIMARY KEY ({key})
 )""",
             table=table,
-            key=key_types.scalar_type(source.key_type),
+            columns=sql.SQL(", ").join(source.key.definitions()),
+            key=source.key.ours(),
         ),
         *path_triggers.create(table),
     ]
@@ -73,13 +74,14 @@ CREATE TABLE {table} (
 def _pairs(source: SourceDefinition) -> sql.Composed:
     """FROM and WHERE of both scores of each row: s the champion's, h the challenger's."""
     return compose(
-        "FROM {scores} s JOIN {challenger_scores} h ON h.key = s.key AND h.change_id = s.change_id"
+        "FROM {scores} s JOIN {challenger_scores} h ON {same} AND h.change_id = s.change_id"
         " JOIN outlier.sources o ON o.name = {name}"
         " JOIN outlier.model_aliases champion ON champion.source_id = o.id AND champion.alias = 'champion'"
         " AND champion.version = s.model_version"
         " JOIN outlier.model_aliases challenger ON challenger.source_id = o.id AND challenger.alias = 'challenger'"
         " AND challenger.version = h.model_version",
         scores=ours("scores", source.name),
+        same=source.key.same("h", "s"),
         challenger_scores=ours("shadow_scores", source.name),
         name=sql.Literal(source.name),
     )
@@ -91,13 +93,13 @@ def _compared(source: SourceDefinition, shown: sql.Composable) -> sql.Composed:
         for name, value in COMPARED_COLUMNS.items()
     ]
     return compose(
-        "CREATE OR REPLACE VIEW {view} AS SELECT {shown}, {scores} {pairs} JOIN {rows} t ON t.{key} = s.key",
+        "CREATE OR REPLACE VIEW {view} AS SELECT {shown}, {scores} {pairs} JOIN {rows} t ON {same}",
         view=ours("compared", source.name),
         shown=shown,
         scores=sql.SQL(", ").join(scores),
         pairs=_pairs(source),
         rows=ours(source_views.ROWS, source.name),
-        key=identifier(source.key_column),
+        same=source.key.is_of("t", "s"),
     )
 
 

@@ -18,7 +18,6 @@ from pgoutlier.db.ddl import (
 )
 from pgoutlier.db.scoring import write_back
 from pgoutlier.db.source.definition import SourceDefinition
-from pgoutlier.db.sql import key_types
 from pgoutlier.db.sql.identifiers import identifier, ours
 from pgoutlier.db.sql.statements import as_text, compose
 
@@ -98,7 +97,7 @@ def _queue(source: SourceDefinition) -> list[sql.Composed]:
 CREATE TABLE {queue} (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     change_id bigint,
-    keys {keys} NOT NULL,
+    {keys},
     n_keys integer NOT NULL,
     queued_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     not_before timestamptz,
@@ -108,10 +107,22 @@ CREATE TABLE {queue} (
 ) WITH (fillfactor = 90, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
         autovacuum_vacuum_insert_scale_factor = 0.5, autovacuum_analyze_scale_factor = 0.5)""",
             queue=queue,
-            keys=key_types.array_type(source.key_type),
+            keys=sql.SQL(", ").join(source.key.array_definitions()),
         ),
-        # Compressing key arrays took more of the writer's time than all the rest of the trigger.
-        compose("ALTER TABLE {queue} ALTER COLUMN keys SET STORAGE EXTERNAL", queue=queue),
+        *uncompressed(source),
+    ]
+
+
+def uncompressed(source: SourceDefinition) -> list[sql.Composed]:
+    """Statements that keep PostgreSQL from compressing arrays of keys, which took more of the writer's time than the
+    rest of the trigger did."""
+    return [
+        compose(
+            "ALTER TABLE {queue} ALTER COLUMN {keys} SET STORAGE EXTERNAL",
+            queue=ours("queue", source.name),
+            keys=identifier(name),
+        )
+        for name in source.key.array_names
     ]
 
 
@@ -121,16 +132,18 @@ def _scores(source: SourceDefinition) -> list[sql.Composed]:
         compose(
             """
 CREATE TABLE {scores} (
-    key {key} PRIMARY KEY,
+    {columns},
     change_id bigint NOT NULL,
     reconstruction_error double precision NOT NULL,
     scored_at timestamptz NOT NULL DEFAULT now(),
     model_version integer NOT NULL,
     flagged boolean NOT NULL,
-    top_features jsonb
+    top_features jsonb,
+    PRIMARY KEY ({key})
 )""",
             scores=scores,
-            key=key_types.scalar_type(source.key_type),
+            columns=sql.SQL(", ").join(source.key.definitions()),
+            key=source.key.ours(),
         ),
         compose(
             "CREATE INDEX {name} ON {scores} (scored_at, reconstruction_error) WHERE flagged",

@@ -9,12 +9,10 @@ from __future__ import annotations
 from psycopg import sql
 
 from pgoutlier.db.source.definition import SourceDefinition
-from pgoutlier.db.sql import key_types
 from pgoutlier.db.sql.identifiers import identifier, ours
 from pgoutlier.db.sql.statements import compose
 
 _COLUMNS = (
-    "key",
     "change_id",
     "reconstruction_error",
     "scored_at",
@@ -32,7 +30,7 @@ def table(source: SourceDefinition) -> list[sql.Composed]:
         compose(
             """
 CREATE TABLE {history} (
-    key {key} NOT NULL,
+    {columns},
     change_id bigint NOT NULL,
     reconstruction_error double precision NOT NULL,
     scored_at timestamptz NOT NULL,
@@ -42,17 +40,23 @@ CREATE TABLE {history} (
     replaced_at timestamptz NOT NULL DEFAULT now()
 )""",
             history=history,
-            key=key_types.scalar_type(source.key_type),
+            columns=sql.SQL(", ").join(source.key.definitions()),
         ),
-        compose("CREATE INDEX ON {history} (key, replaced_at)", history=history),
+        index(source),
         # Rows come in order of time, and pruning is all that asks for it.
         compose("CREATE INDEX ON {history} USING brin (replaced_at)", history=history),
     ]
 
 
+def index(source: SourceDefinition) -> sql.Composed:
+    """The statement that makes the index by key."""
+    history = ours("score_history", source.name)
+    return compose("CREATE INDEX ON {history} ({key}, replaced_at)", history=history, key=source.key.ours())
+
+
 def trigger(source: SourceDefinition) -> list[sql.Composed]:
     """The statements that make the trigger anew. SECURITY DEFINER: who writes scores needs no right on the table."""
-    function = ours("keep_history", source.name)
+    function, columns = ours("keep_history", source.name), (*source.key.names, *_COLUMNS)
     return [
         compose(
             """
@@ -60,14 +64,15 @@ CREATE OR REPLACE FUNCTION {function}() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_nestloop = off AS $outlier$
 BEGIN
     INSERT INTO {history} ({columns})
-    SELECT {kept} FROM old_rows o JOIN new_rows n ON n.key = o.key WHERE n.model_version <> o.model_version;
+    SELECT {kept} FROM old_rows o JOIN new_rows n ON {same} WHERE n.model_version <> o.model_version;
     RETURN NULL;
 END
 $outlier$""",
             function=function,
             history=ours("score_history", source.name),
-            columns=sql.SQL(", ").join(map(identifier, _COLUMNS)),
-            kept=sql.SQL(", ").join(compose("o.{c}", c=identifier(column)) for column in _COLUMNS),
+            columns=sql.SQL(", ").join(map(identifier, columns)),
+            kept=sql.SQL(", ").join(compose("o.{c}", c=identifier(column)) for column in columns),
+            same=source.key.same("n", "o"),
         ),
         compose("REVOKE ALL ON FUNCTION {function}() FROM PUBLIC", function=function),
         compose(

@@ -119,6 +119,10 @@ def _with_places(source: SourceDefinition) -> SourceDefinition:
                 feature.model_copy(update={"column": f"outlier:feature {place}"})
                 for place, feature in enumerate(source.features)
             ),
+            "further_key_columns": tuple(
+                further.model_copy(update={"column": f"outlier:key {place}"})
+                for place, further in enumerate(source.further_key_columns, start=1)
+            ),
             **roles,
         }
     )

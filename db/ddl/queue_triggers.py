@@ -16,6 +16,7 @@ from pgoutlier.db.scoring.queue import KEYS_PER_QUEUE_ROW
 from pgoutlier.db.source.definition import WRITTEN_COLUMNS, SourceDefinition
 from pgoutlier.db.sql import key_types, locks
 from pgoutlier.db.sql.identifiers import CHANNEL, identifier, ours
+from pgoutlier.db.sql.keys import Key
 from pgoutlier.db.sql.statements import as_text, compose, dollar_quote
 
 EVENTS = ("insert", "update")
@@ -128,7 +129,7 @@ def _function(source: SourceDefinition, columns: tuple[str, ...], event: str) ->
     body = compose(
         """
 DECLARE
-    changed {keys};
+    {variables};
     n bigint;
     every boolean := false;
 BEGIN
@@ -136,7 +137,7 @@ BEGIN
     IF n = 0 THEN
         RETURN NULL;
     ELSIF n <= {few} THEN
-        INSERT INTO {queue} (keys, n_keys, rescore) VALUES (changed, n, {rescore});
+        INSERT INTO {queue} ({keys}, n_keys, rescore) VALUES ({changed}, n, {rescore});
     ELSE
         {chunks}
     END IF;
@@ -144,7 +145,9 @@ BEGIN
     RETURN NULL;
 END
 """,
-        keys=key_types.array_type(source.key_type),
+        variables=_variables(source.key),
+        keys=source.key.arrays(),
+        changed=_gathered_in(source.key),
         few=sql.Literal(_few(source)),
         collect=_collect(source, columns, event),
         queue=ours("queue", source.name),
@@ -165,47 +168,49 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp{plan} AS
 
 def _row_function(source: SourceDefinition, columns: tuple[str, ...], event: str) -> sql.Composed:
     """The same for one row. What it cannot read is left to the sweep here, too: an error would stop the replication."""
-    type_of_key = compose("pg_typeof(NEW.{key})::oid", key=identifier(source.key_column))
+    key = source.key
     changed: sql.Composable = sql.SQL("true")
     if event == "update_row":
         changed = compose(
-            "OLD.{key} IS DISTINCT FROM NEW.{key} OR ({changed})",
-            key=identifier(source.key_column),
+            "ROW({old}) IS DISTINCT FROM ROW({new}) OR ({changed})",
+            old=_columns("OLD", key.columns),
+            new=_columns("NEW", key.columns),
             changed=_changed(source, columns, new="NEW", old="OLD"),
         )
     body = compose(
         """
 DECLARE
-    changed {keys};
+    {variables};
+    counts boolean;
 BEGIN
     BEGIN
-        {guard}
-        changed := CASE WHEN {changed} THEN ARRAY[NEW.{key}] END;
-    EXCEPTION WHEN OTHERS THEN
+        {guards}
         BEGIN
-            {guard}
-            changed := ARRAY[NEW.{key}];
+            counts := {changed};
         EXCEPTION WHEN OTHERS THEN
-            RETURN NULL;
+            counts := true;
         END;
-    END;
-    IF changed IS NULL THEN
+        IF counts IS NOT TRUE THEN
+            RETURN NULL;
+        END IF;
+        {gather}
+    EXCEPTION WHEN OTHERS THEN
         RETURN NULL;
-    END IF;
-    INSERT INTO {queue} (keys, n_keys, rescore) VALUES (changed, 1, {rescore});
+    END;
+    INSERT INTO {queue} ({keys}, n_keys, rescore) VALUES ({gathered}, 1, {rescore});
     {ring}
     RETURN NULL;
 END
 """,
-        keys=key_types.array_type(source.key_type),
-        key=identifier(source.key_column),
-        guard=compose(
-            "IF {type_of_key} >= {made} THEN {guard} END IF;",
-            type_of_key=type_of_key,
-            made=sql.Literal(_FIRST_MADE_OID),
-            guard=_guard(type_of_key),
-        ),
+        variables=_variables(key),
+        guards=_guards(compose("pg_typeof(NEW.{c})::oid", c=identifier(column)) for column in key.columns),
         changed=changed,
+        gather=sql.SQL("\n        ").join(
+            compose("{v} := ARRAY[NEW.{c}];", v=identifier(variable), c=identifier(column))
+            for variable, column in zip(_changed_keys(key), key.columns, strict=True)
+        ),
+        keys=key.arrays(),
+        gathered=_gathered_in(key),
         queue=ours("queue", source.name),
         rescore=sql.Literal(event == "update_row"),
         ring=_ring(source),
@@ -222,33 +227,73 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS {quot
 
 def _few(source: SourceDefinition) -> int:
     """How many keys are gathered in a variable first; a statement of more is read by the queue's INSERT itself."""
-    return _FEW_TEXTS if source.key_type == "text" else KEYS_PER_QUEUE_ROW
+    return _FEW_TEXTS if source.key.has_text else KEYS_PER_QUEUE_ROW
+
+
+def _changed_keys(key: Key) -> tuple[str, ...]:
+    """The variables that keys are gathered in, an array a column."""
+    return tuple(f"changed_{name}" for name in key.array_names)
+
+
+def _variables(key: Key) -> sql.Composable:
+    return sql.SQL(";\n    ").join(
+        compose("{v} {type}", v=identifier(variable), type=key_types.array_type(kind))
+        for variable, kind in zip(_changed_keys(key), key.types, strict=True)
+    )
+
+
+def _gathered_in(key: Key) -> sql.Composable:
+    return sql.SQL(", ").join(map(identifier, _changed_keys(key)))
+
+
+def _columns(row: LiteralString, columns: Iterable[str]) -> sql.Composable:
+    return sql.SQL(", ").join(compose("{r}.{c}", r=sql.SQL(row), c=identifier(column)) for column in columns)
 
 
 def _collect(source: SourceDefinition, columns: tuple[str, ...], event: str) -> sql.Composed:
-    """Sets `changed` and `n`, which is more than `_few` where the statement has more keys.
+    """Sets the variables of `_changed_keys`, and `n`, which is more than `_few` where the statement has more keys.
 
     Where the key was renamed, dropped or given another type, the writer is let through, and doctor says so. Where a
     feature was, every row of an UPDATE counts. The block holds no write: it costs the writer no transaction number.
     Keys of PostgreSQL's own types are gathered at once, for the check of others takes as long as gathering does.
     """
-    template: LiteralString = """changed := ARRAY(
-            SELECT c.key FROM (SELECT r.{key} AS key FROM {rows}) c WHERE pg_typeof(c.key)::oid < {made} LIMIT {most});
-        n := cardinality(changed);
+    key = source.key
+    # Of one column without an aggregate, which costs a statement of one row a microsecond.
+    template: LiteralString = """changed_keys := ARRAY(
+            SELECT c.key FROM (SELECT {keys} FROM {rows}) c WHERE {own_types} LIMIT {most});
+        n := cardinality(changed_keys);
         IF n = 0 THEN
-            IF {type_of_key} >= {made} THEN
-                {guard}
-                changed := ARRAY(SELECT r.{key} FROM {rows} LIMIT {most});
-                n := cardinality(changed);
+            IF {made_types} THEN
+                {guards}
+                changed_keys := ARRAY(SELECT c.key FROM (SELECT {keys} FROM {rows}) c LIMIT {most});
+                n := cardinality(changed_keys);
             END IF;
         END IF;"""
-    key = identifier(source.key_column)
-    type_of_key = compose("(SELECT pg_typeof(r.{key})::oid FROM new_rows r LIMIT 1)", key=key)
+    if not key.is_single:
+        template = """SELECT {gathered}, count(*) INTO {variables}, n
+        FROM (SELECT * FROM (SELECT {keys} FROM {rows}) c WHERE {own_types} LIMIT {most}) c;
+        IF n = 0 THEN
+            IF {made_types} THEN
+                {guards}
+                SELECT {gathered}, count(*) INTO {variables}, n FROM (SELECT {keys} FROM {rows} LIMIT {most}) c;
+            END IF;
+        END IF;"""
+    made = sql.Literal(_FIRST_MADE_OID)
+    types = [
+        compose("(SELECT pg_typeof(r.{c})::oid FROM new_rows r LIMIT 1)", c=identifier(column))
+        for column in key.columns
+    ]
     parts = {
-        "made": sql.Literal(_FIRST_MADE_OID),
-        "guard": _guard(type_of_key),
-        "type_of_key": type_of_key,
-        "key": key,
+        "keys": key.theirs_as_ours("r"),
+        "own_types": sql.SQL(" AND ").join(
+            compose("pg_typeof(c.{c})::oid < {made}", c=identifier(name), made=made) for name in key.names
+        ),
+        "made_types": sql.SQL(" OR ").join(
+            compose("{type} >= {made}", type=kind, made=made) for kind in types
+        ),
+        "guards": _guards(types),
+        "gathered": key.gathered("c"),
+        "variables": _gathered_in(key),
         "most": sql.Literal(_few(source) + 1),
     }
     handler: sql.Composable = sql.SQL("RETURN NULL;")
@@ -270,6 +315,19 @@ def _collect(source: SourceDefinition, columns: tuple[str, ...], event: str) -> 
     END;""",
         collect=compose(template, rows=_changed_rows(source, columns, event), **parts),
         handler=handler,
+    )
+
+
+def _guards(types: Iterable[sql.Composed]) -> sql.Composable:
+    """`_guard` of those of these types that are not PostgreSQL's own."""
+    return sql.SQL("\n        ").join(
+        compose(
+            "IF {type} >= {made} THEN {guard} END IF;",
+            type=kind,
+            made=sql.Literal(_FIRST_MADE_OID),
+            guard=_guard(kind),
+        )
+        for kind in types
     )
 
 
@@ -298,19 +356,23 @@ def _chunks(source: SourceDefinition, columns: tuple[str, ...], event: str) -> s
     """Queue rows straight from the transition table, whatever its size; again the writer is let through by a key that
     does not fit. What else may go wrong is the writer's to know of: nobody would find an UPDATE that was not queued."""
     position: sql.Composable = sql.SQL("row_number() OVER ()")
-    if source.key_type == "text":
+    key = source.key
+    if key.has_text:
+        texts = [c for c, kind in zip(key.columns, key.types, strict=True) if kind == "text"]
         position = compose(
-            "sum(greatest(1, octet_length(r.{key}::text) / {size})) OVER (ROWS UNBOUNDED PRECEDING)",
-            key=identifier(source.key_column),
+            "sum(greatest(1, ({bytes}) / {size})) OVER (ROWS UNBOUNDED PRECEDING)",
+            bytes=sql.SQL(" + ").join(compose("octet_length(r.{c}::text)", c=identifier(c)) for c in texts),
             size=sql.Literal(_BYTES_PER_TEXT),
         )
     template: LiteralString = (
-        "INSERT INTO {queue} (keys, n_keys, rescore) SELECT array_agg(s.k), count(*), {rescore}"
-        " FROM (SELECT r.{key} AS k, ({position} - 1) / {n} AS chunk FROM {rows}) s GROUP BY s.chunk ORDER BY s.chunk;"
+        "INSERT INTO {queue} ({arrays}, n_keys, rescore) SELECT {gathered}, count(*), {rescore}"
+        " FROM (SELECT {keys}, ({position} - 1) / {n} AS chunk FROM {rows}) s GROUP BY s.chunk ORDER BY s.chunk;"
     )
     parts = {
         "queue": ours("queue", source.name),
-        "key": identifier(source.key_column),
+        "arrays": key.arrays(),
+        "gathered": key.gathered("s"),
+        "keys": key.theirs_as_ours("r"),
         "rescore": sql.Literal(event == "update"),
         "position": position,
         "n": sql.Literal(KEYS_PER_QUEUE_ROW),
@@ -357,12 +419,12 @@ def _ring(source: SourceDefinition) -> sql.Composed:
 
 def _changed_rows(source: SourceDefinition, columns: tuple[str, ...], event: str) -> sql.Composable:
     """FROM and WHERE of the rows r that count."""
-    key = identifier(source.key_column)
     if event == "insert":
         return sql.SQL("new_rows r")
     return compose(
-        "new_rows r LEFT JOIN old_rows o ON o.{key} = r.{key} WHERE o.{key} IS NULL OR ({changed})",
-        key=key,
+        "new_rows r LEFT JOIN old_rows o ON {same} WHERE o.{key} IS NULL OR ({changed})",
+        same=source.key.same_row("o", "r"),
+        key=identifier(source.key_column),
         changed=_changed(source, columns, new="r", old="o"),
     )
 

@@ -36,14 +36,14 @@ def views(
     its end. source_columns: of the user's table. by_event_time: its time column tells a day.
     """
     select = compose(
-        "SELECT {theirs}, {ours}, {verdict} AS {verdict_name} FROM {rows} t JOIN {scores} s ON s.key = t.{key}",
+        "SELECT {theirs}, {ours}, {verdict} AS {verdict_name} FROM {rows} t JOIN {scores} s ON {same}",
         theirs=shown(source_columns, beside=OURS),
         ours=sql.SQL(", ").join(compose("s.{c}", c=identifier(column)) for column in SCORE_COLUMNS),
         verdict=labels.verdict_of_row(source, "t"),
         verdict_name=identifier(VERDICT_COLUMN),
         rows=ours(ROWS, source.name),
         scores=ours("scores", source.name),
-        key=identifier(source.key_column),
+        same=source.key.is_of("t", "s"),
     )
     rows = compose(
         "SELECT {columns} FROM {relation} r",
@@ -97,14 +97,14 @@ def _quality(source: SourceDefinition, *, by_event_time: bool) -> sql.Composed:
         " (avg(k.fraud::integer) FILTER (WHERE k.flagged))::double precision AS precision,"
         " (avg(k.flagged::integer) FILTER (WHERE k.fraud))::double precision AS recall"
         " FROM (SELECT ({day})::date AS day, s.model_version, s.flagged, {known} AS fraud"
-        " FROM {rows} t JOIN {scores} s ON s.key = t.{key}{verdicts}) k"
+        " FROM {rows} t JOIN {scores} s ON {same}{verdicts}) k"
         " WHERE k.fraud IS NOT NULL GROUP BY k.day, k.model_version",
         day=day,
         known=labels.known(source, labels.by_column(source, "t")),
         rows=ours(ROWS, source.name),
         scores=ours("scores", source.name),
-        key=identifier(source.key_column),
-        verdicts=labels.with_verdicts(source, compose("t.{key}", key=identifier(source.key_column))),
+        same=source.key.is_of("t", "s"),
+        verdicts=labels.with_verdicts(source, "t"),
     )
 
 

@@ -86,7 +86,8 @@ def quarantined_among(connection: Connection, source: Source, *, newest: int) ->
         connection,
         compose(
             "SELECT count(h.key), count(*) FROM ({window}) w LEFT JOIN outlier.quarantine h"
-            " ON h.source_id = %(source_id)s AND h.key = w.key::text",
+            " ON h.source_id = %(source_id)s AND h.key = {text}",
+            text=source.definition.key.text("w"),
             window=newest_rows(connection, source.definition, newest),
         ),
         {"source_id": source.id},

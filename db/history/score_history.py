@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from psycopg import sql
 from sqlalchemy import Connection
 
 from pgoutlier.db.ddl import history_objects, installation
@@ -16,8 +17,7 @@ from pgoutlier.db.source import catalog
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sources import sources
 from pgoutlier.db.sql import locks
-from pgoutlier.db.sql.identifiers import SCHEMA, Relation, identifier, ours
-from pgoutlier.db.sql.key_types import scalar_type
+from pgoutlier.db.sql.identifiers import SCHEMA, Relation, ours
 from pgoutlier.db.sql.statements import compose, records, run
 from pgoutlier.db.tables import TopFeature
 
@@ -93,15 +93,15 @@ def of_key(connection: Connection, source: SourceDefinition, key: str) -> list[R
             """
             SELECT model_version, reconstruction_error, flagged, scored_at, replaced_at, top_features FROM (
                 SELECT model_version, reconstruction_error, flagged, scored_at, NULL::timestamptz AS replaced_at,
-                       top_features FROM {scores} WHERE key = %(key)s::{type}
+                       top_features FROM {scores} s WHERE {of_key}
                 UNION ALL
                 SELECT model_version, reconstruction_error, flagged, scored_at, replaced_at, top_features
-                FROM {history} WHERE key = %(key)s::{type}
+                FROM {history} s WHERE {of_key}
             ) s ORDER BY replaced_at DESC NULLS FIRST
             """,
             scores=ours("scores", source.name),
             history=ours("score_history", source.name),
-            type=scalar_type(source.key_type),
+            of_key=source.key.is_text("s", sql.SQL("%(key)s")),
         ),
         {"key": key},
     )
@@ -118,10 +118,10 @@ def prune(connection: Connection, source: SourceDefinition, *, days: int) -> int
         connection,
         compose(
             "DELETE FROM {history} h WHERE h.replaced_at < now() - make_interval(days => %(days)s)"
-            " OR NOT EXISTS (SELECT FROM {relation} t WHERE t.{key} = h.key)",
+            " OR NOT EXISTS (SELECT FROM {relation} t WHERE {same})",
             history=ours("score_history", source.name),
             relation=source.relation.sql(),
-            key=identifier(source.key_column),
+            same=source.key.is_of("t", "h"),
         ),
         {"days": days},
     ).rowcount

@@ -18,8 +18,8 @@ from pgoutlier.db.jobs.jobs import BACKFILL, REFLAG, RESCORE, Job
 from pgoutlier.db.scoring import queue
 from pgoutlier.db.scoring.queue import NEIGHBOUR, Claim, next_id
 from pgoutlier.db.source.definition import Source, SourceDefinition
-from pgoutlier.db.sql import key_ranges, key_types
-from pgoutlier.db.sql.identifiers import identifier, ours
+from pgoutlier.db.sql import key_ranges
+from pgoutlier.db.sql.identifiers import ours
 from pgoutlier.db.sql.key_ranges import KeyRange
 from pgoutlier.db.sql.statements import compose, one, run
 from pgoutlier.db.versions.version_rows import SAME_ERRORS
@@ -29,7 +29,7 @@ def cut(connection: Connection, source: Source, job: Job, *, at_most: int) -> No
     """Make the ranges of the rows that there are to do now, so many in each."""
     run(
         connection,
-        key_ranges.plan(_key(job.kind, source.definition), _to_do(source, job.kind)),
+        key_ranges.plan(source.definition.key, _key(job.kind, source.definition), _to_do(source, job.kind)),
         {**_params(source, job.version), "job": job.id, "size": at_most},
     )
 
@@ -75,16 +75,18 @@ def claim_rows(connection: Connection, source: Source, job: Job, keys: KeyRange)
     row = run(
         connection,
         compose(
-            "INSERT INTO {queue} (change_id, keys, n_keys, rescore)"
-            " SELECT {change}, array_agg({key} ORDER BY {key}), count(*), {rescore} FROM {to_do} AND {within}"
+            "INSERT INTO {queue} (change_id, {arrays}, n_keys, rescore)"
+            " SELECT {change}, {gathered}, count(*), {rescore} FROM (SELECT {key} FROM {to_do} AND {within}) k"
             " HAVING count(*) > 0 RETURNING id, n_keys",
+            arrays=definition.key.arrays(),
+            gathered=definition.key.gathered("k", ordered=True),
             queue=ours("queue", source.name),
             # Nothing changed, so the rows behind these need no new score.
             change=sql.Literal(NEIGHBOUR if definition.time_column else 0),
             key=_key(job.kind, definition),
             rescore=sql.Literal(job.kind == RESCORE),
             to_do=_to_do(source, job.kind),
-            within=key_ranges.within(_key(job.kind, definition), definition.key_type),
+            within=_within(job.kind, definition),
         ),
         {**_params(source, job.version), **keys.params},
     ).fetchone()
@@ -108,9 +110,12 @@ def waiting(connection: Connection, source: Source, claim: Claim) -> list[Any]:
         for row in run(
             connection,
             compose(
-                "SELECT unnest(keys) FROM {queue} WHERE id = ANY (%(ids)s)"
-                " INTERSECT SELECT unnest(keys) FROM {queue} WHERE id <> ALL (%(ids)s)",
+                "SELECT {key} FROM (SELECT {columns} FROM {queue} q, {keys} WHERE q.id = ANY (%(ids)s)"
+                " INTERSECT SELECT {columns} FROM {queue} q, {keys} WHERE q.id <> ALL (%(ids)s)) w",
+                key=source.definition.key.as_parameter("w"),
+                columns=source.definition.key.ours("k"),
                 queue=ours("queue", source.name),
+                keys=source.definition.key.unnested("q"),
             ),
             {"ids": claim.queue_ids},
         ).fetchall()
@@ -126,15 +131,17 @@ def reflag(connection: Connection, source: Source, job: Job, keys: KeyRange) -> 
         connection,
         compose(
             # Locked in the order in which workers write scores, so that none waits for another in a circle.
-            "WITH place AS MATERIALIZED (SELECT s.key FROM {to_do} AND {within} ORDER BY {in_order}"
+            "WITH place AS MATERIALIZED (SELECT {key} FROM {to_do} AND {within} ORDER BY {in_order}"
             " FOR UPDATE OF s), written AS (UPDATE {scores} s"
             " SET flagged = s.reconstruction_error > v.threshold, model_version = v.version"
-            " FROM place p, outlier.model_versions v WHERE s.key = p.key AND v.source_id = %(source)s"
+            " FROM place p, outlier.model_versions v WHERE {same} AND v.source_id = %(source)s"
             " AND v.version = %(version)s RETURNING s.flagged)"
             " SELECT count(*), count(*) FILTER (WHERE flagged) FROM written",
             to_do=_to_do(source, REFLAG),
-            within=key_ranges.within(sql.SQL("s.key"), source.definition.key_type),
-            in_order=key_types.writing_order(sql.SQL("s.key"), source.definition.key_type),
+            key=source.definition.key.ours("s"),
+            same=source.definition.key.same("s", "p"),
+            within=_within(REFLAG, source.definition),
+            in_order=source.definition.key.in_writing_order("s"),
             scores=ours("scores", source.name),
         ),
         {**_params(source, job.version), **keys.params},
@@ -165,7 +172,14 @@ def postpone_range(connection: Connection, keys: KeyRange, *, error: str, delay_
 
 
 def _key(kind: str, source: SourceDefinition) -> sql.Composable:
-    return compose("t.{key}", key=identifier(source.key_column)) if kind == BACKFILL else sql.SQL("s.key")
+    """The columns of the key of what `_to_do` has, under our names."""
+    return source.key.theirs_as_ours("t") if kind == BACKFILL else source.key.ours("s")
+
+
+def _within(kind: str, source: SourceDefinition) -> sql.Composable:
+    if kind == BACKFILL:
+        return key_ranges.within(source.key, "t", of_row=True)
+    return key_ranges.within(source.key, "s")
 
 
 def _to_do(source: Source, kind: str) -> sql.Composable:
@@ -173,10 +187,12 @@ def _to_do(source: Source, kind: str) -> sql.Composable:
     scores = ours("scores", source.name)
     if kind == BACKFILL:
         return compose(
-            "{relation} t WHERE {key} IS NOT NULL AND NOT EXISTS (SELECT FROM {scores} s WHERE s.key = {key})"
-            " AND NOT EXISTS (SELECT FROM outlier.quarantine h WHERE h.source_id = %(source)s AND h.key = {key}::text)",
+            "{relation} t WHERE {known} AND NOT EXISTS (SELECT FROM {scores} s WHERE {same})"
+            " AND NOT EXISTS (SELECT FROM outlier.quarantine h WHERE h.source_id = %(source)s AND h.key = {text})",
             relation=source.definition.relation.sql(),
-            key=_key(kind, source.definition),
+            known=source.definition.key.is_known("t"),
+            same=source.definition.key.is_of("t", "s"),
+            text=source.definition.key.text_of_row("t"),
             scores=scores,
         )
     if kind == RESCORE:

@@ -14,8 +14,7 @@ from sqlalchemy import Connection
 from pgoutlier.db.scoring import unreadable
 from pgoutlier.db.scoring.rows import FeatureRows
 from pgoutlier.db.source.definition import SourceDefinition
-from pgoutlier.db.sql import key_types
-from pgoutlier.db.sql.identifiers import identifier, ours
+from pgoutlier.db.sql.identifiers import ours
 from pgoutlier.db.sql.statements import compose, one, run
 from pgoutlier.db.training.training_rows import newest_rows
 from pgoutlier.db.verdicts import verdicts
@@ -71,9 +70,12 @@ def scored_rows(
     rows: list[tuple[Any, ...]] = run(
         connection,
         compose(
-            "SELECT w.key, s.reconstruction_error, coalesce(w.fraud, false), w.moment::text, s.flagged"
-            " FROM ({window}) w JOIN {scores} s ON s.key = w.key WHERE s.model_version = %(version)s"
-            " ORDER BY w.moment, w.key",
+            "SELECT {key} AS key, s.reconstruction_error, coalesce(w.fraud, false), w.moment::text, s.flagged"
+            " FROM ({window}) w JOIN {scores} s ON {same} WHERE s.model_version = %(version)s"
+            " ORDER BY w.moment, {columns}",
+            key=source.key.as_parameter("w"),
+            same=source.key.same("s", "w"),
+            columns=source.key.ours("w"),
             window=newest_rows(connection, source, newest),
             scores=ours("scores", source.name),
         ),
@@ -89,20 +91,17 @@ def features_of(
 
     Rows that cannot be read are UNREADABLE.
     """
+    given = source.key.given("w", sql.SQL("%(keys)s"), numbered=True)
     places, rows = unreadable.read(
         connection,
         source,
         origin=compose(
-            "FROM unnest(%(keys)s::{keys}) WITH ORDINALITY w (key, place)"
-            " JOIN {relation} t ON t.{key} OPERATOR(pg_catalog.=) w.key",
-            keys=key_types.array_type(source.key_type),
+            "FROM {keys} JOIN {relation} t ON {same}",
+            keys=given,
             relation=source.feature_relation.sql(),
-            key=identifier(source.key_column),
+            same=source.key.is_of("t", "w"),
         ),
-        chosen=compose(
-            "FROM unnest(%(keys)s::{keys}) WITH ORDINALITY w (key, place)",
-            keys=key_types.array_type(source.key_type),
-        ),
+        chosen=compose("FROM {keys}", keys=given),
         params={"keys": keys},
         number=sql.SQL("w.place - 1"),
         longest_key_bytes=max((len(str(key).encode()) for key in keys), default=0),

@@ -88,18 +88,19 @@ def _columns(
     source: SourceDefinition, number: sql.Composable, longest_key_bytes: int, *, tolerant: bool, blank: bool
 ) -> dict[str, sql.Composable]:
     """What is read of each row, by name: number, key, scalars (packed), array0 ..., and so on."""
-    # Of the type that the keys of the source have, whatever the column has become: the queue has none that do not fit.
-    key = compose(
-        "t.{key}::{type}", key=identifier(source.key_column), type=key_types.scalar_type(source.key_type)
-    )
-    columns: dict[str, sql.Composable] = {"number": compose("({number})::bigint", number=number), "key": key}
-    if source.key_type == "text":
-        columns["key_bytes"] = compose("octet_length(convert_to({key}::text, 'UTF8'))", key=key)
-        columns["key"] = compose(
-            "substring(convert_to({key}::text, 'UTF8') || decode(repeat('00', {n}), 'hex') from 1 for {n})",
-            key=key,
-            n=sql.Literal(max(longest_key_bytes, 1)),
-        )
+    columns: dict[str, sql.Composable] = {"number": compose("({number})::bigint", number=number)}
+    key = source.key
+    for name, column, kind in zip(key.names, key.columns, key.types, strict=True):
+        # Of the type that the source's keys have, whatever the column has become: the queue has none that do not fit.
+        value = compose("t.{c}::{type}", c=identifier(column), type=key_types.scalar_type(kind))
+        columns[name] = value
+        if kind == "text":
+            columns[f"{name}_bytes"] = compose("octet_length(convert_to({v}::text, 'UTF8'))", v=value)
+            columns[name] = compose(
+                "substring(convert_to({v}::text, 'UTF8') || decode(repeat('00', {n}), 'hex') from 1 for {n})",
+                v=value,
+                n=sql.Literal(max(longest_key_bytes, 1)),
+            )
     columns |= values(source, tolerant=tolerant, blank=blank)
     if tolerant and not blank:
         columns["problem"] = _first_problem(source.features)
@@ -193,7 +194,7 @@ def _assemble(
 ) -> tuple[npt.NDArray[np.int64], FeatureRows] | None:
     """Numbers and rows, or None if a NULL or a guarded array means that the tolerant read has to tell what is wrong."""
     has_arrays = any(feature.length for feature in source.features)
-    key_dtype = key_types.wire_dtype(source.key_type, text_bytes=max(longest_key_bytes, 1))
+    key_dtype = source.key.wire_dtype(text_bytes=max(longest_key_bytes, 1))
     parts = []
     for block in blocks:
         if any(map(wire.has_null, block.values())):
@@ -215,12 +216,14 @@ def _block(
     block: dict[str, bytes], source: SourceDefinition, key_dtype: np.dtype[Any]
 ) -> tuple[npt.NDArray[np.int64], FeatureRows]:
     numbers = wire.elements(block["number"], ">i8").astype(np.int64)
-    if source.key_type == "text":
-        keys = np.empty(len(numbers), key_dtype)
-        keys["bytes"] = wire.elements(block["key"], ("u1", key_dtype["bytes"].shape))
-        keys["length"] = wire.elements(block["key_bytes"], ">i4")
-    else:
-        keys = wire.elements(block["key"], key_dtype).copy()
+    keys = np.empty(len(numbers), key_dtype)
+    parts = zip(source.key.names, source.key.types, source.key.parts(keys), strict=True)
+    for name, kind, part in parts:
+        if kind == "text":
+            part["bytes"] = wire.elements(block[name], ("u1", part.dtype["bytes"].shape))
+            part["length"] = wire.elements(block[f"{name}_bytes"], ">i4")
+        else:
+            part[:] = wire.elements(block[name], part.dtype)
     problems = np.zeros(len(numbers), dtype=np.int32)
     if "problem" in block:
         problems[:] = wire.elements(block["problem"], ">i4")

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from psycopg import sql
 from sqlalchemy import Connection
 
 from pgoutlier.db.scoring import queue
 from pgoutlier.db.source.definition import Source, SourceDefinition
-from pgoutlier.db.sql import key_types
-from pgoutlier.db.sql.identifiers import identifier, ours
+from pgoutlier.db.sql.identifiers import ours
 from pgoutlier.db.sql.statements import compose, records, run
 
 
@@ -54,19 +54,18 @@ def put(connection: Connection, source: Source, entries: Sequence[Entry]) -> Non
                     AS e (key, change_id, reason, column_name, detail) ORDER BY e.key, e.change_id DESC
             ), outdated AS (
                 DELETE FROM {scores} s USING entry e
-                WHERE s.key = (e.key)::{key_type} AND s.change_id <= e.change_id
+                WHERE {same} AND s.change_id <= e.change_id
             )
             INSERT INTO outlier.quarantine AS h (source_id, key, change_id, reason, column_name, detail)
             SELECT %(source_id)s, e.key, e.change_id, e.reason, e.column_name, e.detail FROM entry e
-            WHERE NOT EXISTS (SELECT FROM {scores} s
-                              WHERE s.key = (e.key)::{key_type} AND s.change_id > e.change_id)
+            WHERE NOT EXISTS (SELECT FROM {scores} s WHERE {same} AND s.change_id > e.change_id)
             ON CONFLICT (source_id, key) DO UPDATE SET change_id = excluded.change_id,
                 reason = excluded.reason, column_name = excluded.column_name, detail = excluded.detail,
                 quarantined_at = excluded.quarantined_at
             WHERE h.change_id <= excluded.change_id
             """,
             scores=ours("scores", source.name),
-            key_type=key_types.scalar_type(source.definition.key_type),
+            same=source.definition.key.is_text("s", sql.SQL("e.key")),
         ),
         {
             "source_id": source.id,
@@ -90,13 +89,15 @@ def take_places(connection: Connection, source: SourceDefinition, entries: Seque
     run(
         connection,
         compose(
-            "INSERT INTO {scores} AS s (key, change_id, reconstruction_error, model_version, flagged)"
-            " SELECT (e.key)::{key_type} AS key, max(e.change_id), 0, 0, false"
-            " FROM unnest(%(keys)s::text[], %(changes)s::bigint[]) AS e (key, change_id) GROUP BY 1 ORDER BY 1"
-            " ON CONFLICT (key) DO UPDATE SET change_id = excluded.change_id"
+            "INSERT INTO {scores} AS s ({columns}, change_id, reconstruction_error, model_version, flagged)"
+            " SELECT {columns}, max(k.change_id), 0, 0, false FROM (SELECT {keys}, e.change_id"
+            " FROM unnest(%(keys)s::text[], %(changes)s::bigint[]) AS e (key, change_id)) k"
+            " GROUP BY {columns} ORDER BY {columns}"
+            " ON CONFLICT ({columns}) DO UPDATE SET change_id = excluded.change_id"
             " WHERE s.change_id <= excluded.change_id",
             scores=ours("scores", source.name),
-            key_type=key_types.scalar_type(source.key_type),
+            columns=source.key.ours(),
+            keys=source.key.from_text(sql.SQL("e.key")),
         ),
         {"keys": [entry.key for entry in entries], "changes": [entry.change_id for entry in entries]},
     )
@@ -111,28 +112,33 @@ def settle(connection: Connection, source: Source, queue_ids: Sequence[int]) -> 
         connection, "SELECT FROM outlier.quarantine WHERE source_id = %s LIMIT 1", (source.id,)
     ).rowcount:
         return
-    pairs = compose(
-        "outlier.quarantine h, {queue} q, unnest(q.keys) AS k WHERE q.id = ANY (%(ids)s)"
-        " AND h.source_id = %(source_id)s AND h.key = k::text AND s.key = k",
-        queue=ours("queue", source.name),
-    )
-    scores = ours("scores", source.name)
+    key = source.definition.key
+    parts = {
+        "scores": ours("scores", source.name),
+        "queue": ours("queue", source.name),
+        "keys": key.unnested("q"),
+        "pairs": compose(
+            "q.id = ANY (%(ids)s) AND h.source_id = %(source_id)s AND h.key = {text} AND {same}",
+            text=key.text("k"),
+            same=key.same("s", "k"),
+        ),
+    }
     params = {"ids": list(queue_ids), "source_id": source.id}
     run(
         connection,
         compose(
-            "DELETE FROM {scores} s USING {pairs} AND s.change_id < h.change_id", scores=scores, pairs=pairs
+            "DELETE FROM {scores} s USING outlier.quarantine h, {queue} q, {keys}"
+            " WHERE {pairs} AND s.change_id < h.change_id",
+            **parts,
         ),
         params,
     )
     run(
         connection,
         compose(
-            "DELETE FROM outlier.quarantine h USING {queue} q, unnest(q.keys) AS k, {scores} s"
-            " WHERE q.id = ANY (%(ids)s) AND h.source_id = %(source_id)s AND h.key = k::text AND s.key = k"
-            " AND s.change_id >= h.change_id",
-            queue=ours("queue", source.name),
-            scores=scores,
+            "DELETE FROM outlier.quarantine h USING {queue} q, {keys}, {scores} s"
+            " WHERE {pairs} AND s.change_id >= h.change_id",
+            **parts,
         ),
         params,
     )
@@ -168,10 +174,9 @@ def prune(connection: Connection, source: Source) -> int:
             # By ctid: an entry that is written anew meanwhile has moved, and stays.
             "DELETE FROM outlier.quarantine h USING (SELECT o.ctid AS place FROM outlier.quarantine o"
             " WHERE o.source_id = %(source_id)s AND NOT EXISTS"
-            " (SELECT FROM {relation} t WHERE t.{key} = (o.key)::{key_type})) orphan WHERE h.ctid = orphan.place",
+            " (SELECT FROM {relation} t WHERE {same})) orphan WHERE h.ctid = orphan.place",
             relation=source.definition.relation.sql(),
-            key=identifier(source.definition.key_column),
-            key_type=key_types.scalar_type(source.definition.key_type),
+            same=source.definition.key.is_text_of("t", sql.SQL("o.key")),
         ),
         {"source_id": source.id},
     ).rowcount

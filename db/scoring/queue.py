@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 from pgoutlier.db.errors import TableReplaced
 from pgoutlier.db.source import identity
 from pgoutlier.db.source.definition import Source, SourceDefinition
-from pgoutlier.db.sql import key_types, locks
+from pgoutlier.db.sql import locks
 from pgoutlier.db.sql.identifiers import CHANNEL, identifier, ours
 from pgoutlier.db.sql.statements import as_text, compose, one, records, run
 
@@ -206,15 +206,18 @@ def bisect(connection: Connection, source: SourceDefinition, queue_ids: Sequence
             """
             WITH split AS (
                 DELETE FROM {queue} WHERE id IN ({locked}) AND n_keys > 1
-                RETURNING id, change_id, keys, n_keys, queued_at, attempts, rescore
+                RETURNING id, change_id, {keys}, n_keys, queued_at, attempts, rescore
             )
-            INSERT INTO {queue} (change_id, keys, n_keys, queued_at, attempts, rescore, last_error)
-            SELECT coalesce(change_id, id), half.keys, cardinality(half.keys), queued_at, attempts + 1,
-                   rescore, %(error)s
-            FROM split, LATERAL (VALUES (keys[: n_keys / 2]), (keys[n_keys / 2 + 1 :])) AS half (keys)
+            INSERT INTO {queue} (change_id, {keys}, n_keys, queued_at, attempts, rescore, last_error)
+            SELECT coalesce(change_id, id), {halves}, upto - after, queued_at, attempts + 1, rescore, %(error)s
+            FROM split, LATERAL (VALUES (0, n_keys / 2), (n_keys / 2, n_keys)) AS half (after, upto)
             """,
             queue=queue,
             locked=locked,
+            keys=source.key.arrays(),
+            halves=sql.SQL(", ").join(
+                compose("{keys}[after + 1 : upto]", keys=identifier(name)) for name in source.key.array_names
+            ),
         ),
         params,
     )
@@ -235,9 +238,11 @@ def take_single(connection: Connection, source: SourceDefinition, queue_id: int)
     return run(
         connection,
         compose(
-            "DELETE FROM {queue} WHERE id = %(id)s AND n_keys = 1"
-            " RETURNING keys[1]::text, coalesce(change_id, id)",
+            "WITH taken AS (DELETE FROM {queue} WHERE id = %(id)s AND n_keys = 1 RETURNING *)"
+            " SELECT {key}, coalesce(q.change_id, q.id) FROM taken q, {keys}",
             queue=ours("queue", source.name),
+            key=source.key.text("k"),
+            keys=source.key.unnested("q"),
         ),
         {"id": queue_id},
     ).fetchone()
@@ -254,13 +259,15 @@ def enqueue(connection: Connection, source: SourceDefinition, keys: Sequence[tup
     run(
         connection,
         compose(
-            "INSERT INTO {queue} (change_id, keys, n_keys, rescore)"
-            " SELECT change_id, array_agg(k), count(*), true FROM (SELECT k, change_id, row_number()"
-            " OVER (PARTITION BY change_id) / {chunk} AS chunk"
-            " FROM unnest(%(keys)s::text[]::{key_array}, %(changes)s::bigint[]) AS r (k, change_id)) s"
-            " GROUP BY change_id, chunk",
+            "INSERT INTO {queue} (change_id, {arrays}, n_keys, rescore)"
+            " SELECT s.change_id, {gathered}, count(*), true FROM (SELECT {keys}, r.change_id, row_number()"
+            " OVER (PARTITION BY r.change_id) / {chunk} AS chunk"
+            " FROM unnest(%(keys)s::text[], %(changes)s::bigint[]) AS r (key, change_id)) s"
+            " GROUP BY s.change_id, s.chunk",
             queue=ours("queue", source.name),
-            key_array=key_types.array_type(source.key_type),
+            arrays=source.key.arrays(),
+            gathered=source.key.gathered("s"),
+            keys=source.key.from_text(sql.SQL("r.key")),
             chunk=sql.Literal(KEYS_PER_QUEUE_ROW),
         ),
         {"keys": [key for key, _ in keys], "changes": [change for _, change in keys]},
@@ -280,6 +287,7 @@ def sweep(connection: Connection, source: Source) -> int:
     # One sweep at a time, and nobody waits for it: the next one sees what this one queued.
     if not locks.try_hold(connection, "sweep", source.id):
         return 0
+    key = source.definition.key
     newer: sql.Composable = sql.SQL("true")
     if source.attached_xid is not None:
         n_since = one(connection, "SELECT pg_current_xact_id()::text::bigint") - source.attached_xid
@@ -289,18 +297,18 @@ def sweep(connection: Connection, source: Source) -> int:
         compose(
             """
             WITH held AS MATERIALIZED ({held}),
-            queued AS MATERIALIZED (SELECT unnest(keys) AS key FROM {queue}),
+            queued AS MATERIALIZED (SELECT {our_key} FROM {queue} q, {keys}),
             missing AS (
-                SELECT t.{key} AS key FROM {relation} t
-                WHERE t.{key} IS NOT NULL AND {newer} AND NOT EXISTS (SELECT FROM held)
-                  AND NOT EXISTS (SELECT FROM {scores} s WHERE s.key = t.{key})
-                  AND NOT EXISTS (SELECT FROM queued q WHERE q.key = t.{key})
+                SELECT {their_key} FROM {relation} t
+                WHERE {known} AND {newer} AND NOT EXISTS (SELECT FROM held)
+                  AND NOT EXISTS (SELECT FROM {scores} s WHERE {scored})
+                  AND NOT EXISTS (SELECT FROM queued q WHERE {is_queued})
                   AND NOT EXISTS (SELECT FROM outlier.quarantine h
-                                  WHERE h.source_id = %(source_id)s AND h.key = t.{key}::text)
+                                  WHERE h.source_id = %(source_id)s AND h.key = {text})
             ), entered AS (
-                INSERT INTO {queue} (change_id, keys, n_keys)
-                SELECT 0, array_agg(key ORDER BY key), count(*)
-                FROM (SELECT key, (row_number() OVER (ORDER BY key) - 1) / {chunk} AS chunk FROM missing) s
+                INSERT INTO {queue} (change_id, {arrays}, n_keys)
+                SELECT 0, {gathered}, count(*)
+                FROM (SELECT {columns}, (row_number() OVER (ORDER BY {columns}) - 1) / {chunk} AS chunk FROM missing) s
                 GROUP BY chunk ORDER BY chunk RETURNING n_keys
             )
             SELECT coalesce(sum(n_keys), 0) FROM entered
@@ -309,7 +317,16 @@ def sweep(connection: Connection, source: Source) -> int:
             queue=ours("queue", source.name),
             scores=ours("scores", source.name),
             relation=source.definition.relation.sql(),
-            key=identifier(source.definition.key_column),
+            our_key=key.ours("k"),
+            keys=key.unnested("q"),
+            their_key=key.theirs_as_ours("t"),
+            known=key.is_known("t"),
+            scored=key.is_of("t", "s"),
+            is_queued=key.is_of("t", "q"),
+            text=key.text_of_row("t"),
+            arrays=key.arrays(),
+            gathered=key.gathered("s", ordered=True),
+            columns=key.ours(),
             newer=newer,
             chunk=sql.Literal(KEYS_PER_QUEUE_ROW),
         ),

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pgoutlier.db.sql import key_types
+from pgoutlier.db.sql.keys import Key
 
 # What is wrong with a row that PostgreSQL refused to read, see db.scoring.unreadable.
 UNREADABLE = np.iinfo(np.int32).min
@@ -19,7 +20,7 @@ UNREADABLE = np.iinfo(np.int32).min
 class FeatureRows:
     """n rows of a source as read.
 
-    keys (n,): wire form, see db.sql.key_types.
+    keys (n,): wire form, see db.sql.keys.
     matrix (n, d): float64 in the source's units; NaN where the value was NULL.
     problems (n,): int32; 0, or the 1-based feature slot that was NULL (positive) or of wrong length (negative), or
     UNREADABLE. refusals: PostgreSQL's sentence on unreadable rows, these and perhaps others, by key as text.
@@ -101,9 +102,9 @@ class ClaimedRows(FeatureRows):
             refusals=self.refusals,
         )
 
-    def latest_by_key(self, key_type: str) -> ClaimedRows:
-        """One row a key, in the order of `db.sql.key_types.sortable`: the one of the latest change."""
-        keys = key_types.sortable(self.keys, key_type)
+    def latest_by_key(self, key: Key) -> ClaimedRows:
+        """One row a key, in the order of `db.sql.keys.Key.sortable`: the one of the latest change."""
+        keys = key.sortable(self.keys)
         if (keys[:-1] < keys[1:]).all():
             return self
         order = np.lexsort((self.change_ids, keys))

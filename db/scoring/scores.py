@@ -13,8 +13,9 @@ from psycopg import errors, sql
 from sqlalchemy import Connection
 
 from pgoutlier.db.source.definition import SourceDefinition
-from pgoutlier.db.sql import key_types
+from pgoutlier.db.sql import key_types, wire
 from pgoutlier.db.sql.identifiers import ours
+from pgoutlier.db.sql.keys import Key
 from pgoutlier.db.sql.statements import compose, copy_in, in_one_piece, run
 from pgoutlier.db.sql.wire import COPY_HEADER, COPY_TRAILER
 
@@ -38,7 +39,7 @@ CHALLENGER_SCORES = Destination("shadow_scores", "would_flag", explained=False)
 
 @dataclass(frozen=True)
 class ScoredRows:
-    """n rows with their scores in the order of `db.sql.key_types.sortable`, and the top k features of each flagged row.
+    """n rows with their scores in the order of `db.sql.keys.Key.sortable`, and the top k features of each flagged row.
 
     change_ids, keys, errors, flagged: (n,). top_indices, top_contributions: (number flagged, k).
     """
@@ -87,8 +88,8 @@ def _copy(
     model_version: int,
     into: Destination,
 ) -> None:
-    key_bytes = rows.keys.dtype["bytes"].shape[0] if source.key_type == "text" else rows.keys.dtype.itemsize
-    wire_key: Any = ("u1", (key_bytes,)) if source.key_type == "text" else (rows.keys.dtype,)
+    key = source.key
+    columns = list(zip(key.names, key.types, key.parts(rows.keys), strict=True))
     layout = np.dtype(
         [
             ("n_fields", ">i2"),
@@ -101,45 +102,64 @@ def _copy(
             ("version", ">i4"),
             ("flagged_length", ">i4"),
             ("flagged", "u1"),
-            ("key_length", ">i4"),
-            ("key", *wire_key),
+            *(
+                field
+                for name, kind, part in columns
+                for field in (
+                    (f"{name}_length", ">i4"),
+                    (name, part.dtype["bytes"] if kind == "text" else part.dtype),
+                )
+            ),
         ]
     )
-    wire = np.empty(len(rows.keys), dtype=layout)
-    wire["n_fields"] = 5 + into.explained
-    wire["change_length"], wire["change"] = 8, rows.change_ids
-    wire["error_length"], wire["error"] = 8, rows.errors
-    wire["version_length"], wire["version"] = 4, model_version
-    wire["flagged_length"], wire["flagged"] = 1, rows.flagged
+    written = np.empty(len(rows.keys), dtype=layout)
+    written["n_fields"] = 4 + into.explained + len(columns)
+    written["change_length"], written["change"] = 8, rows.change_ids
+    written["error_length"], written["error"] = 8, rows.errors
+    written["version_length"], written["version"] = 4, model_version
+    written["flagged_length"], written["flagged"] = 1, rows.flagged
     if into.explained:
-        wire["features_length"] = -1  # NULL
-    if source.key_type == "text":
-        wire["key_length"], wire["key"] = rows.keys["length"], rows.keys["bytes"]
-        body = _without_padding(wire, key_bytes, rows.keys["length"])
-        sizes = wire.dtype.itemsize - key_bytes + rows.keys["length"].astype(np.int64)
-        starts = np.cumsum(sizes) - sizes
-    else:
-        wire["key_length"], wire["key"] = key_bytes, rows.keys
-        body = wire.tobytes()
-        starts = np.arange(len(wire)) * wire.dtype.itemsize
+        written["features_length"] = -1  # NULL
+    texts = {}
+    for name, kind, part in columns:
+        if kind == "text":
+            texts[name] = part["length"]
+        written[f"{name}_length"] = part["length"] if kind == "text" else part.dtype.itemsize
+        written[name] = part["bytes"] if kind == "text" else part
+    body, starts = _without_padding(written, texts)
     statement = compose(
-        "COPY {scores} ({features}change_id, reconstruction_error, model_version, {flag}, key)"
+        "COPY {scores} ({features}change_id, reconstruction_error, model_version, {flag}, {key})"
         " FROM STDIN (FORMAT binary)",
         scores=ours(into.kind, source.name),
         features=sql.SQL("top_features, " if into.explained else ""),
         flag=sql.SQL(into.flag),
+        key=key.ours(),
     )
     # The length of the top features comes right after the number of fields.
     fields = {row: int(starts[row]) + 2 for row in features}
     copy_in(connection, statement, [COPY_HEADER, _with_features(body, fields, features), COPY_TRAILER])
 
 
-def _without_padding(wire: npt.NDArray[Any], key_bytes: int, lengths: npt.NDArray[np.int32]) -> bytes:
-    """Rows that end in a padded text key, with the padding taken out."""
-    octets = wire.view(np.uint8).reshape(len(wire), wire.dtype.itemsize)
+def _without_padding(
+    written: npt.NDArray[Any], lengths: dict[str, npt.NDArray[np.int32]]
+) -> tuple[bytes, npt.NDArray[np.int64]]:
+    """The rows with the padding of texts taken out, and where each row begins. lengths (n,): of texts, by field."""
+    if not lengths:
+        return written.tobytes(), np.arange(len(written)) * written.dtype.itemsize
+    octets = written.view(np.uint8).reshape(len(written), written.dtype.itemsize)
     kept = np.ones(octets.shape, dtype=np.bool_)
-    kept[:, -key_bytes:] = np.arange(key_bytes) < lengths[:, None]
-    return octets[kept].tobytes()
+    for name, length in lengths.items():
+        field, first = _field(written.dtype, name)
+        kept[:, first : first + field.itemsize] = np.arange(field.itemsize) < length[:, None]
+    sizes = np.count_nonzero(kept, axis=1)
+    return octets[kept].tobytes(), np.cumsum(sizes) - sizes
+
+
+def _field(layout: np.dtype[Any], name: str) -> tuple[np.dtype[Any], int]:
+    """The type of a field, and where it begins."""
+    if layout.fields is None:
+        raise AssertionError("rows have fields")
+    return layout.fields[name][0], layout.fields[name][1]
 
 
 def _with_features(body: bytes, fields: dict[int, int], features: dict[int, str]) -> bytes:
@@ -162,7 +182,7 @@ def _upsert(
 ) -> None:
     parameters = {
         "version": model_version,
-        "keys": key_types.to_parameters(rows.keys, source.key_type),
+        **_key_parameters(source.key, rows.keys),
         "changes": rows.change_ids.tolist(),
         "errors": rows.errors.tolist(),
         "flagged": rows.flagged.tolist(),
@@ -172,6 +192,16 @@ def _upsert(
     run(connection, _upserting(source, into), parameters)
 
 
+def _key_parameters(key: Key, keys: key_types.Keys) -> dict[str, Any]:
+    """The keys as one array a column; those of several columns as they came, so that nothing is made of each row."""
+    if key.is_single:
+        return {"keys": key.to_parameters(keys)}
+    return {
+        name: key_types.to_values(part, kind) if kind == "text" else wire.Array(key_types.OIDS[kind], part)
+        for name, kind, part in zip(key.array_names, key.types, key.parts(keys), strict=True)
+    }
+
+
 @lru_cache(maxsize=64)
 def _upserting(source: SourceDefinition, into: Destination) -> sql.SQL:
     explained: tuple[LiteralString, ...] = ("top_features", "scored_at") if into.explained else ()
@@ -179,17 +209,22 @@ def _upserting(source: SourceDefinition, into: Destination) -> sql.SQL:
     statement = compose(
         """
         INSERT INTO {scores} AS s
-            (key, change_id, reconstruction_error, model_version, {flag}{feature_column})
-        SELECT r.key, r.change_id, r.error, %(version)s, r.flagged{feature_value}
-        FROM unnest(%(keys)s::{key_array}, %(changes)s::bigint[], %(errors)s::double precision[],
+            ({key}, change_id, reconstruction_error, model_version, {flag}{feature_column})
+        SELECT {key_of_r}, r.change_id, r.error, %(version)s, r.flagged{feature_value}
+        FROM unnest({keys}, %(changes)s::bigint[], %(errors)s::double precision[],
                     %(flagged)s::boolean[]{feature_array})
-             WITH ORDINALITY AS r (key, change_id, error, flagged{feature_name}, position)
+             WITH ORDINALITY AS r ({key}, change_id, error, flagged{feature_name}, position)
         ORDER BY r.position
-        ON CONFLICT (key) DO UPDATE SET {assignments}
+        ON CONFLICT ({key}) DO UPDATE SET {assignments}
         WHERE s.change_id <= excluded.change_id
         """,
         scores=ours(into.kind, source.name),
-        key_array=key_types.array_type(source.key_type),
+        key=source.key.ours(),
+        key_of_r=source.key.ours("r"),
+        keys=sql.SQL(", ").join(
+            compose("{p}::{type}", p=sql.Placeholder(name), type=key_types.array_type(kind))
+            for name, kind in zip(source.key.array_names, source.key.types, strict=True)
+        ),
         flag=sql.SQL(into.flag),
         feature_column=sql.SQL(", top_features" if into.explained else ""),
         feature_value=sql.SQL(", r.features" if into.explained else ""),

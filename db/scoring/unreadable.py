@@ -26,7 +26,6 @@ from pgoutlier.db.scoring import features
 from pgoutlier.db.scoring.rows import UNREADABLE, FeatureRows
 from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.sql import key_types, search_path
-from pgoutlier.db.sql.identifiers import identifier
 from pgoutlier.db.sql.statements import blames_rows, compose, dollar_quote, run, sqlstate
 
 _Numbered = list[tuple[Any, int]]
@@ -80,7 +79,12 @@ def read(
             raise
         numbered: _Numbered = run(
             connection,
-            compose("SELECT w.key, ({number})::bigint {chosen}", number=number, chosen=chosen),
+            compose(
+                "SELECT {key}, ({number})::bigint {chosen}",
+                key=source.key.as_parameter("w"),
+                number=number,
+                chosen=chosen,
+            ),
             params,
         ).fetchall()
         found = _ByKey(connection, source, longest_key_bytes, error).read(numbered)
@@ -125,26 +129,27 @@ class _ByKey:
         return self._read(block)
 
     def _read(self, rows: _Numbered, *, blank: bool = False) -> tuple[npt.NDArray[np.int64], FeatureRows]:
-        keys = key_types.array_type(self._source.key_type)
+        key = self._source.key
         # The keys are said twice: a view that groups its rows takes them from a condition alone.
         features_of = (
-            "CROSS JOIN LATERAL (SELECT w.key AS {key}) t"
+            "CROSS JOIN LATERAL (SELECT {as_theirs}) t"
             if blank
-            else "JOIN {relation} t ON t.{key} OPERATOR(pg_catalog.=) w.key"
-            " WHERE t.{key} OPERATOR(pg_catalog.=) ANY (%(keys)s::{keys})"
+            else "JOIN {relation} t ON {same} WHERE {those}"
         )
+        keys = sql.SQL("%(keys)s")
         with self._connection.begin_nested():
             return features.read(
                 self._connection,
                 self._source,
                 origin=compose(
-                    "FROM unnest(%(keys)s::{keys}, %(numbers)s::bigint[]) w (key, place) {features}",
-                    keys=keys,
+                    "FROM {given} {features}",
+                    given=key.given("w", keys, {"place": sql.SQL("%(numbers)s::bigint[]")}),
                     features=compose(
                         features_of,
                         relation=self._source.feature_relation.sql(),
-                        key=identifier(self._source.key_column),
-                        keys=keys,
+                        as_theirs=key.ours_as_theirs("w"),
+                        same=key.is_of("t", "w"),
+                        those=key.are_among("t", keys),
                     ),
                 ),
                 params={"keys": [key for key, _ in rows], "numbers": [number for _, number in rows]},
@@ -196,14 +201,14 @@ def _trial(source: SourceDefinition) -> sql.Composed:
         """
         <<trial>>
         DECLARE
-            tried {key_type};
+            tried {tried};
             state text;
             sentence text;
             refused text[] := '{{}}';
         BEGIN
-            FOREACH tried IN ARRAY pg_catalog.current_setting({keys})::{key_types} LOOP
+            FOREACH tried IN ARRAY pg_catalog.current_setting({keys})::{all_tried} LOOP
                 BEGIN
-                    PERFORM {values} FROM {relation} t WHERE t.{key} OPERATOR(pg_catalog.=) trial.tried;
+                    PERFORM {values} FROM {relation} t WHERE {same};
                 EXCEPTION WHEN OTHERS THEN
                     GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, sentence = MESSAGE_TEXT;
                     refused := pg_catalog.array_append(
@@ -213,13 +218,13 @@ def _trial(source: SourceDefinition) -> sql.Composed:
             PERFORM pg_catalog.set_config({refused}, refused::text, true);
         END
         """,
-        key_type=key_types.scalar_type(source.key_type),
-        key_types=key_types.array_type(source.key_type),
+        tried=key_types.scalar_type(source.key_type if source.key.is_single else "text"),
+        all_tried=source.key.parameter_type(),
         keys=sql.Literal(_KEYS),
         refused=sql.Literal(_REFUSED),
         values=sql.SQL(", ").join(features.values(source).values()),
         relation=source.feature_relation.sql(),
-        key=identifier(source.key_column),
+        same=source.key.is_text_of("t", sql.SQL("trial.tried")),
     )
     quote = dollar_quote(body.as_string(None))
     return compose("DO LANGUAGE plpgsql {quote}{body}{quote}", quote=quote, body=body)

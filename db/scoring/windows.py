@@ -26,11 +26,10 @@ from sqlalchemy import Connection
 
 from pgoutlier.db.errors import SourceError
 from pgoutlier.db.scoring import unreadable
-from pgoutlier.db.scoring.claimed_rows import longest_claimed_key
+from pgoutlier.db.scoring.claimed_rows import joined, longest_claimed_key, partitions
 from pgoutlier.db.scoring.queue import KEYS_PER_QUEUE_ROW, NEIGHBOUR, Claim, wake
 from pgoutlier.db.scoring.rows import ClaimedRows, History
 from pgoutlier.db.source.definition import SourceDefinition
-from pgoutlier.db.sql import key_types
 from pgoutlier.db.sql.identifiers import display, identifier, ours
 from pgoutlier.db.sql.statements import compose, one
 
@@ -55,15 +54,15 @@ def read_claimed(
         "CASE WHEN w.claimed THEN 1 ELSE -1 END * {number}",
         number=numbered(sql.SQL("w.place"), sql.SQL("w.run")),
     )
-    needed = _needed(source, window)
+    needed = _needed(source, window, partitions(connection, source, claim))
     numbers, rows = unreadable.read(
         connection,
         source,
         origin=compose(
-            "FROM {needed} w JOIN {features} t ON t.{key} OPERATOR(pg_catalog.=) w.key",
+            "FROM {needed} w JOIN {features} t ON {same}",
             needed=needed,
             features=source.feature_relation.sql(),
-            key=identifier(source.key_column),
+            same=source.key.is_of("t", "w"),
         ),
         chosen=compose("FROM {needed} w", needed=needed) if careful else None,
         params={"ids": claim.queue_ids},
@@ -84,15 +83,17 @@ def read_claimed(
     )
 
 
-def _needed(source: SourceDefinition, window: int) -> sql.Composable:
-    """SQL of the claimed rows and their predecessors: key, claimed, place (in the order of all), run."""
+def _needed(source: SourceDefinition, window: int, partitions: sql.Composable) -> sql.Composable:
+    """SQL of the claimed rows and their predecessors: key, claimed, place (in the order of all), run.
+
+    partitions: see db.scoring.claimed_rows.partitions.
+    """
     order = _order(source)
     return compose(
         """
         (
             WITH claimed AS MATERIALIZED (
-                SELECT DISTINCT {t_order} FROM {queue} q JOIN {relation} t ON t.{key} = ANY (q.keys)
-                WHERE q.id = ANY (%(ids)s)
+                SELECT DISTINCT {t_order} FROM {queue} q {rows} WHERE q.id = ANY (%(ids)s)
             ), needed AS (
                 SELECT {order}, true AS claimed FROM claimed
                 UNION ALL
@@ -101,7 +102,7 @@ def _needed(source: SourceDefinition, window: int) -> sql.Composable:
                     ORDER BY {latest_first} LIMIT {n}
                 ) p
             )
-            SELECT {key} AS key, bool_or(claimed) AS claimed, row_number() OVER (ORDER BY {order}) AS place,
+            SELECT {key}, bool_or(claimed) AS claimed, row_number() OVER (ORDER BY {order}) AS place,
                    dense_rank() OVER (ORDER BY {run}) AS run
             FROM needed GROUP BY {order}
         )
@@ -110,8 +111,9 @@ def _needed(source: SourceDefinition, window: int) -> sql.Composable:
         p_order=_list(order, "p"),
         order=_list(order),
         queue=ours("queue", source.name),
+        rows=joined(source, source.relation, partitions=partitions),
         relation=source.relation.sql(),
-        key=identifier(source.key_column),
+        key=source.key.theirs_as_ours(),
         before=_beside(source, sql.SQL("<")),
         latest_first=_list(_places(source), "p", descending=True),
         n=sql.Literal(window - 1),
@@ -119,7 +121,7 @@ def _needed(source: SourceDefinition, window: int) -> sql.Composable:
             run_of(
                 identifier(source.entity_column) if source.entity_column else None,
                 identifier(_time(source)),
-                identifier(source.key_column),
+                source.key.as_value(None),
             )
         ),
     )
@@ -132,7 +134,7 @@ def queue_neighbours(
 
     Rows of the same claim are left out. rows: all of the claim; of those that have no history none is queued.
     """
-    history = rows.history
+    history, key = rows.history, source.key
     if history is None:
         return 0
     searched = history.rows.keys[_open_ended(history)]
@@ -143,21 +145,21 @@ def queue_neighbours(
         compose(
             """
             WITH own AS MATERIALIZED (
-                SELECT unnest(q.keys) AS key, q.change_id IS DISTINCT FROM {neighbour} AS changed
-                FROM {queue} q WHERE q.id = ANY (%(ids)s)
+                SELECT {key_of_k}, q.change_id IS DISTINCT FROM {neighbour} AS changed
+                FROM {queue} q, {keys} WHERE q.id = ANY (%(ids)s)
             ), changed AS MATERIALIZED (
-                SELECT DISTINCT {order} FROM {relation} t
-                WHERE t.{key} = ANY (%(searched)s::{key_array}) AND t.{key} IN (SELECT key FROM own WHERE changed)
+                SELECT DISTINCT {order} FROM {searched} JOIN {relation} t ON {same}
+                WHERE ({key_of_g}) IN (SELECT {key} FROM own WHERE changed)
             ), behind AS (
-                SELECT p.{key} AS key FROM changed c CROSS JOIN LATERAL (
-                    SELECT p.{key} FROM {relation} p WHERE {after}
+                SELECT {key_of_p} FROM changed c CROSS JOIN LATERAL (
+                    SELECT {found} FROM {relation} p WHERE {after}
                     ORDER BY {earliest_first} LIMIT {n}
                 ) p
-                EXCEPT SELECT key FROM own
+                EXCEPT SELECT {key} FROM own
             ), entered AS (
-                INSERT INTO {queue} (change_id, keys, n_keys, rescore)
-                SELECT {neighbour}, array_agg(key ORDER BY key), count(*), true
-                FROM (SELECT key, (row_number() OVER (ORDER BY key) - 1) / {chunk} AS chunk FROM behind) s
+                INSERT INTO {queue} (change_id, {arrays}, n_keys, rescore)
+                SELECT {neighbour}, {gathered}, count(*), true
+                FROM (SELECT {key}, (row_number() OVER (ORDER BY {key}) - 1) / {chunk} AS chunk FROM behind) s
                 GROUP BY chunk RETURNING n_keys
             )
             SELECT coalesce(sum(n_keys), 0)::bigint FROM entered
@@ -165,15 +167,23 @@ def queue_neighbours(
             order=_list(_order(source), "t"),
             queue=ours("queue", source.name),
             relation=source.relation.sql(),
-            key=identifier(source.key_column),
-            key_array=key_types.array_type(source.key_type),
+            key=key.ours(),
+            key_of_k=key.ours("k"),
+            key_of_g=key.ours("g"),
+            key_of_p=key.ours("p"),
+            keys=key.unnested("q"),
+            searched=key.given("g", sql.SQL("%(searched)s")),
+            same=key.is_of("t", "g"),
+            found=key.theirs_as_ours("p"),
+            arrays=key.arrays(),
+            gathered=key.gathered("s", ordered=True),
             neighbour=sql.Literal(NEIGHBOUR),
             after=_beside(source, sql.SQL(">")),
             earliest_first=_list(_places(source), "p"),
             n=sql.Literal(history.window - 1),
             chunk=sql.Literal(KEYS_PER_QUEUE_ROW),
         ),
-        {"ids": claim.queue_ids, "searched": key_types.to_parameters(searched, source.key_type)},
+        {"ids": claim.queue_ids, "searched": key.to_parameters(searched)},
     )
     if n_queued:
         wake(connection, source)
@@ -251,8 +261,8 @@ def missing_index(connection: Connection, source: SourceDefinition) -> str | Non
 
 
 def _order(source: SourceDefinition) -> list[str]:
-    """The columns that order rows: the entity if there is one, the time, the key; each once."""
-    return list(dict.fromkeys(filter(None, (source.entity_column, _time(source), source.key_column))))
+    """The columns that order rows: the entity if there is one, the time, those of the key; each once."""
+    return list(dict.fromkeys(filter(None, (source.entity_column, _time(source), *source.key.columns))))
 
 
 def _places(source: SourceDefinition) -> list[str]:

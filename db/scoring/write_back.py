@@ -11,6 +11,9 @@ triggers: so every name in them is written in full.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import LiteralString
+
 from psycopg import sql
 from sqlalchemy import Connection
 
@@ -19,6 +22,7 @@ from pgoutlier.db.source import catalog
 from pgoutlier.db.source.definition import WRITTEN_COLUMNS, Source, SourceDefinition
 from pgoutlier.db.sql import key_types, locks
 from pgoutlier.db.sql.identifiers import SCHEMA, Relation, identifier, ours
+from pgoutlier.db.sql.keys import Key
 from pgoutlier.db.sql.statements import as_text, compose, dollar_quote, run
 
 TRIGGERS = ("insert", "update", "delete")
@@ -68,8 +72,16 @@ def trigger_name(event: str) -> str:
 
 def _arguments(source: SourceDefinition) -> sql.Composed:
     return compose(
-        "(keys {keys}, change_ids bigint[], errors double precision[], flags boolean[])",
-        keys=key_types.array_type(source.key_type),
+        "({keys}, change_ids bigint[], errors double precision[], flags boolean[])",
+        keys=_declared(source.key, source.key.array_names),
+    )
+
+
+def _declared(key: Key, names: Iterable[str], separator: LiteralString = ", ") -> sql.Composable:
+    """Arrays of the key's types under these names: arguments, or variables."""
+    return sql.SQL(separator).join(
+        compose("{name} {type}", name=identifier(name), type=key_types.array_type(kind))
+        for name, kind in zip(names, key.types, strict=True)
     )
 
 
@@ -99,7 +111,7 @@ def _trigger(source: SourceDefinition, event: str) -> sql.Composed:
 
 def _copy(source: SourceDefinition) -> sql.Composed:
     """Version 0 has only held the place of a score, see db.scoring.quarantine.take_places."""
-    collect = sql.SQL("pg_catalog.array_agg(s.key), pg_catalog.array_agg(s.change_id)")
+    collect = compose("{keys}, pg_catalog.array_agg(s.change_id)", keys=source.key.gathered("s"))
     return compose(
         """
 BEGIN
@@ -128,57 +140,73 @@ def _write(source: SourceDefinition) -> sql.Composed:
     100,000 rows as a whole for every batch.
     """
     error, flag = (identifier(name) for name in WRITTEN_COLUMNS)
+    key = source.key
+    mine, refused = (tuple(f"{what}_{name}" for name in key.array_names) for what in ("mine", "refused"))
     return compose(
         """
 #variable_conflict use_variable
 DECLARE
-    mine {keys};
+    {variables};
     mine_errors double precision[];
     mine_flags boolean[];
-    refused {keys};
     complaint text;
     path text := pg_catalog.current_setting('search_path');
 BEGIN
-    SELECT pg_catalog.array_agg(l.key), pg_catalog.array_agg(l.error), pg_catalog.array_agg(l.flag)
-    INTO mine, mine_errors, mine_flags
+    SELECT {gathered}, pg_catalog.array_agg(l.error), pg_catalog.array_agg(l.flag)
+    INTO {mine}, mine_errors, mine_flags
     FROM (
-        SELECT g.key, g.error, g.flag
-        FROM unnest((SELECT keys), (SELECT errors), (SELECT flags)) AS g (key, error, flag)
-        JOIN {relation} t ON t.{key} OPERATOR(pg_catalog.=) g.key
+        SELECT {key_of_g}, g.error, g.flag
+        FROM unnest({keys}, (SELECT errors), (SELECT flags)) AS g ({key}, error, flag)
+        JOIN {relation} t ON {same}
         WHERE {differs} FOR NO KEY UPDATE OF t SKIP LOCKED
     ) l;
-    IF mine IS NOT NULL THEN
+    IF mine_errors IS NOT NULL THEN
         SET LOCAL search_path TO DEFAULT;
         BEGIN
             UPDATE {relation} t SET {error} = g.error, {flag} = g.flag
-            FROM unnest((SELECT mine), (SELECT mine_errors), (SELECT mine_flags)) AS g (key, error, flag)
-            WHERE t.{key} OPERATOR(pg_catalog.=) g.key;
+            FROM unnest({my_keys}, (SELECT mine_errors), (SELECT mine_flags)) AS g ({key}, error, flag)
+            WHERE {same};
             SET CONSTRAINTS ALL IMMEDIATE;
         EXCEPTION WHEN {by_a_row} THEN
-            FOR i IN 1 .. pg_catalog.cardinality(mine) LOOP
+            FOR i IN 1 .. pg_catalog.cardinality(mine_errors) LOOP
                 BEGIN
                     UPDATE {relation} t SET {error} = mine_errors[i], {flag} = mine_flags[i]
-                    WHERE t.{key} OPERATOR(pg_catalog.=) mine[i];
+                    WHERE {same_as_ith};
                     SET CONSTRAINTS ALL IMMEDIATE;
                 EXCEPTION WHEN {by_a_row} THEN
-                    refused := pg_catalog.array_append(refused, mine[i]);
+                    {refuse}
                     complaint := SQLERRM;
                 END;
             END LOOP;
         END;
         PERFORM pg_catalog.set_config('search_path', path, true);
     END IF;
-    IF refused IS NOT NULL THEN
+    IF complaint IS NOT NULL THEN
         {queue_refused}
     END IF;
-    IF mine IS NULL OR pg_catalog.cardinality(mine) OPERATOR(pg_catalog.<) pg_catalog.cardinality(keys) THEN
+    IF mine_errors IS NULL
+       OR pg_catalog.cardinality(mine_errors) OPERATOR(pg_catalog.<) pg_catalog.cardinality(errors) THEN
         {queue_locked}
     END IF;
 END
 """,
-        keys=key_types.array_type(source.key_type),
+        variables=sql.SQL(";\n    ").join(_declared(key, names, ";\n    ") for names in (mine, refused)),
+        gathered=key.gathered("l"),
+        mine=_list(mine),
+        key=key.ours(),
+        key_of_g=key.ours("g"),
+        keys=_in_subqueries(key.array_names),
+        my_keys=_in_subqueries(mine),
         relation=source.relation.sql(),
-        key=identifier(source.key_column),
+        same=key.is_of("t", "g"),
+        same_as_ith=sql.SQL(" AND ").join(
+            compose("{c} OPERATOR(pg_catalog.=) {m}[i]", c=identifier("t", c), m=identifier(m))
+            for c, m in zip(key.columns, mine, strict=True)
+        ),
+        refuse=sql.SQL("\n                    ").join(
+            compose("{r} := pg_catalog.array_append({r}, {m}[i]);", r=identifier(r), m=identifier(m))
+            for r, m in zip(refused, mine, strict=True)
+        ),
         error=error,
         flag=flag,
         differs=_differs(),
@@ -190,20 +218,39 @@ END
         ),
         queue_refused=_queue_again(
             source,
-            compose("g.key OPERATOR(pg_catalog.=) ANY (refused)"),
+            _among(key, refused),
             seconds=_REFUSED_SECONDS,
             problem=sql.SQL("pg_catalog.concat('columns not written: ', complaint)"),
         ),
         queue_locked=_queue_again(
             source,
             compose(
-                "{differs} AND NOT EXISTS (SELECT FROM pg_catalog.unnest(mine) AS m (key)"
-                " WHERE m.key OPERATOR(pg_catalog.=) g.key)",
+                "{differs} AND NOT {among_mine}",
                 differs=_differs(),
+                among_mine=_among(key, mine),
             ),
             seconds=_LOCKED_SECONDS,
             problem=sql.SQL("NULL"),
         ),
+    )
+
+
+def _list(names: Iterable[str]) -> sql.Composable:
+    return sql.SQL(", ").join(map(identifier, names))
+
+
+def _in_subqueries(names: Iterable[str]) -> sql.Composable:
+    return sql.SQL(", ").join(compose("(SELECT {name})", name=identifier(name)) for name in names)
+
+
+def _among(key: Key, arrays: tuple[str, ...]) -> sql.Composable:
+    """Whether the key of g is among those of these variables."""
+    return compose(
+        "EXISTS (SELECT FROM {unnest}({arrays}) AS m ({key}) WHERE {same})",
+        unnest=sql.SQL("pg_catalog.unnest" if key.is_single else "unnest"),
+        arrays=_list(arrays),
+        key=key.ours(),
+        same=key.same("m", "g"),
     )
 
 
@@ -226,24 +273,29 @@ def _queue_again(
     """Under the change of the score, so that it outranks no later one; where claims draw ids, as a neighbour."""
     change = sql.Literal(NEIGHBOUR) if source.time_column else sql.SQL("g.change_id")
     return compose(
-        """INSERT INTO {queue} (change_id, keys, n_keys, rescore, not_before, last_error)
-        SELECT r.change_id, pg_catalog.array_agg(r.key), pg_catalog.count(*), true,
+        """INSERT INTO {queue} (change_id, {arrays}, n_keys, rescore, not_before, last_error)
+        SELECT r.change_id, {gathered}, pg_catalog.count(*), true,
                pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) pg_catalog.make_interval(secs => {seconds}),
                {problem}
         FROM (
-            SELECT {change} AS change_id, g.key, pg_catalog.row_number() OVER (PARTITION BY {change})
+            SELECT {change} AS change_id, {key_of_g}, pg_catalog.row_number() OVER (PARTITION BY {change})
                    OPERATOR(pg_catalog./) {chunk} AS chunk
-            FROM unnest((SELECT keys), (SELECT change_ids), (SELECT errors), (SELECT flags))
-                 AS g (key, change_id, error, flag)
-            JOIN {relation} t ON t.{key} OPERATOR(pg_catalog.=) g.key WHERE {condition}
+            FROM unnest({keys}, (SELECT change_ids), (SELECT errors), (SELECT flags))
+                 AS g ({key}, change_id, error, flag)
+            JOIN {relation} t ON {same} WHERE {condition}
         ) r GROUP BY r.change_id, r.chunk;""",
         queue=ours("queue", source.name),
         seconds=sql.Literal(seconds),
         problem=problem,
         change=change,
         chunk=sql.Literal(KEYS_PER_QUEUE_ROW),
+        arrays=source.key.arrays(),
+        gathered=source.key.gathered("r"),
+        key=source.key.ours(),
+        key_of_g=source.key.ours("g"),
+        keys=_in_subqueries(source.key.array_names),
         relation=source.relation.sql(),
-        key=identifier(source.key_column),
+        same=source.key.is_of("t", "g"),
         condition=condition,
     )
 
@@ -269,6 +321,7 @@ def fill(
 
     Returns how many scores were looked at, and the last key of them; None when there are no more.
     """
+    key = source.definition.key
     # One at a time: rows that another one has locked would be queued to be scored again.
     locks.hold(connection, "fill", source.id)
     row = run(
@@ -277,22 +330,24 @@ def fill(
             # Held so that none of them changes before its copy is committed; in the order in which workers write them.
             """
             WITH held AS MATERIALIZED (
-                SELECT s.key, s.change_id, s.reconstruction_error, s.flagged FROM {scores} s
-                WHERE s.key IN (SELECT p.key FROM {scores} p {behind} ORDER BY p.key LIMIT %(at_most)s)
+                SELECT {key_of_s}, s.change_id, s.reconstruction_error, s.flagged FROM {scores} s
+                WHERE ({key_of_s}) IN (SELECT {key_of_p} FROM {scores} p {behind} ORDER BY {key_of_p} LIMIT %(at_most)s)
                 ORDER BY {order} FOR SHARE OF s
             )
-            SELECT count(*), (array_agg(h.key ORDER BY h.key DESC))[1]::text,
-                   {writer}(array_agg(h.key), array_agg(h.change_id), array_agg(h.reconstruction_error),
-                            array_agg(h.flagged))
+            SELECT count(*), (SELECT {text} FROM held l ORDER BY {last_first} LIMIT 1),
+                   {writer}({gathered}, array_agg(h.change_id), array_agg(h.reconstruction_error), array_agg(h.flagged))
             FROM held h
             """,
             scores=ours("scores", source.name),
+            key_of_s=key.ours("s"),
+            key_of_p=key.ours("p"),
             behind=sql.SQL("")
             if after is None
-            else compose(
-                "WHERE p.key > %(after)s::{type}", type=key_types.scalar_type(source.definition.key_type)
-            ),
-            order=key_types.writing_order(sql.SQL("s.key"), source.definition.key_type),
+            else compose("WHERE {behind}", behind=key.compared("p", sql.SQL(">"), sql.SQL("%(after)s"))),
+            order=key.in_writing_order("s"),
+            text=key.text("l"),
+            last_first=key.ours_descending("l"),
+            gathered=key.gathered("h"),
             writer=_writer(source.name),
         ),
         {"at_most": at_most, **({} if after is None else {"after": after})},

@@ -21,6 +21,9 @@ _KEY_TYPES = {
     "uuid": "uuid",
     "text": "text",
     "character varying": "text",
+    "timestamp with time zone": "timestamptz",
+    "timestamp without time zone": "timestamp",
+    "date": "date",
 }
 
 
@@ -182,6 +185,20 @@ def family(connection: Connection, table: RelationInfo) -> tuple[Relation | None
         ).fetchone()
         found.append(Relation(*row) if row else None)
     return found[0], found[1]
+
+
+def partition_columns(connection: Connection, table: RelationInfo) -> list[str]:
+    """The columns that a table is partitioned by, on any level; none of an ordinary table."""
+    if table.kind != "p":
+        return []
+    found = run(
+        connection,
+        "SELECT a.attname::text FROM pg_partition_tree(%s::oid) t JOIN pg_partitioned_table p ON p.partrelid = t.relid"
+        " CROSS JOIN LATERAL unnest(p.partattrs::smallint[]) k (attnum)"
+        " JOIN pg_attribute a ON a.attrelid = t.relid AND a.attnum = k.attnum GROUP BY 1 ORDER BY min(t.level), 1",
+        (table.oid,),
+    )
+    return [name for (name,) in found.fetchall()]
 
 
 def role_with_hidden_rows(connection: Connection, table: RelationInfo) -> str | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 from psycopg import sql
 from pydantic import BaseModel, ConfigDict, Field
 
 from pgoutlier.db.sql.identifiers import Relation, display, identifier
+from pgoutlier.db.sql.keys import Key
 from pgoutlier.db.sql.statements import compose
 
 MAX_FEATURES = 1_500  # PostgreSQL returns at most 1,664 columns from one query
@@ -88,14 +89,35 @@ class Feature(Frozen):
         return compose("{c}::double precision", c=column)
 
 
+KeyType = Literal["smallint", "integer", "bigint", "uuid", "text", "timestamptz", "timestamp", "date"]
+
+
+class KeyColumn(Frozen):
+    """One of the columns of a key, but for the first."""
+
+    column: str
+    type: KeyType
+
+
+@lru_cache(maxsize=1_024)
+def _key(columns: tuple[KeyColumn, ...]) -> Key:
+    return Key(tuple(column.column for column in columns), tuple(column.type for column in columns))
+
+
 class SourceDefinition(Frozen):
-    """A watched table. Two attaches are the same if their definitions are equal."""
+    """A watched table. Two attaches are the same if their definitions are equal.
+
+    The key is key_column and further_key_columns: read it by `key`. partitioned_by: which columns of the key, counted
+    from 0, the table is partitioned by, on whatever level.
+    """
 
     name: str
     relation_schema: str
     relation_name: str
     key_column: str
-    key_type: Literal["smallint", "integer", "bigint", "uuid", "text"]
+    key_type: KeyType
+    further_key_columns: tuple[KeyColumn, ...] = ()
+    partitioned_by: tuple[int, ...] = ()
     features: tuple[Feature, ...]
     feature_view_schema: str | None = None
     feature_view_name: str | None = None
@@ -104,6 +126,20 @@ class SourceDefinition(Frozen):
     label_column: str | None = None
     # Whether the score is kept in columns of the table as well, see db.scoring.write_back.
     write_columns: bool = False
+
+    @property
+    def key(self) -> Key:
+        return _key((KeyColumn(column=self.key_column, type=self.key_type), *self.further_key_columns))
+
+    @property
+    def moment_column(self) -> str:
+        """What says which rows are the newest: the time column, else what of the key grows with time."""
+        if self.time_column is not None:
+            return self.time_column
+        key = self.key
+        in_order = zip(key.columns, key.types, strict=True)
+        times = [column for column, kind in in_order if kind in ("timestamptz", "timestamp", "date")]
+        return times[0] if times else key.columns[-1]
 
     @property
     def relation(self) -> Relation:
@@ -129,7 +165,7 @@ class SourceDefinition(Frozen):
         return len(self.feature_names)
 
     def describe(self) -> str:
-        return f"{self.relation} by {display(self.key_column)}, {self.n_features} features"
+        return f"{self.relation} by {self.key.shown}, {self.n_features} features"
 
 
 PROMOTIONS = ("manual", "if_better", "always")

@@ -82,21 +82,24 @@ def verdicts(source: SourceDefinition) -> sql.Composable:
     )
 
 
-def same_key(source: SourceDefinition, verdict_key: sql.Composable, key: sql.Composable) -> sql.Composable:
-    """SQL for whether a verdict's key, which is text, is the key of a row."""
-    if source.key_type == "text":  # whatever collation the user's column has
-        return compose('{text} = ({key})::text COLLATE "C"', text=verdict_key, key=key)
-    return compose(
-        "({text})::{type} = {key}", text=verdict_key, type=key_types.scalar_type(source.key_type), key=key
-    )
+def same_key(
+    source: SourceDefinition, verdict_key: sql.Composable, table: str, *, ours: bool = False
+) -> sql.Composable:
+    """SQL for whether a verdict's key, which is text, is that of a row of the user's in `table`, or of one of ours."""
+    key = source.key
+    if key.is_single and key.has_text:  # whatever collation the user's column has
+        column = key.ours(table) if ours else key.theirs(table)
+        return compose('{text} = ({key})::text COLLATE "C"', text=verdict_key, key=column)
+    return key.is_text(table, verdict_key) if ours else key.is_text_of(table, verdict_key)
 
 
-def with_verdicts(source: SourceDefinition, key: sql.Composable) -> sql.Composable:
-    """SQL that joins to rows with this key their verdict, as v.verdict; for questions about many rows."""
+def with_verdicts(source: SourceDefinition, table: str, *, ours: bool = False) -> sql.Composable:
+    """SQL that joins to rows of the user's in `table`, or to rows of ours, their verdict, as v.verdict; for questions
+    about many rows."""
     return compose(
         " LEFT JOIN {verdicts} v ON {same}",
         verdicts=verdicts(source),
-        same=same_key(source, sql.SQL("v.key"), key),
+        same=same_key(source, sql.SQL("v.key"), table, ours=ours),
     )
 
 
@@ -115,10 +118,9 @@ def verdict_of_row(source: SourceDefinition, table: str) -> sql.Composable:
     explicit = compose(
         # Compared as text, so that the index on (source, key, id) gives the last one.
         "(SELECT nullif(v.verdict, 'withdrawn') FROM outlier.verdicts v WHERE v.source = {source}"
-        ' AND v.key = ({t}.{key})::text COLLATE "C" ORDER BY v.id DESC LIMIT 1)',
+        ' AND v.key = {key} COLLATE "C" ORDER BY v.id DESC LIMIT 1)',
         source=sql.Literal(source.name),
-        t=identifier(table),
-        key=identifier(source.key_column),
+        key=source.key.text_of_row(table),
     )
     if source.label_column is None:
         return explicit
@@ -137,14 +139,13 @@ def of_keys(connection: Connection, source: SourceDefinition, keys: key_types.Ke
     rows = run(
         connection,
         compose(
-            "SELECT {known} FROM unnest(%(keys)s::{keys}) WITH ORDINALITY k (key, place)"
-            " LEFT JOIN {relation} t ON t.{key} = k.key{verdicts} ORDER BY k.place",
+            "SELECT {known} FROM {keys} LEFT JOIN {relation} t ON {same}{verdicts} ORDER BY k.place",
             known=known(source, by_column(source, "t")),
-            keys=key_types.array_type(source.key_type),
+            keys=source.key.given("k", sql.SQL("%(keys)s"), numbered=True),
             relation=source.relation.sql(),
-            key=identifier(source.key_column),
-            verdicts=with_verdicts(source, sql.SQL("k.key")),
+            same=source.key.is_of("t", "k"),
+            verdicts=with_verdicts(source, "k", ours=True),
         ),
-        {"keys": key_types.to_parameters(keys, source.key_type)},
+        {"keys": source.key.to_parameters(keys)},
     ).fetchall()
     return np.array([UNKNOWN if fraud is None else int(fraud) for (fraud,) in rows], dtype=np.int8)

@@ -81,7 +81,7 @@ def newest_of_note(connection: Connection, source: SourceDefinition) -> datetime
 
     source: has a column of times. Answered by an index on it.
     """
-    time = identifier(source.time_column or source.key_column)
+    time = identifier(source.moment_column)
     relation = source.relation.sql()
     moment = dated(compose("n.{time}", time=time))
     rows = run(
@@ -128,7 +128,7 @@ def until(connection: Connection, source: SourceDefinition, *, newest: int) -> d
         return None
     parts = {
         "relation": source.relation.sql(),
-        "time": identifier(source.time_column or source.key_column),
+        "time": identifier(source.moment_column),
     }
     ahead = compose("SELECT EXISTS (SELECT FROM {relation} n WHERE n.{time} > %s::timestamptz)", **parts)
     if not one(connection, ahead, (datetime.now(UTC) + _CLOCKS_DIFFER,)):

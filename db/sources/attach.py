@@ -11,8 +11,8 @@ from pgoutlier.db.ddl import written_columns
 from pgoutlier.db.errors import MissingPrivilege, SourceError
 from pgoutlier.db.source import catalog
 from pgoutlier.db.source.catalog import ColumnInfo, RelationInfo
-from pgoutlier.db.source.definition import MAX_FEATURES, TRANSFORMS, Feature, SourceDefinition
-from pgoutlier.db.sources import sources
+from pgoutlier.db.source.definition import MAX_FEATURES, TRANSFORMS, Feature, KeyColumn, SourceDefinition
+from pgoutlier.db.sources import sources, table_key
 from pgoutlier.db.sql.identifiers import (
     Relation,
     check_source_name,
@@ -65,7 +65,7 @@ def request_of(source: SourceDefinition) -> AttachRequest:
 
     return AttachRequest(
         relation=str(source.relation),
-        key=display(source.key_column),
+        key=source.key.shown,
         features=",".join(feature.declaration for feature in source.features),
         feature_view=None if source.feature_view is None else str(source.feature_view),
         time=optional(source.time_column),
@@ -84,7 +84,7 @@ def resolve(connection: Connection, request: AttachRequest) -> tuple[SourceDefin
     table = catalog.inspect(connection, parse_relation(request.relation))
     _check_kind(table)
     _check_family(connection, table)
-    key = _key_column(table, _primary_key(table) if request.key is None else parse_identifier(request.key))
+    key = table_key.columns(connection, table, request.key)
     others = {
         role: table.column(parse_identifier(text)).name
         for role, text in (("time", request.time), ("entity", request.entity), ("label", request.label))
@@ -97,7 +97,9 @@ def resolve(connection: Connection, request: AttachRequest) -> tuple[SourceDefin
         feature_table = catalog.inspect(connection, parse_relation(request.feature_view))
         _check_feature_view(feature_table, table, key)
     _check_privileges(connection, table, feature_table if request.feature_view else None)
-    features = _features(connection, feature_table, request, kept_out={key.name, *others.values()})
+    features = _features(
+        connection, feature_table, request, kept_out={*(c.name for c in key), *others.values()}
+    )
     view = feature_table.relation if request.feature_view is not None else None
     _check_not_written(
         connection, table, view, {*others.values(), *(f.column for f in features if view is None)}
@@ -112,8 +114,10 @@ def resolve(connection: Connection, request: AttachRequest) -> tuple[SourceDefin
         name=name,
         relation_schema=table.relation.schema,
         relation_name=table.relation.name,
-        key_column=key.name,
-        key_type=key.key_type,
+        key_column=key[0].name,
+        key_type=key[0].key_type,
+        further_key_columns=tuple(KeyColumn(column=c.name, type=c.key_type) for c in key[1:]),
+        partitioned_by=table_key.partitioned_by(connection, table, key),
         features=features,
         feature_view_schema=view.schema if view else None,
         feature_view_name=view.name if view else None,
@@ -130,7 +134,7 @@ def not_features(connection: Connection, source: SourceDefinition) -> dict[str, 
     table = catalog.inspect(connection, source.feature_relation)
     used = {feature.column for feature in source.features}
     used |= {
-        source.key_column,
+        *source.key.columns,
         source.time_column or "",
         source.entity_column or "",
         source.label_column or "",
@@ -145,17 +149,6 @@ def _check_time(table: RelationInfo, name: str) -> None:
             f"The time column {display(name)} of {table.relation} has type {column.type_name}, which has no order in"
             " time; name a column of type timestamptz, timestamp or date, or of numbers, such as seconds."
         )
-
-
-def _primary_key(table: RelationInfo) -> str:
-    if len(table.primary_key) == 1:
-        return table.primary_key[0]
-    if not table.primary_key:
-        raise SourceError(f"{table.relation} has no primary key; name a column that is unique with --key.")
-    raise SourceError(
-        f"The primary key of {table.relation} has several columns ({', '.join(map(display, table.primary_key))});"
-        " name one column that is unique by itself with --key."
-    )
 
 
 def _check_kind(table: RelationInfo) -> None:
@@ -186,52 +179,22 @@ def _check_family(connection: Connection, table: RelationInfo) -> None:
         )
 
 
-def _key_column(table: RelationInfo, name: str) -> ColumnInfo:
-    if "," in name and name not in table.columns:
-        raise SourceError(
-            f"A key of several columns ({name}) cannot be used; give {table.relation} a single unique column,"
-            " for instance: ALTER TABLE … ADD COLUMN row_id bigint GENERATED ALWAYS AS IDENTITY UNIQUE."
-        )
-    column = table.column(name)
-    if (name,) not in table.unique_columns:
-        composite = next((u for u in table.unique_columns if name in u), None)
-        partitioned = (
-            " (a partitioned table's unique key must hold its partition key)" if table.kind == "p" else ""
-        )
-        if composite:
-            raise SourceError(
-                f"{display(name)} is only part of the key ({', '.join(map(display, composite))}) of"
-                f" {table.relation}{partitioned}; pgoutlier needs one column that is unique by itself."
-            )
-        raise SourceError(
-            f"{display(name)} is not unique in {table.relation}{partitioned}; add a primary key or a plain"
-            f" unique constraint: ALTER TABLE {table.relation} ADD UNIQUE ({display(name)});"
-        )
-    if column.key_type is None:
-        raise SourceError(
-            f"The key {display(name)} has type {column.type_name}; a key is smallint, integer, bigint, uuid or text."
-        )
-    if not column.not_null:
-        raise SourceError(
-            f"The key {display(name)} may be NULL; declare it: ALTER TABLE {table.relation}"
-            f" ALTER COLUMN {display(name)} SET NOT NULL;"
-        )
-    return column
-
-
-def _check_feature_view(view: RelationInfo, table: RelationInfo, key: ColumnInfo) -> None:
+def _check_feature_view(view: RelationInfo, table: RelationInfo, key: list[ColumnInfo]) -> None:
     if view.kind not in {"v", "m", "r", "p"}:
         raise SourceError(f"{view.relation} cannot be a feature view; name a view over {table.relation}.")
-    if key.name not in view.columns:
-        raise SourceError(
-            f"The feature view {view.relation} has no column {display(key.name)}; it must hold the key of"
-            f" {table.relation} under the same name."
-        )
-    if view.columns[key.name].key_type != key.key_type:
-        raise SourceError(
-            f"{display(key.name)} is {view.columns[key.name].type_name} in {view.relation} but {key.type_name}"
-            f" in {table.relation}; cast it to {key.type_name} in the view."
-        )
+    for column in key:
+        name = display(column.name)
+        if column.name not in view.columns:
+            raise SourceError(
+                f"The feature view {view.relation} has no column {name}; it must hold the key of"
+                f" {table.relation} under the same name."
+            )
+        seen = view.columns[column.name]
+        if seen.key_type != column.key_type:
+            raise SourceError(
+                f"{name} is {seen.type_name} in {view.relation} but {column.type_name}"
+                f" in {table.relation}; cast it to {column.type_name} in the view."
+            )
 
 
 def _features(

@@ -12,7 +12,7 @@ from pgoutlier.db.errors import SourceError, first_line
 from pgoutlier.db.source import catalog
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sql import key_types
-from pgoutlier.db.sql.identifiers import SCHEMA, Relation, display, identifier, ours
+from pgoutlier.db.sql.identifiers import SCHEMA, Relation, identifier, ours
 from pgoutlier.db.sql.statements import compose, run
 
 # Scores whose rows are looked for under another key, to see that the keys are the same.
@@ -25,11 +25,11 @@ def rekey(connection: Connection, source: Source, definition: SourceDefinition) 
     The tables of scores are written anew, and locked until the transaction ends. Returns the statements that do the
     same with the queue, to be run last. Raises SourceError if the keys cannot be the same ones.
     """
-    old, new = source.definition, definition.key_type
-    anew = f"to score all rows anew under it: pgoutlier adopt {source.name} --key {display(definition.key_column)}"
-    if not rekeying.can_be_cast(old.key_type, new):
+    old, new = source.definition, definition.key.type_shown
+    anew = f"to score all rows anew under it: pgoutlier adopt {source.name} --key {definition.key.shown}"
+    if not rekeying.can_be_cast(old.key, definition.key):
         raise SourceError(
-            f"The keys of {source.name} are of type {old.key_type}, and scores cannot be kept under a key of type"
+            f"The keys of {source.name} are of type {old.key.type_shown}, and scores cannot be kept under a key of type"
             f" {new}; {anew}"
         )
     try:
@@ -39,17 +39,17 @@ def rekey(connection: Connection, source: Source, definition: SourceDefinition) 
             old,
             [
                 *rekeying.away(old),
-                *rekeying.tables(connection, old, new, empty=False),
-                *rekeying.texts(old, source.id, new),
+                *rekeying.tables(connection, old, definition, empty=False),
+                *rekeying.texts(old, source.id, definition),
             ],
         )
     except errors.DataError as error:
         raise SourceError(
             f"A key of {source.name} that has a score is none of type {new} ({first_line(error)}); {anew}"
         ) from None
-    if not rekeying.keeps_order(old.key_type, new):
+    if not rekeying.keeps_order(old.key, definition.key):
         end_jobs(connection, source, "the type of the key has changed")
-    return rekeying.queue(old, new, empty=False)
+    return rekeying.queue(old, definition, empty=False)
 
 
 def _check_keys_are_the_same(
@@ -58,18 +58,22 @@ def _check_keys_are_the_same(
     n_scores, n_rows = run(
         connection,
         compose(
-            "SELECT count(*), count(t.{key}) FROM (SELECT s.key FROM {scores} s LIMIT {most}) s"
-            " LEFT JOIN {relation} t ON t.{key} = s.key::{type}",
-            key=identifier(definition.key_column),
+            "SELECT count(*), count(t.{first}) FROM (SELECT {cast} FROM {scores} s LIMIT {most}) s"
+            " LEFT JOIN {relation} t ON {same}",
+            first=identifier(definition.key_column),
+            cast=sql.SQL(", ").join(
+                compose("s.{c}::{type} AS {c}", c=identifier(name), type=key_types.scalar_type(kind))
+                for name, kind in zip(definition.key.names, definition.key.types, strict=True)
+            ),
             scores=ours("scores", source.name),
             most=sql.Literal(_SAMPLE),
             relation=definition.relation.sql(),
-            type=key_types.scalar_type(definition.key_type),
+            same=definition.key.is_of("t", "s"),
         ),
     ).fetchone() or (0, 0)
     if n_scores and not n_rows:
         raise SourceError(
-            f"No score of {source.name} is of a row that has its key in {display(definition.key_column)}, so the keys"
+            f"No score of {source.name} is of a row that has its key in {definition.key.shown}, so the keys"
             f" are others; {anew}"
         )
 
@@ -89,7 +93,9 @@ def adopt(
 ) -> None:
     """Take the table that has the name now for the source's own, with no score yet; its rows are to be queued.
 
-    Versions, verdicts, notices and the history of scores stay. Raises SourceError if another source has that table.
+    Versions and notices stay, and verdicts and the history of scores where the key is of the same kind.
+
+    Raises SourceError if another source has that table.
     """
     table = catalog.inspect(connection, definition.relation)
     _check_feature_view(connection, source, definition, table.oid)
@@ -103,9 +109,16 @@ def adopt(
         " attached_xid = pg_current_xact_id()::text::bigint WHERE id = %s",
         (table.oid, Jsonb(definition.model_dump(mode="json")), source.id),
     )
-    old, new = source.definition, definition.key_type
-    # Earlier scores can be of the same rows, but not under keys of another kind.
-    same_kind = rekeying.keeps_order(old.key_type, new)
+    old = source.definition
+    # Earlier scores can be of the same rows, but not under keys of another kind, and no more can verdicts.
+    same_kind = rekeying.keeps_order(old.key, definition.key)
+    if not same_kind:
+        run(
+            connection,
+            "INSERT INTO outlier.verdicts (source, key, verdict, note) SELECT c.source, c.key, 'withdrawn',"
+            " 'the table was replaced by one with another key' FROM outlier.current_verdicts c WHERE c.source = %s",
+            (old.name,),
+        )
     emptied = [
         ours(kind, source.name)
         for kind in ("scores", "shadow_scores", "queue", *([] if same_kind else ["score_history"]))
@@ -119,8 +132,8 @@ def adopt(
             # The triggers go with their functions, from the old table.
             *queue_triggers.drop(source.name),
             compose("TRUNCATE {tables}", tables=sql.SQL(", ").join(emptied)),
-            *rekeying.tables(connection, old, new, empty=not same_kind),
-            *rekeying.queue(old, new, empty=True),
+            *rekeying.tables(connection, old, definition, empty=not same_kind),
+            *rekeying.queue(old, definition, empty=True),
         ],
     )
     on_table = [

@@ -200,10 +200,10 @@ def _attach_again(
     _check_same(source, definition, recipe, same_table=table_oid == source.table_oid)
     old, of_queue = source.definition, list[sql.Composed]()
     grants = installation.end_migration(connection, source, definition)
-    if (old.key_column, old.key_type) != (definition.key_column, definition.key_type):
+    if old.key != definition.key:
         grants += installation.view_grants(connection, definition)
         of_queue = changing.rekey(connection, source, definition)
-        record(connection, source.name, "rekey", f"{definition.key_column} ({definition.key_type})")
+        record(connection, source.name, "rekey", f"{definition.key.shown} ({definition.key.type_shown})")
     changes = _column_changes(connection, source, definition)
     run(
         connection,
@@ -277,7 +277,7 @@ def _check_same(
         raise SourceError(
             f"{source.name} is the name of the source of {old.relation}; give {new.relation} another --name."
         )
-    in_place = {"write_columns", "key_column", "key_type"}
+    in_place = {"write_columns", "key_column", "key_type", "further_key_columns", "partitioned_by"}
     if same_table:  # which has been renamed
         in_place |= {"relation_schema", "relation_name"}
     if [f.names for f in old.features] == [f.names for f in new.features]:  # whose types have changed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from psycopg import sql
 
@@ -134,6 +135,11 @@ def check_source_name(name: str) -> str:
 def ours(kind: str, source: str) -> sql.Composable:
     """One of our objects for a source, such as ours("scores", "transactions") -> outlier.scores_transactions."""
     return identifier(SCHEMA, f"{kind}_{source}")
+
+
+def literal(value: Any) -> sql.Composable:
+    """A constant for statements sent by `run` and `copy`, percent signs as in `identifier`."""
+    return sql.SQL(sql.Literal(value).as_string(None).replace("%", "%%"))
 
 
 def identifier(*parts: str) -> sql.Composable:

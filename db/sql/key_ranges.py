@@ -1,4 +1,4 @@
-"""Ranges of a source's keys, in the order of its column; the keys at both ends are kept as text."""
+"""Ranges of a source's keys, in the order of its columns; the keys at both ends are kept as text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
-from pgoutlier.db.sql import key_types
+from pgoutlier.db.sql.keys import Key
 from pgoutlier.db.sql.statements import compose
 
 
@@ -26,30 +26,33 @@ class KeyRange:
         return {"first_key": self.first_key, "last_key": self.last_key}
 
 
-def plan(key: sql.Composable, to_do: sql.Composable) -> sql.Composed:
+def plan(key: Key, columns: sql.Composable, to_do: sql.Composable) -> sql.Composed:
     """The statement that cuts rows into ranges of so many (%(size)s) keys, for a job (%(job)s).
 
-    key: SQL of the key. to_do: FROM and WHERE of the rows.
+    columns: those of the key of these rows, under our names. to_do: FROM and WHERE of the rows.
     """
     return compose(
         """
         INSERT INTO outlier.job_ranges (job_id, number, first_key, last_key, n_keys)
-        SELECT %(job)s, place / %(size)s, max(key::text) FILTER (WHERE place %% %(size)s = 0),
-               max(key::text) FILTER (WHERE place %% %(size)s = %(size)s - 1 OR is_last), max(place) - min(place) + 1
-        FROM (SELECT {key} AS key, row_number() OVER w - 1 AS place, lead({key}) OVER w IS NULL AS is_last
-              FROM {to_do} WINDOW w AS (ORDER BY {key})) ends
+        SELECT %(job)s, place / %(size)s, max({text}) FILTER (WHERE place %% %(size)s = 0),
+               max({text}) FILTER (WHERE place %% %(size)s = %(size)s - 1 OR is_last), max(place) - min(place) + 1
+        FROM (SELECT k.*, row_number() OVER w - 1 AS place, lead(true) OVER w IS NULL AS is_last
+              FROM (SELECT {columns} FROM {to_do}) k WINDOW w AS (ORDER BY {key})) ends
         WHERE place %% %(size)s IN (0, %(size)s - 1) OR is_last
         GROUP BY place / %(size)s
         """,
-        key=key,
+        text=key.text("ends"),
+        columns=columns,
+        key=key.ours("k"),
         to_do=to_do,
     )
 
 
-def within(key: sql.Composable, key_type: str) -> sql.Composed:
-    """The condition that a key is in a range, see KeyRange.params."""
+def within(key: Key, table: str, *, of_row: bool = False) -> sql.Composed:
+    """The condition that a key of ours, or of a row of the user's, is in a range, see KeyRange.params."""
+    compared = key.row_compared if of_row else key.compared
     return compose(
-        "{key} >= %(first_key)s::{type} AND {key} <= %(last_key)s::{type}",
-        key=key,
-        type=key_types.scalar_type(key_type),
+        "{from_first} AND {to_last}",
+        from_first=compared(table, sql.SQL(">="), sql.SQL("%(first_key)s")),
+        to_last=compared(table, sql.SQL("<="), sql.SQL("%(last_key)s")),
     )

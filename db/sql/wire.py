@@ -6,10 +6,15 @@ src/backend/utils/adt/arrayfuncs.c.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psycopg
+from psycopg.abc import AdaptContext
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
 
 # Signature, flags, and the length of an extension that there is none of; then rows; then a row of -1 fields.
 COPY_HEADER = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
@@ -19,6 +24,33 @@ COPY_TRAILER = b"\xff\xff"
 # four bytes each. Elements follow, each after its length in four bytes.
 _HEADER_BYTES = {1: 20, 2: 28}
 _HAS_NULL = slice(4, 8)
+
+
+@dataclass(frozen=True)
+class Array:
+    """A parameter that is an array: n elements (n,) of one length, in their binary format, and their pg_type.oid."""
+
+    oid: int
+    elements: npt.NDArray[Any]
+
+
+class _ArrayDumper(Dumper):
+    format = Format.BINARY
+
+    def __init__(self, kind: type, context: AdaptContext | None = None) -> None:
+        super().__init__(kind, context)
+        self.oid = 0  # the statement says the type
+
+    def dump(self, array: Array) -> bytes:
+        written = np.empty(
+            len(array.elements), np.dtype([("length", ">i4"), ("value", array.elements.dtype)])
+        )
+        written["length"], written["value"] = array.elements.dtype.itemsize, array.elements
+        header = np.array([1, 0, array.oid, len(array.elements), 1], ">i4")
+        return header.tobytes() + written.tobytes()
+
+
+psycopg.adapters.register_dumper(Array, _ArrayDumper)
 
 
 def has_null(array: bytes) -> bool:

@@ -16,7 +16,7 @@ from pgoutlier.db.scoring import queue
 from pgoutlier.db.source import catalog
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sql.identifiers import SCHEMA, Relation, identifier, ours
+from pgoutlier.db.sql.identifiers import SCHEMA, Relation, ours
 from pgoutlier.db.sql.statements import compose, one, show_what_policies_allow, users_rows
 from pgoutlier.db.training import training_runs
 from pgoutlier.db.training.training_runs import TrainingRun
@@ -126,9 +126,9 @@ def flagged(
         connection,
         compose(
             "SELECT * FROM {view} WHERE scored_at >= coalesce(%(since)s::timestamptz, '-infinity')"
-            " ORDER BY scored_at DESC, {key} DESC LIMIT %(limit)s",
+            " ORDER BY scored_at DESC, {last_first} LIMIT %(limit)s",
             view=ours("flagged", source.name),
-            key=identifier(source.key_column),
+            last_first=source.key.theirs_descending(),
         ),
         {"since": since, "limit": limit},
     )

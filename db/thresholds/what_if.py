@@ -161,13 +161,13 @@ def counting(scored: Scored) -> sql.Composed:
         day=moments.day(sql.SQL("r.dated")),
         scores=ours("scores", source.name),
         join=compose(
-            " JOIN {relation} t ON t.{key} = s.key",
+            " JOIN {relation} t ON {same}",
             relation=source.relation.sql(),
-            key=identifier(source.key_column),
+            same=source.key.is_of("t", "s"),
         )
         if joined
         else sql.SQL(""),
-        verdicts=labels.with_verdicts(source, sql.SQL("s.key")) if scored.by_verdict else sql.SQL(""),
+        verdicts=labels.with_verdicts(source, "s", ours=True) if scored.by_verdict else sql.SQL(""),
         within=sql.SQL("")
         if scored.window is None
         else compose(

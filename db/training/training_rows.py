@@ -115,8 +115,8 @@ def read(
         origin=origin,
         chosen=chosen,
         params={"source_id": source.id},
-        number=_number(in_runs=in_runs),
-        longest_key_bytes=_longest_key(connection, definition) if definition.key_type == "text" else 0,
+        number=_number(definition, in_runs=in_runs),
+        longest_key_bytes=_longest_key(connection, definition),
         rows_per_block=_KINDS * _ROWS_PER_BLOCK * (windows.PLACE if in_runs else 1),
     )
     order = np.argsort(numbers)
@@ -169,8 +169,12 @@ def _origin(
     """
     reason = _reason(source)
     with_reason = compose("(SELECT w.*, {reason} AS reason FROM ({window}) w)", reason=reason, window=window)
-    sampled = compose(" AND hashtextextended(w.key::text, 0) %% {one_in} = 0", one_in=sql.Literal(one_in))
-    rows = _in_runs(window, reason) if in_runs else with_reason
+    sampled = compose(
+        " AND hashtextextended({key}, 0) %% {one_in} = 0",
+        key=source.key.text("w"),
+        one_in=sql.Literal(one_in),
+    )
+    rows = _in_runs(source, window, reason) if in_runs else with_reason
     those = compose(
         "WHERE (w.reason IS NULL{or_along}){sampled}",
         or_along=sql.SQL(" OR w.reason <> 'quarantined'" if along else ""),
@@ -181,17 +185,21 @@ def _origin(
 
 def _with_features(source: SourceDefinition, rows: sql.Composable, those: sql.Composable) -> sql.Composed:
     return compose(
-        "FROM {rows} w JOIN {relation} t ON t.{key} OPERATOR(pg_catalog.=) w.key {those}",
+        "FROM {rows} w JOIN {relation} t ON {same} {those}",
         rows=rows,
         relation=source.feature_relation.sql(),
-        key=identifier(source.key_column),
+        same=source.key.is_of("t", "w"),
         those=those,
     )
 
 
-def _number(*, in_runs: bool) -> sql.Composed:
+def _place(source: SourceDefinition) -> sql.Composed:
+    return compose("row_number() OVER (ORDER BY w.moment, {key})", key=source.key.ours("w"))
+
+
+def _number(source: SourceDefinition, *, in_runs: bool) -> sql.Composed:
     """SQL for what is read with each row: its place, in runs also its run, and which of the kinds it is."""
-    place = sql.SQL("row_number() OVER (ORDER BY w.moment, w.key)")
+    place = _place(source)
     return compose(
         "{kinds} * {number} + CASE w.reason"
         " WHEN 'fraud_verdict' THEN {fraud} WHEN 'labelled_fraud' THEN {fraud} WHEN 'flagged' THEN {flagged}"
@@ -204,15 +212,16 @@ def _number(*, in_runs: bool) -> sql.Composed:
     )
 
 
-def _in_runs(window: sql.Composable, reason: sql.Composable) -> sql.Composable:
+def _in_runs(source: SourceDefinition, window: sql.Composable, reason: sql.Composable) -> sql.Composable:
     """The window's rows with the reason to leave each out, and its run: a row that is left out ends one."""
-    entity, alone = windows.run_of(sql.SQL("w.entity"), sql.SQL("w.moment"), sql.SQL("w.key"))
+    entity, alone = windows.run_of(sql.SQL("w.entity"), sql.SQL("w.moment"), source.key.as_parameter("w"))
     return compose(
         "(SELECT w.*, dense_rank() OVER (ORDER BY {entity}, {alone}, w.n_left_out) AS run FROM (SELECT w.*,"
-        " count(w.reason) OVER (PARTITION BY w.entity ORDER BY w.moment, w.key) AS n_left_out"
+        " count(w.reason) OVER (PARTITION BY w.entity ORDER BY w.moment, {key}) AS n_left_out"
         " FROM (SELECT w.*, {reason} AS reason FROM ({window}) w) w) w)",
         entity=entity,
         alone=alone,
+        key=source.key.ours("w"),
         reason=reason,
         window=window,
     )
@@ -252,8 +261,8 @@ def labelled_fraud(
         origin=_with_features(source, window, those),
         chosen=compose("FROM {window} w {those}", window=window, those=those),
         params={},
-        number=sql.SQL("row_number() OVER (ORDER BY w.moment, w.key)"),
-        longest_key_bytes=_longest_key(connection, source) if source.key_type == "text" else 0,
+        number=_place(source),
+        longest_key_bytes=_longest_key(connection, source),
         rows_per_block=_ROWS_PER_BLOCK,
     )
     rows = rows.take(np.argsort(places))
@@ -268,13 +277,14 @@ def newest_rows(connection: Connection, source: SourceDefinition, newest: int) -
     fraud: whether the row is known to be fraud, by a verdict or a label; NULL where nobody knows.
     """
     until = moments.until(connection, source, newest=newest)
-    moment = identifier(source.time_column or source.key_column)
+    moment = identifier(source.moment_column)
     return compose(
-        "SELECT r.key, r.moment, r.entity, v.verdict, {known} AS fraud FROM ("
-        "SELECT b.{key} AS key, b.{moment} AS moment, {entity} AS entity, {label} AS label FROM {relation} b{dated}"
+        "SELECT {ours}, r.moment, r.entity, v.verdict, {known} AS fraud FROM ("
+        "SELECT {key}, b.{moment} AS moment, {entity} AS entity, {label} AS label FROM {relation} b{dated}"
         " ORDER BY b.{moment} DESC NULLS LAST LIMIT {newest}) r{verdicts}",
         known=labels.known(source, sql.SQL("r.label")),
-        key=identifier(source.key_column),
+        ours=source.key.ours("r"),
+        key=source.key.theirs_as_ours("b"),
         moment=moment,
         # One entity for all, where there is no column that tells them apart.
         entity=compose("b.{e}", e=identifier(source.entity_column)) if source.entity_column else sql.SQL("0"),
@@ -284,13 +294,14 @@ def newest_rows(connection: Connection, source: SourceDefinition, newest: int) -
         if until is None
         else compose(" WHERE b.{moment} <= {until}", moment=moment, until=sql.Literal(until)),
         newest=sql.Literal(newest),
-        verdicts=labels.with_verdicts(source, sql.SQL("r.key")),
+        verdicts=labels.with_verdicts(source, "r", ours=True),
     )
 
 
 def _comparable_moment(source: SourceDefinition) -> sql.Composable:
     """There is no min(uuid); as text a uuid has the same order."""
-    by_uuid = source.time_column is None and source.key_type == "uuid"
+    types = dict(zip(source.key.columns, source.key.types, strict=True))
+    by_uuid = types.get(source.moment_column) == "uuid"
     return sql.SQL("w.moment::text" if by_uuid else "w.moment")
 
 
@@ -298,17 +309,23 @@ def _reason(source: SourceDefinition) -> sql.Composable:
     """SQL for why a row of the window is left out, NULL if it is trained on."""
     return compose(
         "CASE WHEN w.fraud THEN CASE WHEN w.verdict IS NULL THEN 'labelled_fraud' ELSE 'fraud_verdict' END"
-        " WHEN w.fraud IS NULL AND EXISTS (SELECT FROM {scores} s WHERE s.key = w.key AND s.flagged) THEN 'flagged'"
+        " WHEN w.fraud IS NULL AND EXISTS (SELECT FROM {scores} s WHERE {same} AND s.flagged) THEN 'flagged'"
         " WHEN EXISTS (SELECT FROM outlier.quarantine h WHERE h.source_id = %(source_id)s"
-        " AND h.key = w.key::text) THEN 'quarantined' END",
+        " AND h.key = {text}) THEN 'quarantined' END",
         scores=ours("scores", source.name),
+        same=source.key.same("s", "w"),
+        text=source.key.text("w"),
     )
 
 
 def _longest_key(connection: Connection, source: SourceDefinition) -> int:
+    """Bytes of the longest text in a key of the table; 0 where there is none."""
+    if not source.key.has_text:
+        return 0
     statement = compose(
-        "SELECT coalesce(max(octet_length(convert_to({key}::text, 'UTF8'))), 0) FROM {relation}",
-        key=identifier(source.key_column),
+        "SELECT coalesce(max({longest}), 0) FROM (SELECT {keys} FROM {relation} t) k",
+        longest=source.key.longest_text("k"),
+        keys=source.key.theirs_as_ours("t"),
         relation=source.relation.sql(),
     )
     return int(one(connection, statement))

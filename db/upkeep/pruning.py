@@ -36,10 +36,10 @@ def prune(
         compose(
             # By ctid: a score that is written anew meanwhile has moved, and stays.
             "DELETE FROM {scores} s USING (SELECT o.ctid AS place FROM {scores} o"
-            " WHERE NOT EXISTS (SELECT FROM {relation} t WHERE t.{key} = o.key)) orphan WHERE s.ctid = orphan.place",
+            " WHERE NOT EXISTS (SELECT FROM {relation} t WHERE {same})) orphan WHERE s.ctid = orphan.place",
             scores=ours("scores", source.name),
             relation=source.definition.relation.sql(),
-            key=identifier(source.definition.key_column),
+            same=source.definition.key.is_of("t", "o"),
         ),
     ).rowcount
     of_challengers = (

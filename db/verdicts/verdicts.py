@@ -13,8 +13,8 @@ from pgoutlier.db.ddl import source_views
 from pgoutlier.db.errors import VerdictError
 from pgoutlier.db.source import catalog
 from pgoutlier.db.source.definition import SourceDefinition
-from pgoutlier.db.sql import key_types
-from pgoutlier.db.sql.identifiers import identifier, ours
+from pgoutlier.db.sql.identifiers import ours
+from pgoutlier.db.sql.keys import Key
 from pgoutlier.db.sql.statements import compose, one, records, run
 
 VERDICTS = ("fraud", "normal", "withdrawn")
@@ -54,7 +54,7 @@ def give(
 ) -> int:
     """Add verdicts to the log, in this order; returns how many. What says nothing new is left out.
 
-    Keys are as `db.sql.key_types.canonical` gives them, each once. by: who gives them, where it is not the session's
+    Keys are as `db.sql.keys.Key.canonical` gives them, each once. by: who gives them, where it is not the session's
     own user; only roles that may write the whole table can say so. Nothing new is the verdict of the same person
     with the same note or none, and taking back what is not there.
     """
@@ -92,31 +92,29 @@ class VisibleRows:
     """Where it is looked whether there is a row with a key. scored_only: rows without a score cannot be seen there."""
 
     relation: sql.Composable
-    key: sql.Composable
+    key: Key
     scored_only: bool
 
     @classmethod
     def of(cls, connection: Connection, source: SourceDefinition) -> VisibleRows:
         """The table itself if the session may read it, else the view that analysts read."""
         if catalog.readable(connection, source.relation):
-            return cls(source.relation.sql(), identifier(source.key_column), False)
+            return cls(source.relation.sql(), source.key, False)
         columns = tuple(catalog.inspect(connection, source.relation).columns)
-        shown_as = source_views.alias(source.key_column, columns)
-        return cls(ours("scored", source.name), identifier(shown_as), True)
+        shown_as = tuple(source_views.alias(column, columns) for column in source.key.columns)
+        return cls(ours("scored", source.name), Key(shown_as, source.key.types), True)
 
 
-def first_without_row(
-    connection: Connection, source: SourceDefinition, rows: VisibleRows, keys: Sequence[str]
-) -> int | None:
+def first_without_row(connection: Connection, rows: VisibleRows, keys: Sequence[str]) -> int | None:
     """The place of the first of these keys that no row has, or None. Keys as for `give`."""
     found = one(
         connection,
         compose(
-            "SELECT k.place - 1 FROM unnest(%(keys)s::{keys}) WITH ORDINALITY k (key, place)"
-            " WHERE NOT EXISTS (SELECT FROM {relation} t WHERE t.{key} = k.key) ORDER BY k.place LIMIT 1",
-            keys=key_types.array_type(source.key_type),
+            "SELECT k.place - 1 FROM {keys}"
+            " WHERE NOT EXISTS (SELECT FROM {relation} t WHERE {same}) ORDER BY k.place LIMIT 1",
+            keys=rows.key.given("k", sql.SQL("%(keys)s"), numbered=True),
             relation=rows.relation,
-            key=rows.key,
+            same=rows.key.is_of("t", "k"),
         ),
         {"keys": list(keys)},
     )

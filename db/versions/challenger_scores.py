@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from pgoutlier.db.ddl import challenger_objects
 from pgoutlier.db.source.definition import Source, SourceDefinition
-from pgoutlier.db.sql.identifiers import identifier, ours
+from pgoutlier.db.sql.identifiers import ours
 from pgoutlier.db.sql.statements import compose, one, records, run, run_dicts
 from pgoutlier.db.versions.aliases import CHALLENGER, CHAMPION
 
@@ -48,7 +48,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Disagreement:
-    """A row that only one of the two flags. key: of the source's type."""
+    """A row that only one of the two flags. key: of the source's type, of several columns as text."""
 
     key: int | str | UUID
     reconstruction_error: float
@@ -107,11 +107,12 @@ def n_missing(connection: Connection, source: Source) -> int:
                 JOIN outlier.model_aliases challenger ON challenger.source_id = %(source_id)s
                  AND challenger.alias = %(challenger)s
                 WHERE s.scored_at > greatest(champion.moved_at, challenger.moved_at)
-                  AND NOT EXISTS (SELECT FROM {challenger_scores} h WHERE h.key = s.key AND h.change_id = s.change_id
+                  AND NOT EXISTS (SELECT FROM {challenger_scores} h WHERE {same} AND h.change_id = s.change_id
                                   AND h.model_version = challenger.version)
                 """,
                 scores=ours("scores", source.name),
                 challenger_scores=ours("shadow_scores", source.name),
+                same=source.definition.key.same("h", "s"),
             ),
             {"source_id": source.id, "champion": CHAMPION, "challenger": CHALLENGER},
         )
@@ -125,8 +126,9 @@ def disagreements(connection: Connection, source: SourceDefinition, *, limit: in
         Disagreement,
         compose(
             "SELECT {key} AS key, reconstruction_error, flagged, challenger_error, would_flag, scored_at"
-            " FROM {view} WHERE flagged <> would_flag ORDER BY scored_at DESC, {key} DESC LIMIT %s",
-            key=identifier(source.key_column),
+            " FROM {view} WHERE flagged <> would_flag ORDER BY scored_at DESC, {last_first} LIMIT %s",
+            key=source.key.as_value(None),
+            last_first=source.key.theirs_descending(),
             view=ours("compared", source.name),
         ),
         (limit,),
@@ -144,10 +146,11 @@ def prune(connection: Connection, source: Source) -> int:
             # By ctid: a score that is written anew meanwhile has moved, and stays.
             "DELETE FROM {challenger_scores} h USING (SELECT o.ctid AS place FROM {challenger_scores} o"
             " LEFT JOIN outlier.model_aliases a ON a.source_id = %s AND a.alias = %s"
-            " WHERE o.model_version <> a.version OR NOT EXISTS (SELECT FROM {scores} s WHERE s.key = o.key)) gone"
+            " WHERE o.model_version <> a.version OR NOT EXISTS (SELECT FROM {scores} s WHERE {same})) gone"
             " WHERE h.ctid = gone.place",
             challenger_scores=ours("shadow_scores", source.name),
             scores=ours("scores", source.name),
+            same=source.definition.key.same("s", "o"),
         ),
         (source.id, CHALLENGER),
     ).rowcount

@@ -57,14 +57,21 @@ def stop(
 
 @history.command("show", cls=CommandOfKeys)
 def show(
-    source: SourceName, key: Annotated[str, typer.Argument(help="Key of the row.")], as_json: AsJson = False
+    source: SourceName,
+    key: Annotated[
+        list[str],
+        typer.Argument(help="Key of the row; one of several columns as a word a column, or as JSON."),
+    ],
+    as_json: AsJson = False,
 ) -> None:
     """Every score that a row has had, the newest first."""
     rows = keeping.of_row(open_runtime(), source, key)
     if as_json:
         print_json(rows)
     elif not rows:
-        console.print(f"{source} has no score of {key}, and had none.", highlight=False, markup=False)
+        console.print(
+            f"{source} has no score of {' '.join(key)}, and had none.", highlight=False, markup=False
+        )
     else:
         columns = ["version", "reconstruction error", "flagged", "scored at", "replaced at"]
         fields = ["model_version", "reconstruction_error", "flagged", "scored_at", "replaced_at"]

@@ -10,6 +10,7 @@ import typer
 from pgoutlier import detector
 from pgoutlier.db.source.definition import WRITTEN_COLUMNS
 from pgoutlier.db.sources.attach import AttachRequest
+from pgoutlier.db.sql.keys import Key
 from pgoutlier.worker import tasks
 from pgoutlier.worker.cli.arguments import AsJson, CommandOfKeys, SourceName
 from pgoutlier.worker.cli.context import open_runtime
@@ -201,7 +202,10 @@ def _print_attached(done: Attached, *, n_copied: int, n_old: int | None) -> None
 
 def adopt(
     source: SourceName,
-    key: Annotated[str | None, typer.Option(help="Its key column, where that is another one now.")] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(help="Its key, where that is another one now; several columns apart by commas."),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -247,6 +251,10 @@ def detach(
     console.print(f"Detached {source}; {relation} is as it was before.", highlight=False)
 
 
+def _key_shown(key: Key) -> str:
+    return f"{key.shown} ({', '.join(key.types)})"
+
+
 def sources(as_json: AsJson = False) -> None:
     """List the watched tables."""
     found = listing.every(open_runtime())
@@ -263,7 +271,7 @@ def sources(as_json: AsJson = False) -> None:
             (
                 s.name,
                 s.definition.relation,
-                f"{s.definition.key_column} ({s.definition.key_type})",
+                _key_shown(s.definition.key),
                 s.definition.n_features,
                 s.definition.time_column,
                 s.definition.label_column,

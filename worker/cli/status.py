@@ -173,7 +173,8 @@ def flagged(
     if not rows:
         console.print("No row was flagged." if since is None else f"No row was flagged since {since}.")
         return
-    shown = [c for c in (definition.key_column, definition.time_column, definition.entity_column) if c]
+    named = (*definition.key.columns, definition.time_column, definition.entity_column)
+    shown = [column for column in dict.fromkeys(named) if column]
     print_table(
         f"last {len(rows)} flagged of {source}; all columns: --json, or the view outlier.flagged_{source}",
         [*shown, "error", "version", "scored at", "top features"],

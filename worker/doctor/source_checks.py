@@ -62,25 +62,25 @@ def _relation(connection: Connection, _: Runtime, source: Source) -> Finding:
 
 
 def _changed_key(table: RelationInfo, source: Source) -> Finding | None:
-    definition = source.definition
-    column = table.columns.get(definition.key_column)
-    key = display(definition.key_column)
-    if column is None:
-        return Finding(
-            source.name,
-            False,
-            f"the key {key} of {table.relation} is gone, so nothing is scored or removed",
-            "if it has another name now, run the same `pgoutlier attach` again with that as --key; if there is another"
-            f" key: pgoutlier adopt {source.name} --key COLUMN, which scores all rows anew",
-        )
-    if column.key_type == definition.key_type:
-        return None
-    return Finding(
-        source.name,
-        False,
-        f"the key {key} is {column.type_name} now, and was {definition.key_type}; rows whose keys do not fit wait",
-        "run the same `pgoutlier attach` again, which keeps the scores",
-    )
+    key = source.definition.key
+    for name, kind in zip(key.columns, key.types, strict=True):
+        column, shown = table.columns.get(name), display(name)
+        if column is None:
+            return Finding(
+                source.name,
+                False,
+                f"the key {shown} of {table.relation} is gone, so nothing is scored or removed",
+                "if it has another name now, run the same `pgoutlier attach` again with that as --key; if there is"
+                f" another key: pgoutlier adopt {source.name} --key COLUMN, which scores all rows anew",
+            )
+        if column.key_type != kind:
+            return Finding(
+                source.name,
+                False,
+                f"the key {shown} is {column.type_name} now, and was {kind}; rows whose keys do not fit wait",
+                "run the same `pgoutlier attach` again, which keeps the scores",
+            )
+    return None
 
 
 def _triggers(connection: Connection, _: Runtime, source: Source) -> Finding:

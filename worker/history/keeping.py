@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import structlog
 
 from pgoutlier.db.errors import SourceError
 from pgoutlier.db.history import score_history
 from pgoutlier.db.history.score_history import RowScore
 from pgoutlier.db.roles import grants
+from pgoutlier.db.source import typed_keys
+from pgoutlier.db.source.typed_keys import Word
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sql import key_types
 from pgoutlier.worker.runtime import Runtime
 
 log = structlog.get_logger()
@@ -37,17 +40,14 @@ def stop(runtime: Runtime, source_name: str, *, drop: bool = False) -> bool:
     return changed
 
 
-def of_row(runtime: Runtime, source_name: str, key: str) -> list[RowScore]:
+def of_row(runtime: Runtime, source_name: str, words: Sequence[Word]) -> list[RowScore]:
     """Every score the row of this key has had, the newest first.
 
     Raises SourceError if there is no such source, no earlier scores are kept, or it cannot be a key of the source.
     """
     with runtime.engine.begin() as connection:
         definition = sources.find(connection, source_name).definition
-        try:
-            canonical = key_types.canonical(key, definition.key_type)
-        except ValueError:
-            raise SourceError(
-                f"{key!r} cannot be a key of source {source_name}, whose keys are of type {definition.key_type}."
-            ) from None
-        return score_history.of_key(connection, definition, canonical)
+        keys = typed_keys.together(definition, words)
+        if len(keys) != 1:
+            raise SourceError(f"{len(keys)} keys are given; name one row.")
+        return score_history.of_key(connection, definition, typed_keys.read(definition, keys[0]))

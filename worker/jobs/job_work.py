@@ -15,7 +15,6 @@ from pgoutlier.db.scoring.queue import Claim
 from pgoutlier.db.scoring.rows import ClaimedRows
 from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sql import key_types
 from pgoutlier.db.sql.key_ranges import KeyRange
 from pgoutlier.db.versions import aliases, version_rows
 from pgoutlier.db.versions.aliases import Pointed
@@ -139,5 +138,5 @@ def _without_waiting(connection: Connection, source: Source, claim: Claim, rows:
     waiting = set(job_ranges.waiting(connection, source, claim))
     if not waiting:
         return rows
-    found = key_types.to_parameters(rows.keys, source.definition.key_type)
+    found = source.definition.key.to_parameters(rows.keys)
     return rows.take(np.array([key not in waiting for key in found], dtype=np.bool_))

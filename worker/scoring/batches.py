@@ -24,7 +24,6 @@ from pgoutlier.db.scoring.queue import Claim
 from pgoutlier.db.scoring.rows import UNREADABLE, ClaimedRows
 from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sql import key_types
 from pgoutlier.db.versions import aliases
 from pgoutlier.detector import exceeds, top_features
 from pgoutlier.models_store import registry
@@ -218,7 +217,7 @@ def score_claimed(
 
     challenger_scorer: what scores them with the challenger as well.
     """
-    batch = batch.latest_by_key(source.definition.key_type)
+    batch = batch.latest_by_key(source.definition.key)
     sound, refused = _sound_rows(source, batch, imputes=champion.detector.recipe.missing == "median")
     rows = _scored_rows(batch, sound, champion)
     if challenger_scorer is not None:
@@ -274,7 +273,7 @@ def _sound_rows(source: Source, batch: ClaimedRows, *, imputes: bool) -> tuple[n
     names = source.definition.feature_names
     columns = np.argmin(finite[~sound], axis=1)
     declared = source.definition.features
-    texts = key_types.to_texts(bad.keys, source.definition.key_type)
+    texts = source.definition.key.to_texts(bad.keys)
     entries = []
     for row, (key, change_id, problem) in enumerate(
         zip(texts, bad.change_ids.tolist(), bad.problems.tolist(), strict=True)
@@ -294,7 +293,7 @@ def _sound_rows(source: Source, batch: ClaimedRows, *, imputes: bool) -> tuple[n
 
 
 def _entries(source: Source, batch: ClaimedRows, reason: str, detail: str) -> list[Entry]:
-    texts = key_types.to_texts(batch.keys, source.definition.key_type)
+    texts = source.definition.key.to_texts(batch.keys)
     return [
         Entry(key, change_id, reason, detail=detail)
         for key, change_id in zip(texts, batch.change_ids.tolist(), strict=True)

@@ -22,7 +22,8 @@ from pgoutlier.db.scoring.queue import Claim
 from pgoutlier.db.scoring.rows import ClaimedRows
 from pgoutlier.db.scoring.scores import ScoredRows
 from pgoutlier.db.source.definition import Source
-from pgoutlier.db.sql import key_types
+from pgoutlier.db.sql.key_types import Keys
+from pgoutlier.db.sql.keys import Key
 from pgoutlier.db.versions import aliases, challenger_scores
 from pgoutlier.db.versions.aliases import Aliases, Challenger
 from pgoutlier.detector import Detector, exceeds
@@ -72,7 +73,7 @@ class ChallengerScorer:
     def begin(self, batch: ClaimedRows) -> None:
         """Start computing in another thread, if that is worth it and needs nothing from PostgreSQL.
 
-        batch: one row a key, in the order of `db.sql.key_types.sortable`.
+        batch: one row a key, in the order of `db.sql.keys.Key.sortable`.
         """
         detector = self._runtime.cache.loaded(self._challenger.version_id)
         if detector is None or detector.recipe.window > 1 or len(batch) < _ROWS_WORTH_A_THREAD:
@@ -104,8 +105,8 @@ class ChallengerScorer:
             careful = is_last_whole_try(self._runtime, self._claim)
             batch = sequences.read_for(
                 self._connection, source, self._claim, detector.recipe, careful=careful
-            ).latest_by_key(source.definition.key_type)
-            scored = _among(batch.keys, wanted, source.definition.key_type)
+            ).latest_by_key(source.definition.key)
+            scored = _among(batch.keys, wanted, source.definition.key)
         found = self._ahead.result() if self._ahead else _errors(batch, detector)
         rows = _scored_rows(batch, found, scored & found.sound, detector)
         scores.write(
@@ -166,10 +167,8 @@ def _errors(batch: ClaimedRows, detector: Detector) -> _Errors:
     return _Errors(sound, values)
 
 
-def _among(keys: key_types.Keys, wanted: key_types.Keys, key_type: str) -> npt.NDArray[np.bool_]:
-    found: npt.NDArray[np.bool_] = np.isin(
-        key_types.sortable(keys, key_type), key_types.sortable(wanted, key_type)
-    )
+def _among(keys: Keys, wanted: Keys, key: Key) -> npt.NDArray[np.bool_]:
+    found: npt.NDArray[np.bool_] = np.isin(key.sortable(keys), key.sortable(wanted))
     return found
 
 

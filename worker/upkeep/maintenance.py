@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import psycopg
 import structlog
@@ -12,6 +12,8 @@ from pgoutlier.db.errors import PgoutlierError, first_line
 from pgoutlier.db.notices import notices
 from pgoutlier.db.scoring import quarantine, queue
 from pgoutlier.db.scoring.quarantine import Quarantined
+from pgoutlier.db.source import typed_keys
+from pgoutlier.db.source.typed_keys import Word
 from pgoutlier.db.sources import sources
 from pgoutlier.db.upkeep import pruning
 from pgoutlier.worker.runtime import Runtime
@@ -38,10 +40,17 @@ def sweep_all(runtime: Runtime) -> dict[str, int]:
     return _of_each(runtime, "sweep", lambda name: sweep(runtime, name))
 
 
-def retry_quarantine(runtime: Runtime, source_name: str, keys: list[str] | None) -> int:
-    """Queue quarantined rows again, all or those of these keys. Returns how many."""
+def retry_quarantine(runtime: Runtime, source_name: str, words: Sequence[Word] | None) -> int:
+    """Queue quarantined rows again, all or those of these keys. Returns how many.
+
+    Raises SourceError if there is no such source, or one of them is no key of its.
+    """
     with runtime.engine.begin() as connection:
         source = sources.at_work(connection, source_name)
+        keys = None
+        if words is not None:
+            definition = source.definition
+            keys = [typed_keys.read(definition, text) for text in typed_keys.together(definition, words)]
         n_queued = quarantine.retry(connection, source, keys)
         if n_queued:
             sources.record(connection, source_name, "retry_quarantine", f"{n_queued} rows")

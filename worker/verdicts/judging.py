@@ -8,8 +8,10 @@ from itertools import islice
 
 import structlog
 
-from pgoutlier.db.errors import VerdictError
+from pgoutlier.db.errors import SourceError, VerdictError
+from pgoutlier.db.source import typed_keys
 from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.source.typed_keys import Word
 from pgoutlier.db.sources import sources
 from pgoutlier.db.sql import key_types
 from pgoutlier.db.sql.statements import show_what_policies_allow
@@ -36,14 +38,16 @@ class Given:
 def label(
     runtime: Runtime,
     source_name: str,
-    keys: Sequence[str],
+    words: Sequence[Word],
     verdict: str,
     *,
     note: str | None = None,
     by: str | None = None,
 ) -> Given:
-    """Say the same of each of these rows. verdict: fraud, normal or withdrawn. Else as `give`."""
+    """Say the same of each of the rows with these keys. verdict: fraud, normal or withdrawn. Else as `give`."""
     word = verdicts.named(verdict)
+    with runtime.engine.begin() as connection:
+        keys = typed_keys.together(sources.find(connection, source_name).definition, words)
     return give(runtime, source_name, [Verdict(key, word, note) for key in keys], by=by)
 
 
@@ -70,7 +74,7 @@ def give(
         checked = _checked(source.definition, given)
         while batch := list(islice(checked, BATCH)):
             keys = [verdict.key for verdict in batch]
-            absent = verdicts.first_without_row(connection, source.definition, rows, keys)
+            absent = verdicts.first_without_row(connection, rows, keys)
             if absent is not None:
                 what = "no scored row" if rows.scored_only else "no row"
                 raise _unusable(
@@ -122,12 +126,9 @@ def listed(
 def _key_of(source: SourceDefinition, verdict: Verdict) -> str:
     """The key as PostgreSQL prints it. Raises VerdictError if it is none of the source's."""
     try:
-        return key_types.canonical(verdict.key, source.key_type)
-    except ValueError:
-        raise _unusable(
-            verdict,
-            f"{verdict.key!r} cannot be a key of source {source.name}, whose keys are of type {source.key_type}",
-        ) from None
+        return typed_keys.read(source, verdict.key)
+    except SourceError as error:
+        raise _unusable(verdict, str(error).rstrip(".")) from None
 
 
 def _unusable(verdict: Verdict, what: str) -> VerdictError:

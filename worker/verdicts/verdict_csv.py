@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
@@ -11,9 +12,11 @@ from pgoutlier.db.verdicts import verdicts
 from pgoutlier.db.verdicts.verdicts import Verdict
 
 _HEADER = (
-    "the first line names the columns: key,verdict or key,verdict,note, apart by a comma, semicolon or tab"
+    "the first line names the columns: key,verdict or key,verdict,note, apart by a comma, semicolon or tab; in place of"
+    " key may stand the columns of a key of several"
 )
 _DELIMITERS = ",;\t"
+_OURS = ("key", "verdict", "note")
 
 
 def read(lines: Iterable[bytes], name: str) -> Iterator[Verdict]:
@@ -23,22 +26,25 @@ def read(lines: Iterable[bytes], name: str) -> Iterator[Verdict]:
     number of the line, counted from 1, on which the row begins that cannot be used.
     """
     rows = _rows(lines, name)
-    header = [cell.strip().lower() for cell in next(rows, (1, []))[1]]
-    if not {"key", "verdict"} <= set(header) <= {"key", "verdict", "note"} or len(header) != len(set(header)):
+    first = [cell.strip() for cell in next(rows, (1, []))[1]]
+    header = [cell.lower() if cell.lower() in _OURS else cell for cell in first]
+    of_key = [cell for cell in header if cell not in _OURS]
+    if "verdict" not in header or ("key" in header) == bool(of_key) or len(header) != len(set(header)):
         raise _wrong(name, 1, _HEADER)
     for line, row in rows:
         if len(row) != len(header):
             raise _wrong(name, line, f"{len(row)} columns where the first line names {len(header)}")
         cells = dict(zip(header, row, strict=True))
-        if not cells["key"]:
+        key = json.dumps({column: cells[column] for column in of_key}) if of_key else cells["key"]
+        if not key:
             raise _wrong(name, line, "there is no key")
-        if "\x00" in cells["key"] + cells.get("note", ""):
+        if any("\x00" in cell for cell in row):
             raise _wrong(name, line, "it holds a NUL character, which PostgreSQL cannot keep")
         try:
             verdict = verdicts.named(cells["verdict"])
         except VerdictError as error:
             raise _wrong(name, line, str(error).rstrip(".")) from None
-        yield Verdict(key=cells["key"], verdict=verdict, note=cells.get("note") or None, line=line)
+        yield Verdict(key=key, verdict=verdict, note=cells.get("note") or None, line=line)
 
 
 def _rows(lines: Iterable[bytes], name: str) -> Iterator[tuple[int, Sequence[str]]]:
