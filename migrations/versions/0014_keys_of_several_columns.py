@@ -73,8 +73,8 @@ END
 $outlier$"""
 
 _WITH_NAMES_BEFORE = """
-CREATE OR REPLACE FUNCTION outlier.with_names(statement text, relation regclass, definition jsonb, taken text[]) RETURNS text
-LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $outlier$
+CREATE OR REPLACE FUNCTION outlier.with_names(statement text, relation regclass, definition jsonb, taken text[])
+RETURNS text LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $outlier$
 DECLARE
     place constant text := 't[.]"outlier:shown" AS "outlier:shown"|(r|o|NEW|OLD)[.]"outlier:shown"'
                            '|"outlier:(schema|relation|key|time|entity|label|quote|feature [0-9]+)"';
@@ -124,8 +124,8 @@ BEGIN
 END
 $outlier$"""
 _WITH_NAMES = """
-CREATE OR REPLACE FUNCTION outlier.with_names(statement text, relation regclass, definition jsonb, taken text[]) RETURNS text
-LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $outlier$
+CREATE OR REPLACE FUNCTION outlier.with_names(statement text, relation regclass, definition jsonb, taken text[])
+RETURNS text LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $outlier$
 DECLARE
     place constant text := 't[.]"outlier:shown" AS "outlier:shown"|(r|o|NEW|OLD)[.]"outlier:shown"'
                            '|"outlier:(schema|relation|key|time|entity|label|quote|feature [0-9]+|key [0-9]+)"';

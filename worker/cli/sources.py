@@ -10,7 +10,6 @@ import typer
 from pgoutlier import detector
 from pgoutlier.db.source.definition import WRITTEN_COLUMNS
 from pgoutlier.db.sources.attach import AttachRequest
-from pgoutlier.db.sql.keys import Key
 from pgoutlier.worker import tasks
 from pgoutlier.worker.cli.arguments import AsJson, CommandOfKeys, SourceName
 from pgoutlier.worker.cli.context import open_runtime
@@ -251,10 +250,6 @@ def detach(
     console.print(f"Detached {source}; {relation} is as it was before.", highlight=False)
 
 
-def _key_shown(key: Key) -> str:
-    return f"{key.shown} ({', '.join(key.types)})"
-
-
 def sources(as_json: AsJson = False) -> None:
     """List the watched tables."""
     found = listing.every(open_runtime())
@@ -271,7 +266,7 @@ def sources(as_json: AsJson = False) -> None:
             (
                 s.name,
                 s.definition.relation,
-                _key_shown(s.definition.key),
+                f"{s.definition.key.shown} ({', '.join(s.definition.key.types)})",
                 s.definition.n_features,
                 s.definition.time_column,
                 s.definition.label_column,
