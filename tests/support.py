@@ -88,9 +88,9 @@ class Table:
         """Drain until nothing is queued, waiting for what was put off."""
 
         def drained() -> bool:
-            if self.queued():
+            if self.rows("SELECT FROM outlier.queue_{source} LIMIT 1"):
                 self.drain()
-            return not self.queued()
+            return not self.rows("SELECT FROM outlier.queue_{source} LIMIT 1")
 
         until(drained, "the queue gets empty")
 

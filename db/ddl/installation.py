@@ -201,7 +201,8 @@ def _views_to_mend(
             mended += made(kind, tuple(dict.fromkeys((*shown, *columns))))
         elif _lacks_verdict(kind, shown) or not _reads_as_who_asks(connection, definition, kind):
             # A column that the table got since then would come before ours, where none can be put in.
-            kept = tuple(c for c in columns if source_views.alias(c, columns) in shown)
+            taken = source_views.ours_beside(definition)
+            kept = tuple(c for c in columns if source_views.alias(c, columns, beside=taken) in shown)
             mended += made(kind, kept if kind in {"scored", "flagged", "compared"} else columns)
     return mended
 

@@ -95,7 +95,7 @@ END
         functions=_executed(functions, ()),
         made=sql.SQL("").join(
             [
-                _executed(list(views.values()), source_views.OURS),
+                _executed(list(views.values()), source_views.ours_beside(source)),
                 _executed([compared], tuple(challenger_objects.COMPARED_COLUMNS)),
             ]
         ),

@@ -18,6 +18,8 @@ from pgoutlier.db.sql.statements import compose
 SCORE_COLUMNS = ("reconstruction_error", "flagged", "model_version", "scored_at", "top_features")
 VERDICT_COLUMN = "verdict"
 OURS = (*SCORE_COLUMNS, VERDICT_COLUMN)
+# The key as one text, as outlier.verdicts and other tables of all sources have it: of a key of several columns only.
+KEY_COLUMN = "row_key"
 READ = ("scored", "flagged", "quality")
 ROWS = "rows"
 # Each before those that it needs.
@@ -36,8 +38,11 @@ def views(
     its end. source_columns: of the user's table. by_event_time: its time column tells a day.
     """
     select = compose(
-        "SELECT {theirs}, {ours}, {verdict} AS {verdict_name} FROM {rows} t JOIN {scores} s ON {same}",
-        theirs=shown(source_columns, beside=OURS),
+        "SELECT {theirs}, {ours}, {verdict} AS {verdict_name}{key} FROM {rows} t JOIN {scores} s ON {same}",
+        theirs=shown(source_columns, beside=ours_beside(source)),
+        key=sql.SQL("")
+        if source.key.is_single
+        else compose(", {k} AS {name}", k=source.key.text_of_row("t"), name=identifier(KEY_COLUMN)),
         ours=sql.SQL(", ").join(compose("s.{c}", c=identifier(column)) for column in SCORE_COLUMNS),
         verdict=labels.verdict_of_row(source, "t"),
         verdict_name=identifier(VERDICT_COLUMN),
@@ -67,6 +72,11 @@ def views(
         )
         for kind, (options, select) in selects.items()
     }
+
+
+def ours_beside(source: SourceDefinition) -> tuple[str, ...]:
+    """The columns of ours in `scored` and `flagged`."""
+    return OURS if source.key.is_single else (*OURS, KEY_COLUMN)
 
 
 def share_rows(source: SourceDefinition) -> sql.Composed:
@@ -121,7 +131,7 @@ def shown(source_columns: tuple[str, ...], *, beside: Iterable[str]) -> sql.Comp
     )
 
 
-def alias(column: str, source_columns: tuple[str, ...], *, beside: tuple[str, ...] = OURS) -> str:
+def alias(column: str, source_columns: tuple[str, ...], *, beside: tuple[str, ...]) -> str:
     """The name that a column of the user's table has in the views."""
     taken = set(beside)
     name = column

@@ -101,7 +101,10 @@ class VisibleRows:
         if catalog.readable(connection, source.relation):
             return cls(source.relation.sql(), source.key, False)
         columns = tuple(catalog.inspect(connection, source.relation).columns)
-        shown_as = tuple(source_views.alias(column, columns) for column in source.key.columns)
+        shown_as = tuple(
+            source_views.alias(column, columns, beside=source_views.ours_beside(source))
+            for column in source.key.columns
+        )
         return cls(ours("scored", source.name), Key(shown_as, source.key.types), True)
 
 
