@@ -1,7 +1,7 @@
 """Keys of several columns.
 
 The functions for migrations of the user's table know the names of the further columns, which a definition has beside
-the first.
+the first, and what checks a verdict knows the text of such a key.
 
 Revision ID: 0014
 Revises: 0013
@@ -178,9 +178,108 @@ BEGIN
 END
 $outlier$"""
 
+_CHECK_BEFORE = """
+CREATE OR REPLACE FUNCTION outlier.check_verdict() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $function$
+DECLARE
+    key_type text;
+BEGIN
+    SELECT s.definition ->> 'key_type' INTO key_type FROM outlier.sources s WHERE s.name = NEW.source;
+    IF NOT FOUND THEN
+        RAISE foreign_key_violation USING MESSAGE = format('There is no source %s; sources: %s.', NEW.source,
+            (SELECT coalesce(string_agg(s.name, ', ' ORDER BY s.name), 'none') FROM outlier.sources s));
+    END IF;
+    -- As PostgreSQL prints it, so that a key is one text however it was written.
+    NEW.key := CASE key_type
+        WHEN 'smallint' THEN NEW.key::smallint::text
+        WHEN 'integer' THEN NEW.key::integer::text
+        WHEN 'bigint' THEN NEW.key::bigint::text
+        WHEN 'uuid' THEN NEW.key::uuid::text
+        ELSE NEW.key END;
+    RETURN NEW;
+EXCEPTION WHEN invalid_text_representation OR numeric_value_out_of_range THEN
+    RAISE invalid_text_representation USING MESSAGE =
+        format('%L cannot be a key of source %s, whose keys are of type %s.', NEW.key, NEW.source, key_type);
+END
+$function$
+"""
+_CHECK = """
+CREATE OR REPLACE FUNCTION outlier.check_verdict() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $function$
+DECLARE
+    definition jsonb;
+    key_type text;
+    columns text[];
+    types text[];
+    given jsonb;
+    kept jsonb := '[]';
+    part text;
+BEGIN
+    SELECT s.definition INTO definition FROM outlier.sources s WHERE s.name = NEW.source;
+    IF NOT FOUND THEN
+        RAISE foreign_key_violation USING MESSAGE = format('There is no source %s; sources: %s.', NEW.source,
+            (SELECT coalesce(string_agg(s.name, ', ' ORDER BY s.name), 'none') FROM outlier.sources s));
+    END IF;
+    key_type := definition ->> 'key_type';
+    -- As PostgreSQL prints it, so that a key is one text however it was written.
+    IF coalesce(definition -> 'further_key_columns', '[]') = '[]' THEN
+        NEW.key := CASE key_type
+            WHEN 'smallint' THEN NEW.key::smallint::text
+            WHEN 'integer' THEN NEW.key::integer::text
+            WHEN 'bigint' THEN NEW.key::bigint::text
+            WHEN 'uuid' THEN NEW.key::uuid::text
+            ELSE NEW.key END;
+        RETURN NEW;
+    END IF;
+    -- One of several columns as a JSON array of them, times in UTC.
+    SELECT array_agg(k ->> 'column' ORDER BY place), array_agg(k ->> 'type' ORDER BY place),
+           '(' || string_agg(format('%I %s', k ->> 'column', k ->> 'type'), ', ' ORDER BY place) || ')'
+    INTO columns, types, key_type
+    FROM jsonb_array_elements(jsonb_build_array(jsonb_build_object('column', definition -> 'key_column',
+                                                                   'type', definition -> 'key_type'))
+                              || (definition -> 'further_key_columns')) WITH ORDINALITY e (k, place);
+    given := NEW.key::jsonb;
+    IF jsonb_typeof(given) = 'object' THEN
+        IF (SELECT count(*) FROM jsonb_object_keys(given)) <> cardinality(columns) THEN
+            RAISE invalid_text_representation;
+        END IF;
+        given := (SELECT jsonb_agg(given -> c ORDER BY place) FROM unnest(columns) WITH ORDINALITY u (c, place));
+    END IF;
+    IF jsonb_typeof(given) <> 'array' OR jsonb_array_length(given) <> cardinality(types) THEN
+        RAISE invalid_text_representation;
+    END IF;
+    FOR i IN 1 .. cardinality(types) LOOP
+        part := given ->> i - 1;
+        IF part IS NULL THEN
+            RAISE invalid_text_representation;
+        END IF;
+        kept := kept || CASE types[i]
+            WHEN 'smallint' THEN to_jsonb(part::smallint)
+            WHEN 'integer' THEN to_jsonb(part::integer)
+            WHEN 'bigint' THEN to_jsonb(part::bigint)
+            WHEN 'uuid' THEN to_jsonb(part::uuid)
+            WHEN 'date' THEN to_jsonb(part::date)
+            WHEN 'timestamp' THEN to_jsonb(part::timestamp)
+            WHEN 'timestamptz' THEN to_jsonb(CASE
+                WHEN NOT isfinite(part::timestamptz) THEN part::timestamptz::text
+                WHEN part::timestamptz < '0001-01-01 00:00:00+00'::timestamptz
+                THEN to_char(timezone('UTC', part::timestamptz), 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00 BC"')
+                ELSE (to_jsonb(timezone('UTC', part::timestamptz)) #>> '{}') || '+00:00' END)
+            ELSE to_jsonb(part) END;
+    END LOOP;
+    NEW.key := kept::text;
+    RETURN NEW;
+EXCEPTION WHEN invalid_text_representation OR numeric_value_out_of_range OR invalid_datetime_format
+               OR datetime_field_overflow THEN
+    RAISE invalid_text_representation USING MESSAGE =
+        format('%L cannot be a key of source %s, whose keys are of type %s.', NEW.key, NEW.source, key_type);
+END
+$function$
+"""
+
 
 def upgrade() -> None:
-    for function in (_RENAMED, _WITH_NAMES):
+    for function in (_RENAMED, _WITH_NAMES, _CHECK):
         op.get_bind().exec_driver_sql(function.replace("%", "%%"))
 
 
@@ -201,5 +300,5 @@ def downgrade() -> None:
     op.execute(
         "UPDATE outlier.sources SET definition = definition - 'further_key_columns' - 'partitioned_by'"
     )
-    for function in (_RENAMED_BEFORE, _WITH_NAMES_BEFORE):
+    for function in (_RENAMED_BEFORE, _WITH_NAMES_BEFORE, _CHECK_BEFORE):
         op.get_bind().exec_driver_sql(function.replace("%", "%%"))
