@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from pgoutlier.db.ddl import (
     challenger_objects,
     core_objects,
+    history_objects,
     migration_functions,
     notice_objects,
     path_triggers,
@@ -114,7 +115,11 @@ def repair(
     missing = [made for name, made in queue_triggers.triggers(definition).items() if name not in present]
     followers = path_triggers.create(ours("shadow_scores", definition.name))
     if one(connection, "SELECT EXISTS (SELECT FROM outlier.webhooks WHERE source = %s)", (definition.name,)):
-        followers += notice_objects.create(definition.name)
+        followers += notice_objects.create(definition)
+    if history_objects.TRIGGER in catalog.live_triggers(
+        connection, Relation(SCHEMA, f"scores_{definition.name}")
+    ):
+        followers += history_objects.trigger(definition)
     run_ddl(
         connection,
         definition,

@@ -9,6 +9,7 @@ from typing import LiteralString
 
 from psycopg import sql
 
+from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.sql.identifiers import FLAGGED_CHANNEL, identifier, ours
 from pgoutlier.db.sql.statements import compose
 
@@ -18,19 +19,19 @@ QUIET_SETTING = "outlier.quiet"
 # An upsert fires both triggers, each with its rows.
 _BECAME_FLAGGED: dict[str, LiteralString] = {
     "insert": "FROM new_rows r WHERE r.flagged",
-    "update": "FROM new_rows r LEFT JOIN old_rows o ON o.key = r.key WHERE r.flagged AND o.flagged IS NOT TRUE",
+    "update": "FROM new_rows r LEFT JOIN old_rows o ON {same} WHERE r.flagged AND o.flagged IS NOT TRUE",
 }
 
 
-def create(source_name: str) -> list[sql.Composed]:
+def create(source: SourceDefinition) -> list[sql.Composed]:
     """The statements that turn notices on; run again they mend what somebody dropped or disabled."""
     return [
         statement
         for event in EVENTS
         for statement in (
-            _function(source_name, event),
-            compose("REVOKE ALL ON FUNCTION {f}() FROM PUBLIC", f=_name(source_name, event)),
-            _trigger(source_name, event),
+            _function(source, event),
+            compose("REVOKE ALL ON FUNCTION {f}() FROM PUBLIC", f=_name(source.name, event)),
+            _trigger(source.name, event),
         )
     ]
 
@@ -48,7 +49,7 @@ def _name(source_name: str, event: str) -> sql.Composable:
     return ours(f"notice_{event}", source_name)
 
 
-def _function(source_name: str, event: str) -> sql.Composed:
+def _function(source: SourceDefinition, event: str) -> sql.Composed:
     """SECURITY DEFINER: whoever writes scores needs no right on the notices."""
     return compose(
         """
@@ -63,7 +64,7 @@ BEGIN
     WITH notice AS (
         INSERT INTO outlier.notices (source, key, reconstruction_error, threshold, model_version, scored_at,
                                      top_features, waits)
-        SELECT {source}, r.key::text, r.reconstruction_error,
+        SELECT {source}, {key}, r.reconstruction_error,
                (SELECT v.threshold FROM outlier.model_versions v JOIN outlier.sources s ON s.id = v.source_id
                 WHERE s.name = {source} AND v.version = r.model_version),
                r.model_version, r.scored_at, r.top_features,
@@ -79,10 +80,11 @@ BEGIN
     RETURN NULL;
 END
 $outlier$""",
-        function=_name(source_name, event),
+        function=_name(source.name, event),
         quiet=sql.Literal(QUIET_SETTING),
-        source=sql.Literal(source_name),
-        became_flagged=sql.SQL(_BECAME_FLAGGED[event]),
+        source=sql.Literal(source.name),
+        key=source.key.text("r"),
+        became_flagged=compose(_BECAME_FLAGGED[event], same=source.key.same("o", "r")),
         channel=sql.Literal(FLAGGED_CHANNEL),
     )
 

@@ -38,7 +38,7 @@ def turn_off(connection: Connection, source: Source) -> None:
 
 
 def _change(connection: Connection, source: Source, *, on: bool) -> None:
-    statements = notice_objects.create(source.name) if on else notice_objects.drop(source.name)
+    statements = notice_objects.create(source.definition) if on else notice_objects.drop(source.name)
     try:
         installation.run_our_ddl(connection, source.definition, statements)
     except errors.InsufficientPrivilege:

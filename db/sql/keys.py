@@ -385,8 +385,16 @@ class Key:
         return str(parts[0]) if self.is_single else _json(parts)
 
     def by_column(self, text: str) -> str | dict[str, Any]:
-        """A key as others are told of it: its text, or of several columns their values by the user's names."""
-        return text if self.is_single else dict(zip(self.columns, json.loads(text), strict=True))
+        """A key as others are told of it: its text, or of several columns their values by the user's names.
+
+        A text of before the source had this key is told as it is.
+        """
+        if self.is_single:
+            return text
+        try:
+            return dict(zip(self.columns, json.loads(text), strict=True))
+        except (TypeError, ValueError):
+            return text
 
 
 def _unnest(arrays: list[sql.Composable]) -> sql.Composable:

@@ -23,7 +23,9 @@ from pgoutlier.db.notices import deliveries, webhooks
 from pgoutlier.db.notices.deliveries import Delivery
 from pgoutlier.db.notices.webhook_secret import keys_of
 from pgoutlier.db.notices.webhooks import Webhook
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
+from pgoutlier.db.sql.keys import Key
 from pgoutlier.worker.notices import http_post, webhook_messages, webhook_signature, webhook_url
 from pgoutlier.worker.notices.http_post import Answer, NoAnswer
 from pgoutlier.worker.runtime import Runtime
@@ -112,13 +114,14 @@ def deliver(
                 break
             if runtime.stopping.wait(wait):
                 break
-            if not _deliver_one(runtime, session, source_name, result):
+            if not _deliver_one(runtime, session, source, result):
                 break
     return result
 
 
-def _deliver_one(runtime: Runtime, connection: Connection, source_name: str, result: DeliveryResult) -> bool:
+def _deliver_one(runtime: Runtime, connection: Connection, source: Source, result: DeliveryResult) -> bool:
     """Send one delivery. Returns whether to go on."""
+    source_name = source.name
     with connection.begin():
         webhook = webhooks.look_up(connection, source_name)
         if webhook is None or webhook.url is None or not webhook.enabled:
@@ -139,7 +142,7 @@ def _deliver_one(runtime: Runtime, connection: Connection, source_name: str, res
             deliveries.give_up(connection, delivery, error="the worker ended while it was sent")
             result.n_dead += len(delivery.notices)
             return True
-    answer, failure = _answer(send, delivery)
+    answer, failure = _answer(send, delivery, source.definition.key)
     with connection.begin():
         if failure is None:
             deliveries.succeed(connection, delivery)
@@ -153,9 +156,9 @@ def _deliver_one(runtime: Runtime, connection: Connection, source_name: str, res
     return True
 
 
-def _answer(send: Send, delivery: Delivery) -> tuple[Answer | None, str | None]:
+def _answer(send: Send, delivery: Delivery, key: Key) -> tuple[Answer | None, str | None]:
     """The answer, if any, and what is wrong with it, if anything is."""
-    body = webhook_messages.body(delivery.source, delivery.notices)
+    body = webhook_messages.body(delivery.source, delivery.notices, key)
     try:
         answer = send(str(delivery.id), body)
     except NoAnswer as error:

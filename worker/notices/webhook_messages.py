@@ -10,6 +10,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from pgoutlier.db.notices.deliveries import Notice
+from pgoutlier.db.sql.keys import Key
 from pgoutlier.worker.notices.http_post import Answer
 
 EVENT_TYPE = "outlier.flagged"
@@ -17,17 +18,23 @@ LONGEST_RETRY_SECONDS = 3_600.0
 _LONGEST_ERROR = 300
 
 
-def body(source_name: str, notices: Sequence[Notice]) -> bytes:
-    """JSON, the same bytes for the same notices; the timestamp is the earliest scored_at."""
+def body(source_name: str, notices: Sequence[Notice], key: Key | None = None) -> bytes:
+    """JSON, the same bytes for the same notices; the timestamp is the earliest scored_at.
+
+    key: of the source; one of several columns is sent as an object by their names.
+    """
+
+    def told(notice: Notice) -> dict[str, Any]:
+        fields = {name: _plain(value) for name, value in vars(notice).items()}
+        return fields if key is None else fields | {"key": key.by_column(notice.key)}
+
     return json.dumps(
         {
             "type": EVENT_TYPE,
             "timestamp": min((_plain(n.scored_at) for n in notices), default=None),
             "data": {
                 "source": source_name,
-                "notices": [
-                    {name: _plain(value) for name, value in vars(notice).items()} for notice in notices
-                ],
+                "notices": [told(notice) for notice in notices],
             },
         },
         ensure_ascii=False,

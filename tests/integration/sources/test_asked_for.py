@@ -118,16 +118,44 @@ def test_without_a_key_the_primary_key_is_taken(user: User, runtime: Runtime) ->
 
 
 def test_without_a_key_that_can_be_taken_it_is_said_what_to_name(user: User, runtime: Runtime) -> None:
-    user.execute(
-        "CREATE TABLE none (id int UNIQUE NOT NULL, x float8);"
-        " CREATE TABLE two (a int, b int, x float8, PRIMARY KEY (b, a))"
+    user.execute("CREATE TABLE none (id int UNIQUE NOT NULL, x float8)")
+    assert (
+        "public.none has no primary key; name what tells its rows apart, one column or several, with --key"
+        in refusal(runtime, relation="none", features="x")
     )
-    assert "public.none has no primary key; name a column that is unique with --key" in refusal(
-        runtime, relation="none", features="x"
+
+
+PARTITIONED = (
+    "CREATE TABLE p (id bigint NOT NULL, at timestamptz NOT NULL, x float8{key}) PARTITION BY RANGE (at)"
+)
+
+
+def test_without_a_key_the_primary_key_is_taken_with_all_its_columns(user: User, runtime: Runtime) -> None:
+    user.execute("CREATE TABLE two (a int, b int, x float8, PRIMARY KEY (b, a))")
+    assert attach_table(user, runtime, relation="two", features="x").source.definition.key.columns == (
+        "b",
+        "a",
     )
-    assert "The primary key of public.two has several columns (b, a); name one column" in refusal(
-        runtime, relation="two", features="x"
-    )
+
+
+def test_of_a_partitioned_table_the_key_that_works_is_named(user: User, runtime: Runtime) -> None:
+    user.execute(PARTITIONED.format(key=", PRIMARY KEY (id, at)"))  # type: ignore[arg-type]
+    assert (
+        "id is only part of the key of public.p, which is partitioned by at, so that no key of it is unique without"
+        " at; take all of it: --key id,at"
+    ) in refusal(runtime, relation="p", key="id", features="x")
+    found = attach_table(user, runtime, relation="p", key="id,at", features="x").source.definition
+    assert (found.key.types, found.partitioned_by) == (("bigint", "timestamptz"), (1,))
+
+
+def test_of_a_partitioned_table_without_a_key_the_statement_that_makes_one_is_said(
+    user: User, runtime: Runtime
+) -> None:
+    user.execute(PARTITIONED.format(key=""))  # type: ignore[arg-type]
+    said = refusal(runtime, relation="p", key="id", features="x")
+    assert "declare a key, and name it with --key id,at: ALTER TABLE public.p ADD UNIQUE (id, at);" in said
+    user.execute("ALTER TABLE public.p ADD UNIQUE (id, at);")
+    attach_table(user, runtime, relation="p", key="id,at", features="x")
 
 
 # First table, second one: both would make objects of the same name.

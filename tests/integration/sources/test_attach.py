@@ -97,8 +97,18 @@ def shop(postgres: Postgres) -> Iterator[Runtime]:
         ({"relation": ""}, "An identifier is empty"),
         ({"key": "number"}, "has no column number. It has: id, amount, hour, distance, note."),
         ({"key": "ID"}, 'has no column "ID". Did you mean id?'),
-        ({"key": "amount"}, "amount is not unique in public.transactions; add a primary key"),
-        ({"key": "id,amount"}, "A key of several columns (id,amount) cannot be used"),
+        (
+            {"key": "amount"},
+            "amount is not unique in public.transactions; declare a key, and name it with --key",
+        ),
+        (
+            {"key": "id,amount"},
+            "The key amount has type double precision; a key is smallint, integer, bigint, uuid,",
+        ),
+        ({"key": "id,note"}, "The key note may be NULL"),
+        ({"key": "id,id"}, "A column is named twice in the key id, id"),
+        ({"key": "amount,note"}, "amount, note are not unique in public.transactions; declare a key"),
+        ({"key": "id,amount,hour,distance,note"}, "A key has at most 4 columns"),
         ({"features": "amount,size"}, "has no column size."),
         ({"features": "amount,Hour"}, "Did you mean hour?"),
         ({"features": "amount,note"}, "The feature note of public.transactions has type text"),
@@ -129,7 +139,10 @@ def test_what_is_wrong_is_said(shop: Runtime, request_changes: dict[str, Any], s
 @pytest.mark.parametrize(
     ("definition", "sentence"),
     [
-        ("TABLE t (a int, b int, x float8, PRIMARY KEY (a, b))", "a is only part of the key (a, b)"),
+        (
+            "TABLE t (a int, b int, x float8, PRIMARY KEY (a, b))",
+            "part of the key of public.t; take all of it: --key a,b",
+        ),
         ("TABLE t (a int UNIQUE, x float8)", "ALTER TABLE public.t ALTER COLUMN a SET NOT NULL;"),
         ("TABLE t (a int NOT NULL, x float8)", "ALTER TABLE public.t ADD UNIQUE (a);"),
         ("TABLE t (a int NOT NULL UNIQUE DEFERRABLE, x float8)", "a is not unique"),
@@ -144,7 +157,7 @@ def test_what_is_wrong_is_said(shop: Runtime, request_changes: dict[str, Any], s
         ("TYPE t AS (a int)", "public.t is a composite type;"),
         (
             "TABLE t (a int, x float8, PRIMARY KEY (a, x)) PARTITION BY RANGE (x)",
-            "must hold its partition key",
+            "take all of it: --key a,x",
         ),
     ],
 )
