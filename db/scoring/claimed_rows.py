@@ -6,25 +6,23 @@ import numpy as np
 from psycopg import sql
 from sqlalchemy import Connection
 
-from pgoutlier.db.scoring import unreadable
+from pgoutlier.db.scoring import lookups, unreadable
 from pgoutlier.db.scoring.queue import Claim
 from pgoutlier.db.scoring.rows import ClaimedRows
 from pgoutlier.db.source.definition import SourceDefinition
-from pgoutlier.db.sql import key_types, search_path
-from pgoutlier.db.sql.identifiers import Relation, identifier, literal, ours
+from pgoutlier.db.sql import search_path
+from pgoutlier.db.sql.identifiers import ours
 from pgoutlier.db.sql.statements import compose, one, run
 
 # The rows t with their features, and the same rows w without them.
 _AS_QUEUED = (
-    "FROM {queue} q {rows} WHERE {claimed}",
+    "FROM {rows} WHERE {claimed}",
     "FROM {queue} q CROSS JOIN LATERAL {keys} WHERE {claimed}",
 )
 _AS_SCORED = (
-    "FROM {queue} q {rows} JOIN {scores} s ON {scored} WHERE {claimed}",
+    "FROM {rows} JOIN {scores} s ON {scored} WHERE {claimed}",
     "FROM {queue} q CROSS JOIN LATERAL {keys} JOIN {scores} s ON {same} WHERE {claimed}",
 )
-# Of so many values of a column that a table is partitioned by each is named, of more the first and the last.
-_FEW_VALUES = 100
 
 
 def read_claimed(
@@ -43,7 +41,7 @@ def read_claimed(
     key = source.key
     parts = {
         "queue": ours("queue", source.name),
-        "rows": joined(source, source.feature_relation, partitions=partitions(connection, source, claim)),
+        "rows": lookups.joined(connection, source, source.feature_relation, claim),
         "keys": key.unnested("q", "w"),
         "scores": ours("scores", source.name),
         "scored": key.is_of("t", "s"),
@@ -63,74 +61,6 @@ def read_claimed(
     if claim.change_id is not None:
         change_ids = np.full(len(rows), claim.change_id)
     return ClaimedRows(rows.keys, rows.matrix, rows.problems, change_ids, refusals=rows.refusals)
-
-
-def joined(source: SourceDefinition, relation: Relation, *, partitions: sql.Composable) -> sql.Composable:
-    """SQL that joins to queue rows q the rows t of a relation whose keys stand in them.
-
-    partitions: what `partitions` says of them.
-    """
-    key = source.key
-    if key.is_single:  # which one scan of an index answers
-        column = compose("{k} OPERATOR(pg_catalog.=) ANY (q.keys)", k=key.theirs("t"))
-        return compose("JOIN {relation} t ON {c}{p}", relation=relation.sql(), c=column, p=partitions)
-    return compose(
-        "CROSS JOIN LATERAL {keys} JOIN {relation} t ON {same}{p}",
-        keys=key.unnested("q", "w"),
-        relation=relation.sql(),
-        same=key.is_of("t", "w"),
-        p=partitions,
-    )
-
-
-def partitions(connection: Connection, source: SourceDefinition, claim: Claim) -> sql.Composable:
-    """AND and a condition on rows t that all claimed rows meet, of constants: it tells the planner the partitions.
-
-    PostgreSQL would else open, lock and plan every partition for any batch.
-    """
-    if not source.partitioned_by:
-        return sql.SQL("")
-    key = source.key
-    columns = [compose("k.{c}", c=identifier(key.names[place])) for place in source.partitioned_by]
-    found = run(
-        connection,
-        compose(
-            "SELECT {values} FROM {queue} q, {keys} WHERE q.id = ANY (%(ids)s)",
-            values=sql.SQL(", ").join(
-                compose(
-                    "(array_agg(DISTINCT {c}))[: {most}]::text[], count(DISTINCT {c}), min({in_order})::text,"
-                    " max({in_order})::text",
-                    c=column,
-                    most=sql.Literal(_FEW_VALUES),
-                    in_order=compose("{c}::text", c=column) if key.types[place] == "uuid" else column,
-                )
-                for column, place in zip(columns, source.partitioned_by, strict=True)
-            ),
-            queue=ours("queue", source.name),
-            keys=key.unnested("q"),
-        ),
-        {"ids": claim.queue_ids},
-    ).fetchone()
-    conditions = []
-    for n, place in enumerate(source.partitioned_by):
-        few, n_values, first, last = (found or ())[4 * n : 4 * n + 4]
-        if not n_values:
-            continue
-        conditions.append(
-            compose(
-                " AND {c} OPERATOR(pg_catalog.=) ANY ({values}::{type})"
-                if n_values <= _FEW_VALUES
-                else " AND {c} OPERATOR(pg_catalog.>=) {first}::{scalar}"
-                " AND {c} OPERATOR(pg_catalog.<=) {last}::{scalar}",
-                c=identifier("t", key.columns[place]),
-                values=literal(few),
-                first=literal(first),
-                last=literal(last),
-                type=key_types.array_type(key.types[place]),
-                scalar=key_types.scalar_type(key.types[place]),
-            )
-        )
-    return sql.SQL("").join(conditions)
 
 
 def longest_claimed_key(connection: Connection, source: SourceDefinition, claim: Claim) -> int:
@@ -154,11 +84,10 @@ def longest_claimed_key(connection: Connection, source: SourceDefinition, claim:
 def absent_from_view(connection: Connection, source: SourceDefinition, claim: Claim) -> list[tuple[str, int]]:
     """(key as text, change id) of claimed rows that are in the table but not in the feature view."""
     statement = compose(
-        "SELECT {text}, max(coalesce(q.change_id, q.id)) FROM {queue} q {rows} WHERE q.id = ANY (%(ids)s)"
+        "SELECT {text}, max(coalesce(q.change_id, q.id)) FROM {rows} WHERE q.id = ANY (%(ids)s)"
         " AND NOT EXISTS (SELECT FROM {features} f WHERE {same}) GROUP BY {key}",
         text=source.key.text_of_row("t"),
-        queue=ours("queue", source.name),
-        rows=joined(source, source.relation, partitions=partitions(connection, source, claim)),
+        rows=lookups.joined(connection, source, source.relation, claim),
         features=source.feature_relation.sql(),
         same=source.key.same_row("f", "t"),
         key=source.key.theirs("t"),

@@ -25,8 +25,8 @@ from psycopg import sql
 from sqlalchemy import Connection
 
 from pgoutlier.db.errors import SourceError
-from pgoutlier.db.scoring import unreadable
-from pgoutlier.db.scoring.claimed_rows import joined, longest_claimed_key, partitions
+from pgoutlier.db.scoring import lookups, unreadable
+from pgoutlier.db.scoring.claimed_rows import longest_claimed_key
 from pgoutlier.db.scoring.queue import KEYS_PER_QUEUE_ROW, NEIGHBOUR, Claim, wake
 from pgoutlier.db.scoring.rows import ClaimedRows, History
 from pgoutlier.db.source.definition import SourceDefinition
@@ -54,7 +54,7 @@ def read_claimed(
         "CASE WHEN w.claimed THEN 1 ELSE -1 END * {number}",
         number=numbered(sql.SQL("w.place"), sql.SQL("w.run")),
     )
-    needed = _needed(source, window, partitions(connection, source, claim))
+    needed = _needed(source, window, lookups.joined(connection, source, source.relation, claim))
     numbers, rows = unreadable.read(
         connection,
         source,
@@ -83,17 +83,17 @@ def read_claimed(
     )
 
 
-def _needed(source: SourceDefinition, window: int, partitions: sql.Composable) -> sql.Composable:
+def _needed(source: SourceDefinition, window: int, rows: sql.Composable) -> sql.Composable:
     """SQL of the claimed rows and their predecessors: key, claimed, place (in the order of all), run.
 
-    partitions: see db.scoring.claimed_rows.partitions.
+    rows: what db.scoring.lookups has of the queue rows and of the table.
     """
     order = _order(source)
     return compose(
         """
         (
             WITH claimed AS MATERIALIZED (
-                SELECT DISTINCT {t_order} FROM {queue} q {rows} WHERE q.id = ANY (%(ids)s)
+                SELECT DISTINCT {t_order} FROM {rows} WHERE q.id = ANY (%(ids)s)
             ), needed AS (
                 SELECT {order}, true AS claimed FROM claimed
                 UNION ALL
@@ -110,8 +110,7 @@ def _needed(source: SourceDefinition, window: int, partitions: sql.Composable) -
         t_order=_list(order, "t"),
         p_order=_list(order, "p"),
         order=_list(order),
-        queue=ours("queue", source.name),
-        rows=joined(source, source.relation, partitions=partitions),
+        rows=rows,
         relation=source.relation.sql(),
         key=source.key.theirs_as_ours(),
         before=_beside(source, sql.SQL("<")),

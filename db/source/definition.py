@@ -107,8 +107,7 @@ def _key(columns: tuple[KeyColumn, ...]) -> Key:
 class SourceDefinition(Frozen):
     """A watched table. Two attaches are the same if their definitions are equal.
 
-    The key is key_column and further_key_columns: read it by `key`. partitioned_by: which columns of the key, counted
-    from 0, the table is partitioned by, on whatever level.
+    The key is key_column and further_key_columns: read it by `key`.
     """
 
     name: str
@@ -117,7 +116,6 @@ class SourceDefinition(Frozen):
     key_column: str
     key_type: KeyType
     further_key_columns: tuple[KeyColumn, ...] = ()
-    partitioned_by: tuple[int, ...] = ()
     features: tuple[Feature, ...]
     feature_view_schema: str | None = None
     feature_view_name: str | None = None

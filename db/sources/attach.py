@@ -117,7 +117,6 @@ def resolve(connection: Connection, request: AttachRequest) -> tuple[SourceDefin
         key_column=key[0].name,
         key_type=key[0].key_type,
         further_key_columns=tuple(KeyColumn(column=c.name, type=c.key_type) for c in key[1:]),
-        partitioned_by=table_key.partitioned_by(connection, table, key),
         features=features,
         feature_view_schema=view.schema if view else None,
         feature_view_name=view.name if view else None,

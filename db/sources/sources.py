@@ -277,7 +277,7 @@ def _check_same(
         raise SourceError(
             f"{source.name} is the name of the source of {old.relation}; give {new.relation} another --name."
         )
-    in_place = {"write_columns", "key_column", "key_type", "further_key_columns", "partitioned_by"}
+    in_place = {"write_columns", "key_column", "key_type", "further_key_columns"}
     if same_table:  # which has been renamed
         in_place |= {"relation_schema", "relation_name"}
     if [f.names for f in old.features] == [f.names for f in new.features]:  # whose types have changed

@@ -39,12 +39,6 @@ def columns(connection: Connection, table: RelationInfo, asked: str | None) -> l
     return found
 
 
-def partitioned_by(connection: Connection, table: RelationInfo, key: Iterable[ColumnInfo]) -> tuple[int, ...]:
-    """Which of them, counted from 0, the table is partitioned by."""
-    by = catalog.partition_columns(connection, table)
-    return tuple(place for place, column in enumerate(key) if column.name in by)
-
-
 def _check_unique(connection: Connection, table: RelationInfo, names: list[str]) -> None:
     if any(set(unique) <= set(names) for unique in table.unique_columns):
         return

@@ -137,7 +137,7 @@ def ours(kind: str, source: str) -> sql.Composable:
     return identifier(SCHEMA, f"{kind}_{source}")
 
 
-def literal(value: Any) -> sql.Composable:
+def as_literal(value: Any) -> sql.Composable:
     """A constant for statements sent by `run` and `copy`, percent signs as in `identifier`."""
     return sql.SQL(sql.Literal(value).as_string(None).replace("%", "%%"))
 

@@ -296,9 +296,7 @@ def downgrade() -> None:
             f"Source {several} has a key of several columns, which the version before does not know; detach it first:"
             f" pgoutlier detach {several}"
         )
-    # The program of before knows no such fields.
-    op.execute(
-        "UPDATE outlier.sources SET definition = definition - 'further_key_columns' - 'partitioned_by'"
-    )
+    # The program of before knows no such field.
+    op.execute("UPDATE outlier.sources SET definition = definition - 'further_key_columns'")
     for function in (_RENAMED_BEFORE, _WITH_NAMES_BEFORE, _CHECK_BEFORE):
         op.get_bind().exec_driver_sql(function.replace("%", "%%"))
