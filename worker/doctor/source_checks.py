@@ -136,6 +136,12 @@ def _views(connection: Connection, _: Runtime, source: Source) -> Finding:
             "run the same `pgoutlier attach` again, and then `pgoutlier db grant` for each role that had it"
         )
         return Finding(what, False, "; ".join(wrong), mend)
+    if catalog.has_policies(connection, source.definition.relation) and (
+        readers := grants.readers_of_all_verdicts(connection)
+    ):
+        detail = f"{', '.join(map(display, readers))} may read outlier.verdicts, also those on rows that policies hide"
+        mend = "; ".join(f"pgoutlier db grant {display(role)}" for role in readers)
+        return Finding(what, False, detail, mend)
     cut_off = grants.analysts_without_rows(connection, source.definition)
     if cut_off:
         detail = f"{', '.join(cut_off)} may read them, and not what they show of {source.definition.relation}"
