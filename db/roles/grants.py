@@ -23,7 +23,7 @@ from pgoutlier.db.sql.statements import as_text, compose, one, run
 # An analyst reads the views, a worker scores and trains, an operator looks at schedules and changes them, a monitor
 # reads how things are, and nothing of the rows.
 Kind = Literal["analyst", "worker", "operator", "monitor"]
-_TABLES_OF_SOURCE = ("queue", "scores", "shadow_scores", "score_history")
+TABLES_OF_SOURCE = ("queue", "scores", "shadow_scores", "score_history")
 # What a monitor sees of our tables: these, but for these columns. Keys are values of the rows, and so are the ends of
 # ranges; arguments of tasks may hold a secret.
 _NOT_FOR_MONITORS: dict[str, tuple[str, ...]] = {
@@ -42,6 +42,13 @@ _NOT_FOR_MONITORS: dict[str, tuple[str, ...]] = {
     "deliveries": ("last_error",),
     "dead_letters": ("last_error",),
 }
+# Those that a monitor reads the whole of.
+FOR_MONITORS = {
+    "alembic_version",
+    "webhook_states",
+    *(name for name, hidden in _NOT_FOR_MONITORS.items() if not hidden),
+}
+TABLES = {table.name for table in tables.metadata.tables.values()}
 _QUEUE_FOR_MONITORS = ("id", "n_keys", "queued_at", "not_before", "attempts", "rescore", "last_error")
 # Columns of outlier.sources that no worker changes: outlier.after_migration makes views of them with the rights of
 # whoever attached.
@@ -290,7 +297,7 @@ def _ours_of_source(
                 role=to,
             )
         ]
-    written = present(_TABLES_OF_SOURCE)
+    written = present(TABLES_OF_SOURCE)
     if kind == "operator" or written is None:
         return []
     # Jobs take change ids from it.

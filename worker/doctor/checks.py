@@ -21,7 +21,7 @@ from pgoutlier.db.sources import sources
 from pgoutlier.db.sql import owners
 from pgoutlier.db.sql.identifiers import display
 from pgoutlier.db.status import overview
-from pgoutlier.worker.doctor.finding import Finding
+from pgoutlier.worker.doctor.finding import Finding, allowed
 from pgoutlier.worker.doctor.source_checks import of_source
 from pgoutlier.worker.runtime import Runtime, server_urls
 from pgoutlier.worker.schedules import schedule_control
@@ -38,7 +38,7 @@ def examine(runtime: Runtime) -> Iterator[Finding]:
     try:
         with runtime.engine.begin() as connection:
             yield from _postgres(connection)
-            schema = _schema(connection)
+            [schema] = allowed(connection, "schema", lambda: iter([_schema(connection)]))
             yield schema
     except SettingsError as error:
         found, _, mend = error.sentence.rstrip(".").partition("; ")
@@ -55,8 +55,8 @@ def examine(runtime: Runtime) -> Iterator[Finding]:
             for source in sources.every(connection):
                 yield from of_source(connection, runtime, source)
             yield _listeners(connection)
-            yield _beat(connection)
-            yield from _schedules(connection)
+            yield from allowed(connection, "beat", lambda: iter([_beat(connection)]))
+            yield from allowed(connection, "schedules", lambda: _schedules(connection))
     yield from _workers()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from pydantic import ValidationError
 from sqlalchemy import Connection
@@ -22,7 +23,7 @@ from pgoutlier.db.versions import aliases
 from pgoutlier.detector import Recipe
 from pgoutlier.models_store import registry
 from pgoutlier.models_store.artifact import ArtifactRefused
-from pgoutlier.worker.doctor.finding import Finding
+from pgoutlier.worker.doctor.finding import Finding, allowed
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.scoring.sequences import index_advice, require_order
 
@@ -33,10 +34,14 @@ def of_source(connection: Connection, runtime: Runtime, source: Source) -> Itera
     """Everything that has to be right for rows of the source to be scored, and what was turned on for it."""
     checks: tuple[Check, ...] = (_relation, _triggers, _views, _owners, _champion, _order, _problem)
     for check in checks:
-        yield check(connection, runtime, source)
-    yield from _challenger(connection, runtime, source)
-    yield from _webhook(connection, runtime, source)
-    yield from _columns(connection, source)
+        yield from allowed(connection, source.name, partial(_single, check, connection, runtime, source))
+    yield from allowed(connection, source.name, partial(_challenger, connection, runtime, source))
+    yield from allowed(connection, source.name, partial(_webhook, connection, runtime, source))
+    yield from allowed(connection, source.name, partial(_columns, connection, source))
+
+
+def _single(check: Check, connection: Connection, runtime: Runtime, source: Source) -> Iterator[Finding]:
+    yield check(connection, runtime, source)
 
 
 def _relation(connection: Connection, _: Runtime, source: Source) -> Finding:
@@ -269,7 +274,7 @@ def _order(connection: Connection, runtime: Runtime, source: Source) -> Finding:
 
 def _problem(connection: Connection, _: Runtime, source: Source) -> Finding:
     found = overview.describe(connection, source)
-    detail = f"{found.n_queued:,} queued, {found.n_quarantined:,} in quarantine"
+    detail = f"{found.n_queued or 0:,} queued, {found.n_quarantined:,} in quarantine"
     if found.problem:
         return Finding(f"{source.name} queue", False, f"{detail}; {found.problem}", "see the sentence before")
     return Finding(f"{source.name} queue", True, detail)
