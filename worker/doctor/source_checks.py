@@ -16,6 +16,7 @@ from pgoutlier.db.scoring import write_back
 from pgoutlier.db.source import catalog
 from pgoutlier.db.source.catalog import RelationInfo
 from pgoutlier.db.source.definition import Source
+from pgoutlier.db.sources import attach
 from pgoutlier.db.sql import owners
 from pgoutlier.db.sql.identifiers import display
 from pgoutlier.db.status import overview
@@ -54,6 +55,7 @@ def _relation(connection: Connection, _: Runtime, source: Source) -> Finding:
         changed = _changed_key(catalog.inspect(connection, definition.relation), source)
         if changed is not None:
             return changed
+        attach.check_table(connection, definition)
         info = catalog.inspect(connection, definition.feature_relation)
         for feature in definition.features:
             info.column(feature.column)
