@@ -57,7 +57,10 @@ def secure(driver: psycopg.Connection[Any]) -> None:
     Names are looked for in pg_catalog alone: whoever may create something elsewhere could otherwise have it run with
     our rights, in place of a function or operator of PostgreSQL's. Around triggers of the user's the role's own
     search_path is in force, see db.ddl.path_triggers and db.scoring.write_back. And a row that a policy hides from
-    this role is none that is gone: a statement that would not see it fails, with a sentence of PostgreSQL's.
+    this role is none that is gone: a statement that would not see it fails, with a sentence of PostgreSQL's. What else
+    is set here is what this program is written for, and what an administrator may have set otherwise for the role or
+    the database: transactions that see what was committed before each statement, and values as the driver reads and
+    writes them. Of DateStyle only how dates are printed, so that views go on reading theirs.
 
     Said by a statement and not by options of the connection: poolers refuse those, and they would be the DEFAULT.
     Raises SettingsError where a pooler would give the next transaction a session of which all this does not hold.
@@ -65,7 +68,10 @@ def secure(driver: psycopg.Connection[Any]) -> None:
     found = driver.execute(
         "SELECT pg_catalog.pg_backend_pid(),"
         " pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false),"
-        " pg_catalog.set_config('row_security', 'off', false), pg_catalog.set_config('outlier.session', 'on', false)"
+        " pg_catalog.set_config('row_security', 'off', false), pg_catalog.set_config('outlier.session', 'on', false),"
+        " pg_catalog.set_config('default_transaction_isolation', 'read committed', false),"
+        " pg_catalog.set_config('DateStyle', 'ISO', false), pg_catalog.set_config('array_nulls', 'on', false),"
+        " pg_catalog.set_config('extra_float_digits', '1', false)"
     ).fetchone()
     if not driver.autocommit:
         driver.commit()

@@ -37,6 +37,12 @@ class SchemaNotReady(PgoutlierError):
     """The schema `outlier` is missing or older than this program."""
 
 
+class LockTaken(PgoutlierError):
+    """A session of a role without rights here holds a lock of ours; the sentence says how to end it."""
+
+    exit_code = 1
+
+
 class ModelError(PgoutlierError):
     """No such model version or alias, or a move of an alias that cannot be made."""
 

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from pgoutlier.db.errors import MissingPrivilege, SchemaNotReady, first_line
-from pgoutlier.db.sql import owners
+from pgoutlier.db.sql import locks, owners
 from pgoutlier.db.sql.identifiers import SCHEMA, display
 from pgoutlier.db.sql.statements import one, sqlstate
 
@@ -54,6 +54,9 @@ def _migrate(engine: Engine, direction: object, revision: str) -> None:
             direction(_config(connection), revision)  # type: ignore[operator]
     except DBAPIError as error:
         if sqlstate(error) == _LOCK_NOT_AVAILABLE:
+            with engine.begin() as connection:
+                if one(connection, "SELECT to_regclass('outlier.training_runs') IS NOT NULL"):
+                    locks.refuse_strangers(connection, "migrations")
             raise SchemaNotReady(
                 f"The migration could not get its lock within {LOCK_TIMEOUT}; nothing was changed. Run it again"
                 " when no long transaction holds the tables of schema outlier."

@@ -43,6 +43,8 @@ _PACED_LOOK_SECONDS = 0.02
 _MOST_LOOKING = 0.1
 # A bell is not rung twice within this time: whoever comes goes on until nothing is left.
 _QUIET_SECONDS = 0.005
+# The same of notices, into which nobody looks before: anybody may notify of them, too.
+_QUIET_FLAGGED_SECONDS = 0.25
 _RECONNECT_SECONDS = 1.0
 
 
@@ -92,13 +94,17 @@ def _session(conninfo: str, application_name: str) -> Iterator[Session]:
 
 @dataclass
 class _Bell:
-    """One of a source's. owed: whether there is something to say that was not said yet; rung_at: when it was last."""
+    """One of a source's. owed: whether there is something to say that was not said yet; rung_at: when it was last.
 
+    quiet_seconds: it is not rung twice within this time.
+    """
+
+    quiet_seconds: float = _QUIET_SECONDS
     owed: bool = False
     rung_at: float = 0.0
 
     def due_at(self) -> float:
-        return self.rung_at + _QUIET_SECONDS if self.owed else float("inf")
+        return self.rung_at + self.quiet_seconds if self.owed else float("inf")
 
 
 @dataclass
@@ -113,7 +119,7 @@ class _Watched:
 
     source_id: int
     rows: _Bell = field(default_factory=_Bell)
-    flagged: _Bell = field(default_factory=_Bell)
+    flagged: _Bell = field(default_factory=lambda: _Bell(_QUIET_FLAGGED_SECONDS))
     awake_until: float = 0.0
     heard_at: float = 0.0
     heard_of: int = 0
@@ -177,6 +183,8 @@ class _Ears:
         if notice.channel == FLAGGED_CHANNEL:
             source.flagged.owed = True
             return
+        if not source.asleep:
+            return  # and looks into the queue by itself, however often somebody notifies
         # The rows may be seen once more by the next look, and rung for twice: better than to ask before the first.
         source.rows.owed = True
         now = time.monotonic()

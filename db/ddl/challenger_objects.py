@@ -104,7 +104,8 @@ def _compared(source: SourceDefinition, shown: sql.Composable) -> sql.Composed:
 
 
 def _comparison(source: SourceDefinition) -> sql.Composed:
-    """One row; none while there is nothing to compare."""
+    """One row; none while there is nothing to compare, or for a role from which a policy of the user's table may hide
+    rows: it counts all of them."""
     levels = sql.Literal(list(QUANTILES.values()))
     quantiles = [
         compose(
@@ -126,7 +127,7 @@ def _comparison(source: SourceDefinition) -> sql.Composed:
         " count(*) FILTER (WHERE h.would_flag AND NOT s.flagged) AS only_challenger,"
         " percentile_disc({levels}::double precision[]) WITHIN GROUP (ORDER BY s.reconstruction_error) AS champion,"
         " percentile_disc({levels}::double precision[]) WITHIN GROUP (ORDER BY h.reconstruction_error) AS challenger"
-        " {pairs} GROUP BY 1, 2) r",
+        " {pairs} WHERE NOT row_security_active(o.relation::oid) GROUP BY 1, 2) r",
         view=ours("comparison", source.name),
         quantiles=sql.SQL(", ").join(quantiles),
         levels=levels,

@@ -209,6 +209,8 @@ def _views_to_mend(
             taken = source_views.ours_beside(definition)
             kept = tuple(c for c in columns if source_views.alias(c, columns, beside=taken) in shown)
             mended += made(kind, kept if kind in {"scored", "flagged", "compared"} else columns)
+    if not _counts_for_all_alone(connection, definition):
+        mended += core_objects.challenger(definition, columns)["comparison"]
     return mended
 
 
@@ -226,6 +228,14 @@ def _reads_as_who_asks(connection: Connection, definition: SourceDefinition, kin
         return "security_invoker=true" in catalog.options(connection, _view(definition, kind))
     rows = _view(definition, source_views.ROWS)
     return catalog.view_reads(connection, _view(definition, kind), rows, definition.key_column)
+
+
+def _counts_for_all_alone(connection: Connection, definition: SourceDefinition) -> bool:
+    """Whether `comparison` is shown to those alone from whom no policy may hide rows."""
+    view = _view(definition, "comparison")
+    return not catalog.exists(connection, view) or catalog.view_reads(
+        connection, view, Relation(SCHEMA, "sources"), "relation"
+    )
 
 
 def _without_barrier(connection: Connection, definition: SourceDefinition) -> list[str]:
@@ -248,10 +258,10 @@ def shows_too_much(connection: Connection, definition: SourceDefinition) -> list
         if catalog.exists(connection, _view(definition, kind))
         and not _reads_as_who_asks(connection, definition, kind)
     ]
-    return [
-        _view(definition, kind).name
-        for kind in dict.fromkeys([*kinds, *_without_barrier(connection, definition)])
-    ]
+    kinds += _without_barrier(connection, definition)
+    if not _counts_for_all_alone(connection, definition):
+        kinds.append("comparison")
+    return [_view(definition, kind).name for kind in dict.fromkeys(kinds)]
 
 
 def lacks(connection: Connection, definition: SourceDefinition) -> list[str]:

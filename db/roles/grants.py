@@ -23,7 +23,7 @@ from pgoutlier.db.sql.statements import as_text, compose, one, run
 # An analyst reads the views, a worker scores and trains, an operator looks at schedules and changes them, a monitor
 # reads how things are, and nothing of the rows.
 Kind = Literal["analyst", "worker", "operator", "monitor"]
-_TABLES_OF_SOURCE = ("queue", "scores", "shadow_scores", "score_history")
+TABLES_OF_SOURCE = ("queue", "scores", "shadow_scores", "score_history")
 # What a monitor sees of our tables: these, but for these columns. Keys are values of the rows, and so are the ends of
 # ranges; arguments of tasks may hold a secret.
 _NOT_FOR_MONITORS: dict[str, tuple[str, ...]] = {
@@ -42,6 +42,13 @@ _NOT_FOR_MONITORS: dict[str, tuple[str, ...]] = {
     "deliveries": ("last_error",),
     "dead_letters": ("last_error",),
 }
+# Those that a monitor reads the whole of.
+FOR_MONITORS = {
+    "alembic_version",
+    "webhook_states",
+    *(name for name, hidden in _NOT_FOR_MONITORS.items() if not hidden),
+}
+TABLES = {table.name for table in tables.metadata.tables.values()}
 _QUEUE_FOR_MONITORS = ("id", "n_keys", "queued_at", "not_before", "attempts", "rescore", "last_error")
 # Columns of outlier.sources that no worker changes: outlier.after_migration makes views of them with the rights of
 # whoever attached.
@@ -67,6 +74,8 @@ def grants(connection: Connection, role: str, kind: Kind) -> list[sql.Composed]:
         "operator": _to_operator,
         "monitor": _to_monitor,
     }[kind](to)
+    if kind == "analyst" and role in readers_of_all_verdicts(connection):
+        own.append(compose("REVOKE SELECT ON outlier.verdicts FROM {role}", role=to))
     usage = compose("GRANT USAGE ON SCHEMA outlier TO {role}", role=to)
     return [usage, *own, *(s for source in found for s in _of_source(connection, source, to, kind))]
 
@@ -150,6 +159,17 @@ def analysts_without_rows(connection: Connection, definition: SourceDefinition) 
     return [display(role) for (role,) in found.fetchall()]
 
 
+def readers_of_all_verdicts(connection: Connection) -> list[str]:
+    """Roles with what an earlier version gave analysts: verdicts on all rows, whatever the policies of their tables."""
+    found = run(
+        connection,
+        "SELECT r.rolname FROM pg_class c, aclexplode(c.relacl) a JOIN pg_roles r ON r.oid = a.grantee"
+        " WHERE c.oid = 'outlier.verdicts'::regclass AND a.privilege_type = 'SELECT' AND r.oid <> c.relowner"
+        " AND NOT has_table_privilege(r.oid, c.oid, 'DELETE') ORDER BY 1",
+    )
+    return [role for (role,) in found.fetchall()]
+
+
 def _roles_that_are(connection: Connection, kind: Literal["worker", "monitor"]) -> list[str]:
     """Roles with what `db grant` gives one of this kind and no other, as the rights are now.
 
@@ -190,8 +210,11 @@ def _to_analyst(to: sql.Composable) -> list[sql.Composed]:
         # The command line looks at these two before it shows a view.
         compose("GRANT SELECT ON outlier.alembic_version, outlier.sources TO {role}", role=to),
         # Who gave a verdict and when is left to PostgreSQL, and what was said cannot be unsaid.
-        compose("GRANT SELECT ON outlier.verdicts, outlier.current_verdicts TO {role}", role=to),
-        compose("GRANT INSERT (source, key, verdict, note) ON outlier.verdicts TO {role}", role=to),
+        compose("GRANT SELECT ON outlier.verdict_log, outlier.current_verdicts TO {role}", role=to),
+        compose(
+            "GRANT INSERT (source, key, verdict, note) ON outlier.verdicts, outlier.verdict_log TO {role}",
+            role=to,
+        ),
         compose("GRANT SELECT ON outlier.flagged_notices TO {role}", role=to),
     ]
 
@@ -202,11 +225,12 @@ def _to_worker(to: sql.Composable) -> list[sql.Composed]:
     )
     return [
         compose(
-            "GRANT SELECT ON outlier.alembic_version, outlier.webhook_states, outlier.current_verdicts,"
-            " outlier.flagged_notices TO {role}",
+            "GRANT SELECT ON outlier.alembic_version, outlier.webhook_states,"
+            " outlier.current_verdicts, outlier.flagged_notices TO {role}",
             role=to,
         ),
         compose("GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} TO {role}", tables=ours_for_all, role=to),
+        compose("GRANT SELECT, INSERT ON outlier.verdict_log TO {role}", role=to),
         compose("REVOKE INSERT, UPDATE ON outlier.sources FROM {role}", role=to),
         compose(
             "GRANT UPDATE ({columns}) ON outlier.sources TO {role}",
@@ -273,7 +297,7 @@ def _ours_of_source(
                 role=to,
             )
         ]
-    written = present(_TABLES_OF_SOURCE)
+    written = present(TABLES_OF_SOURCE)
     if kind == "operator" or written is None:
         return []
     # Jobs take change ids from it.

@@ -354,6 +354,17 @@ def has_due(connection: Connection, source: SourceDefinition) -> bool:
     return one(connection, statement) is not None
 
 
+def readable(connection: Connection, source_names: Sequence[str]) -> dict[str, bool | None]:
+    """Whether this role may read something of the queue of each source; None where there is no queue."""
+    found = run(
+        connection,
+        "SELECT n, has_any_column_privilege(to_regclass(format('outlier.%%I', 'queue_' || n)), 'SELECT')"
+        " FROM unnest(%s::text[]) n",
+        (list(source_names),),
+    )
+    return dict(found.fetchall())
+
+
 def depth(connection: Connection, source: SourceDefinition) -> Depth:
     """What waits in the queue of a source."""
     return records(

@@ -128,6 +128,14 @@ def resolve(connection: Connection, request: AttachRequest) -> tuple[SourceDefin
     return definition, table.own_columns
 
 
+def check_table(connection: Connection, source: SourceDefinition) -> None:
+    """What has to hold of the table for as long as it is attached. Raises SourceError where it does no more."""
+    table = catalog.inspect(connection, source.relation)
+    _check_kind(table)
+    _check_family(connection, table)
+    table_key.columns(connection, table, source.key.shown)
+
+
 def not_features(connection: Connection, source: SourceDefinition) -> dict[str, str]:
     """The columns of the user's that are neither features nor key, time, entity or label, and the type of each."""
     table = catalog.inspect(connection, source.feature_relation)

@@ -1,19 +1,82 @@
-"""Advisory locks: each is known by a name, and held for one source or for all of them."""
+"""Advisory locks: each is known by a name, and held for one source or for all of them.
+
+PostgreSQL lets any session take any advisory lock of its database. So no row waits for one to be scored; and where one
+is not to be had, it is looked whether its holder is one of ours, for else nobody would find out what is waited for.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 import psycopg
-from psycopg import sql
+from psycopg import errors, sql
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from pgoutlier.db.sql.statements import compose, one, run
+from pgoutlier.db.errors import LockTaken
+from pgoutlier.db.sql.identifiers import display
+from pgoutlier.db.sql.statements import compose, one, records, run
 
 # Held for a source by a drain that looks into its queue by itself, every few milliseconds.
 PACED = "paced"
+_LISTENER_SLEEPS = "listener sleeps"
+_OF_ALL = ("attach", "migrations")
+_OF_A_SOURCE = (
+    *("sweep", "jobs", "fill", "training", "webhook", "versions", "aliases"),
+    *(PACED, _LISTENER_SLEEPS),
+)
+# How long one of ours is waited for before it is looked whether it is one of ours; then it is waited for on.
+_LOOK_EVERY = "1s"
+# Whoever asks whether a lock is free has it for less than this.
+_ASKED_SECONDS = 0.002
+_ASKED_TIMES = 5
+
+
+@dataclass(frozen=True)
+class Stranger:
+    """A session that holds a lock of ours, known by this name, and whose role may not do what it is for."""
+
+    pid: int
+    role: str
+    lock: str
+
+    def __str__(self) -> str:
+        return (
+            f"the session of process {self.pid} (role {display(self.role)}), which has no right to it, holds the lock"
+            f" {self.lock!r} of pgoutlier"
+        )
+
+    @property
+    def mend(self) -> str:
+        """The statement that ends it."""
+        return f"SELECT pg_terminate_backend({self.pid});"
+
+
+def strangers(connection: Connection) -> list[Stranger]:
+    """Those of all our locks in this database; sessions that may write trainings are ours."""
+    return records(
+        connection,
+        Stranger,
+        "SELECT DISTINCT l.pid, a.usename::text AS role, n.name AS lock"
+        " FROM (SELECT name, hashtext('outlier.' || name)::bigint & 4294967295 AS number,"
+        " name = ANY (%(of_all)s) AS of_all FROM unnest(%(names)s::text[]) name) n"
+        " JOIN pg_locks l ON l.locktype = 'advisory' AND l.granted"
+        " AND l.objsubid = CASE WHEN n.of_all THEN 1 ELSE 2 END"
+        " AND n.number = CASE WHEN n.of_all THEN l.objid ELSE l.classid END::bigint"
+        " JOIN pg_stat_activity a ON a.pid = l.pid AND a.datid = l.database AND a.datname = current_database()"
+        " WHERE NOT has_table_privilege(a.usesysid, 'outlier.training_runs', 'INSERT') ORDER BY l.pid",
+        {"names": [*_OF_ALL, *_OF_A_SOURCE], "of_all": list(_OF_ALL)},
+    )
+
+
+def refuse_strangers(connection: Connection, name: str) -> None:
+    """Raise LockTaken if one of them holds this lock."""
+    for found in strangers(connection):
+        if found.lock == name:
+            raise LockTaken(f"T{str(found)[1:]}; end it: {found.mend}")
 
 
 def number(name: sql.Composable) -> sql.Composable:
@@ -23,19 +86,34 @@ def number(name: sql.Composable) -> sql.Composable:
 
 def listener_sleeps(source_name: sql.Composable) -> sql.Composable:
     """SQL for the two numbers of the lock that a listener holds while it sleeps and is to be notified of a source."""
-    return compose("{a}, {b}", a=number(sql.Literal("listener sleeps")), b=number(source_name))
+    return compose("{a}, {b}", a=number(sql.Literal(_LISTENER_SLEEPS)), b=number(source_name))
 
 
 def hold(connection: Connection, name: str, source_id: int | None = None) -> None:
-    """Wait for a lock, and hold it until the transaction ends. Without a source it is one for all."""
-    run(connection, compose("SELECT pg_advisory_xact_lock({lock})", lock=_lock(name, source_id)))
+    """Wait for a lock, and hold it until the transaction ends. Without a source it is one for all.
+
+    Raises LockTaken if a stranger has it.
+    """
+    lock = _lock(name, source_id)
+    if one(connection, compose("SELECT pg_try_advisory_xact_lock({lock})", lock=lock)):
+        return
+    before = one(connection, "SELECT current_setting('lock_timeout')")
+    while True:
+        refuse_strangers(connection, name)
+        with suppress(errors.LockNotAvailable), connection.begin_nested():
+            run(connection, "SELECT set_config('lock_timeout', %s, true)", (_LOOK_EVERY,))
+            run(connection, compose("SELECT pg_advisory_xact_lock({lock})", lock=lock))
+            run(connection, "SELECT set_config('lock_timeout', %s, true)", (before,))
+            return
 
 
 def try_hold(connection: Connection, name: str, source_id: int) -> bool:
-    """Whether the lock was free, and is held until the transaction ends."""
-    return bool(
-        one(connection, compose("SELECT pg_try_advisory_xact_lock({lock})", lock=_lock(name, source_id)))
-    )
+    """Whether the lock was free, and is held until the transaction ends. Raises LockTaken if a stranger has it."""
+    lock = _lock(name, source_id)
+    taken = bool(one(connection, compose("SELECT pg_try_advisory_xact_lock({lock})", lock=lock)))
+    if not taken:
+        refuse_strangers(connection, name)
+    return taken
 
 
 def _lock(name: str, source_id: int | None) -> sql.Composable:
@@ -53,32 +131,44 @@ def held_by_session(engine: Engine, name: str, source_id: int) -> Iterator[Conne
     """A session outside of the pool that has the lock, or None where another one has it.
 
     The session's end frees the lock, whatever ends it. No transaction is open meanwhile, however long that is.
+    Raises LockTaken if a stranger has it.
     """
     lock = _lock(name, source_id)
     take = compose("SELECT pg_try_advisory_lock({lock})", lock=lock)
     with _session(engine, take, compose("SELECT pg_advisory_unlock({lock})", lock=lock)) as (session, taken):
+        if not taken:
+            with session.begin():
+                refuse_strangers(session, name)
         yield session if taken else None
 
 
 @contextmanager
 def shared_by_session(engine: Engine, name: str, source_id: int) -> Iterator[None]:
-    """Share the lock with other sessions, likewise, for whom it matters that it `is_free`."""
+    """Share the lock with other sessions, likewise, for whom it matters that it `is_free`.
+
+    Goes on without it where somebody has it for longer than one takes to ask whether it is free.
+    """
     lock = _lock(name, source_id)
-    # Waits for no longer than somebody takes to ask whether it is free.
-    take = compose("SELECT pg_advisory_lock_shared({lock}) IS NOT NULL", lock=lock)
-    with _session(engine, take, compose("SELECT pg_advisory_unlock_shared({lock})", lock=lock)):
+    take = compose("SELECT pg_try_advisory_lock_shared({lock})", lock=lock)
+    give_back = compose("SELECT pg_advisory_unlock_shared({lock})", lock=lock)
+    with _session(engine, take, give_back, n_tries=_ASKED_TIMES):
         yield
 
 
 @contextmanager
 def _session(
-    engine: Engine, take: sql.Composed, give_back: sql.Composed
+    engine: Engine, take: sql.Composed, give_back: sql.Composed, *, n_tries: int = 1
 ) -> Iterator[tuple[Connection, bool]]:
     """(a session outside of the pool, whether it took the lock)."""
     with engine.connect() as connection:
         connection.detach()
         with connection.begin():
             taken = bool(one(connection, take))
+            for _ in range(n_tries - 1):
+                if taken:
+                    break
+                time.sleep(_ASKED_SECONDS)
+                taken = bool(one(connection, take))
         try:
             yield connection, taken
         finally:

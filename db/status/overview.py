@@ -16,7 +16,7 @@ from pgoutlier.db.scoring import queue
 from pgoutlier.db.source import catalog
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sql.identifiers import SCHEMA, Relation, ours
+from pgoutlier.db.sql.identifiers import SCHEMA, Relation, display, ours
 from pgoutlier.db.sql.statements import compose, one, show_what_policies_allow, users_rows
 from pgoutlier.db.training import training_runs
 from pgoutlier.db.training.training_runs import TrainingRun
@@ -35,12 +35,12 @@ class DriftFigures:
 @dataclass(frozen=True)
 class SourceFigures:
     """One source at a glance. champion and challenger are versions; notices is None where they are off; problem says
-    why scoring stands still."""
+    why scoring stands still. n_queued and n_postponed are None where the role may not read the queue."""
 
     name: str
     relation: str
-    n_queued: int
-    n_postponed: int
+    n_queued: int | None
+    n_postponed: int | None
     oldest_queued_seconds: float | None
     champion: int | None
     challenger: int | None
@@ -55,21 +55,25 @@ class SourceFigures:
 
 def every(connection: Connection) -> list[SourceFigures]:
     """What `describe` says of every source."""
-    return [describe(connection, source) for source in sources.every(connection)]
+    every = sources.every(connection)
+    readable = queue.readable(connection, [source.name for source in every])
+    return [
+        describe(connection, source, with_queue=readable.get(source.name) is not False) for source in every
+    ]
 
 
-def describe(connection: Connection, source: Source) -> SourceFigures:
+def describe(connection: Connection, source: Source, *, with_queue: bool = True) -> SourceFigures:
     """Cheap figures of one source: no table of scores is read."""
     pointed = aliases.both(connection, source.id)
     champion, challenger = pointed.champion, pointed.challenger
-    depth = queue.depth(connection, source.definition)
+    depth = queue.depth(connection, source.definition) if with_queue else None
     drift = drift_reports.reports(connection, source.id, limit=1)
     return SourceFigures(
         name=source.name,
         relation=str(source.definition.relation),
-        n_queued=depth.n_keys,
-        n_postponed=depth.n_postponed,
-        oldest_queued_seconds=depth.oldest_seconds,
+        n_queued=depth.n_keys if depth else None,
+        n_postponed=depth.n_postponed if depth else None,
+        oldest_queued_seconds=depth.oldest_seconds if depth else None,
         champion=champion.version if champion else None,
         challenger=challenger.version if challenger else None,
         challenger_problem=challenger.problem if challenger else None,
@@ -80,8 +84,13 @@ def describe(connection: Connection, source: Source) -> SourceFigures:
         training=training_runs.newest(connection, source.id),
         drift=_drift(drift[0]) if drift else None,
         notices=notices.figures(connection, source.name),
-        problem=source.table_problem or source.last_problem,
+        problem=source.table_problem or source.last_problem or (None if depth else _unreadable(connection)),
     )
+
+
+def _unreadable(connection: Connection) -> str:
+    role = display(str(one(connection, "SELECT session_user::text")))
+    return f"{role} may not read its queue; run again: pgoutlier db grant {role} --as monitor, or --as worker"
 
 
 def _drift(report: DriftReport) -> DriftFigures:

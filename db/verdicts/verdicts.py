@@ -15,7 +15,7 @@ from pgoutlier.db.source import catalog
 from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.sql.identifiers import ours
 from pgoutlier.db.sql.keys import Key
-from pgoutlier.db.sql.statements import compose, one, records, run
+from pgoutlier.db.sql.statements import compose, one, records, run, show_what_policies_allow
 
 VERDICTS = ("fraud", "normal", "withdrawn")
 
@@ -68,7 +68,7 @@ def give(
             " SELECT %(source)s, g.key, g.verdict, g.note{value}"
             " FROM unnest(%(keys)s::text[], %(verdicts)s::text[], %(notes)s::text[])"
             " WITH ORDINALITY g (key, verdict, note, place)"
-            " LEFT JOIN LATERAL (SELECT v.verdict, v.note, v.created_by FROM outlier.verdicts v"
+            " LEFT JOIN LATERAL (SELECT v.verdict, v.note, v.created_by FROM outlier.verdict_log v"
             " WHERE v.source = %(source)s AND v.key = g.key ORDER BY v.id DESC LIMIT 1) last ON true"
             " WHERE CASE WHEN g.verdict = 'withdrawn' THEN coalesce(last.verdict, 'withdrawn') <> 'withdrawn'"
             " ELSE (last.verdict, last.created_by, last.note) IS DISTINCT FROM"
@@ -127,8 +127,10 @@ def first_without_row(connection: Connection, rows: VisibleRows, keys: Sequence[
 def listed(
     connection: Connection, source_name: str, *, history: bool, key: str | None, limit: int
 ) -> list[GivenVerdict]:
-    """Verdicts of a source, the newest first: those that hold now, or with history all that were ever given."""
-    log = sql.SQL("outlier.verdicts" if history else "outlier.current_verdicts")
+    """Verdicts of a source, the newest first: those that hold now, or with history all that were ever given; of the
+    rows that the role may see."""
+    show_what_policies_allow(connection)
+    log = sql.SQL("outlier.verdict_log" if history else "outlier.current_verdicts")
     return records(
         connection,
         GivenVerdict,

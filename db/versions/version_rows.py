@@ -14,6 +14,12 @@ from pgoutlier.db.tables import JsonObject, model_versions
 
 # Of the versions v and k of a source.
 SAME_ERRORS = sql.SQL("coalesce(v.errors_of, v.version) = coalesce(k.errors_of, k.version)")
+_OF_ARTIFACT = sql.SQL(
+    "v.training_from, v.training_to, v.signature IS NOT NULL AS signed, octet_length(v.artifact) AS n_bytes"
+)
+_NOTHING_OF_ARTIFACT = sql.SQL(
+    "NULL AS training_from, NULL AS training_to, NULL::boolean AS signed, NULL::integer AS n_bytes"
+)
 _METRICS_OF_THRESHOLD = [
     "threshold",
     "calibration_flag_rate",
@@ -63,7 +69,8 @@ class DescribedVersion:
     """A version as it is shown, with its tags and aliases in alphabetical order; None where it has none.
 
     parent_version: the champion of when it was trained. errors_of, training_from, training_to: as in `VersionRow`.
-    signed: its artifact has a signature. n_bytes: of its artifact. imported_from: what it was in the database that it
+    signed: its artifact has a signature. n_bytes: of its artifact. These two and what it was trained on are None for
+    a role that may read none of it. imported_from: what it was in the database that it
     comes from, None if it was trained here.
     """
 
@@ -79,8 +86,8 @@ class DescribedVersion:
     created_at: datetime
     created_by: str
     sha256: str
-    signed: bool
-    n_bytes: int
+    signed: bool | None
+    n_bytes: int | None
     feature_names: list[str]
     recipe: JsonObject
     imported_from: JsonObject | None
@@ -211,19 +218,23 @@ def artifact(
 
 def versions(connection: Connection, source_id: int) -> list[DescribedVersion]:
     """All versions of a source without their artifacts, the newest first."""
+    # Monitors may not read values of rows, nor detectors.
+    readable = one(connection, "SELECT has_table_privilege('outlier.model_versions', 'SELECT')")
     return records(
         connection,
         DescribedVersion,
-        """
-        SELECT v.version, v.recipe_name, v.threshold, v.n_training_rows, v.training_from, v.training_to,
+        compose(
+            """
+        SELECT v.version, v.recipe_name, v.threshold, v.n_training_rows,
                v.parent_version, v.errors_of, v.metrics, v.created_at, v.created_by, v.sha256,
-               v.signature IS NOT NULL AS signed,
-               octet_length(v.artifact) AS n_bytes, v.feature_names, v.recipe, v.imported_from,
+               {of_artifact}, v.feature_names, v.recipe, v.imported_from,
                (SELECT array_agg(t.tag ORDER BY t.tag) FROM outlier.model_tags t
                 WHERE t.source_id = v.source_id AND t.version = v.version) AS tags,
                (SELECT array_agg(a.alias::text ORDER BY a.alias) FROM outlier.model_aliases a
                 WHERE a.source_id = v.source_id AND a.version = v.version) AS aliases
         FROM outlier.model_versions v WHERE v.source_id = %s ORDER BY v.version DESC
         """,
+            of_artifact=_OF_ARTIFACT if readable else _NOTHING_OF_ARTIFACT,
+        ),
         (source_id,),
     )

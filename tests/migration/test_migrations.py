@@ -11,7 +11,7 @@ from sqlalchemy import Engine, text
 
 from pgoutlier.db import migrate
 from pgoutlier.db.engine import make_engine
-from pgoutlier.db.errors import MissingPrivilege, SchemaNotReady
+from pgoutlier.db.errors import LockTaken, MissingPrivilege, SchemaNotReady
 from pgoutlier.worker.notices import webhook_control
 from pgoutlier.worker.versions import versions
 from tests.conftest import Connect
@@ -82,6 +82,15 @@ def test_a_table_in_use_gives_a_sentence_and_leaves_everything_as_it_was(
     with pytest.raises(SchemaNotReady, match=r"could not get its lock within 200ms; nothing was changed"):
         migrate.downgrade(engine, "base")
     assert tables(database_url) == before
+
+
+def test_whoever_holds_the_lock_of_migrations_without_a_right_is_named(
+    engine: Engine, role: str, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrate, "LOCK_TIMEOUT", "200ms")
+    connect(user=role).execute("SELECT pg_advisory_lock(hashtext('outlier.migrations'))")
+    with pytest.raises(LockTaken, match=r"role writer.*the lock 'migrations' of pgoutlier; end it: SELECT"):
+        migrate.upgrade(engine)
 
 
 def test_going_down_is_refused_while_sources_are_attached(transactions: Table) -> None:

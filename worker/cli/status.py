@@ -74,7 +74,7 @@ def _status_table(figures: Status) -> Table:
     for source in figures.sources:
         table.add_row(
             source.name,
-            f"{source.n_queued:,}",
+            "?" if source.n_queued is None else f"{source.n_queued:,}",
             seconds_text(source.oldest_queued_seconds),
             f"{source.rows_per_second:,.0f}",
             str(source.champion or "none"),

@@ -18,10 +18,10 @@ from pgoutlier.db.errors import PgoutlierError, SettingsError, first_line
 from pgoutlier.db.schedules import schedules
 from pgoutlier.db.source import catalog
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sql import owners
+from pgoutlier.db.sql import locks, owners
 from pgoutlier.db.sql.identifiers import display
 from pgoutlier.db.status import overview
-from pgoutlier.worker.doctor.finding import Finding
+from pgoutlier.worker.doctor.finding import Finding, allowed
 from pgoutlier.worker.doctor.source_checks import of_source
 from pgoutlier.worker.runtime import Runtime, server_urls
 from pgoutlier.worker.schedules import schedule_control
@@ -38,7 +38,7 @@ def examine(runtime: Runtime) -> Iterator[Finding]:
     try:
         with runtime.engine.begin() as connection:
             yield from _postgres(connection)
-            schema = _schema(connection)
+            [schema] = allowed(connection, "schema", lambda: iter([_schema(connection)]))
             yield schema
     except SettingsError as error:
         found, _, mend = error.sentence.rstrip(".").partition("; ")
@@ -54,9 +54,10 @@ def examine(runtime: Runtime) -> Iterator[Finding]:
             yield _owners(connection)
             for source in sources.every(connection):
                 yield from of_source(connection, runtime, source)
+            yield _locks(connection)
             yield _listeners(connection)
-            yield _beat(connection)
-            yield from _schedules(connection)
+            yield from allowed(connection, "beat", lambda: iter([_beat(connection)]))
+            yield from allowed(connection, "schedules", lambda: _schedules(connection))
     yield from _workers()
 
 
@@ -119,6 +120,17 @@ def _owners(connection: Connection) -> Finding:
         False,
         "; ".join(map(str, found)),
         f"look at it, then drop it or: ALTER {first.kind.upper()} {first.object} OWNER TO {display(owner)};",
+    )
+
+
+def _locks(connection: Connection) -> Finding:
+    """Whether somebody else holds an advisory lock of ours, as any session may."""
+    found = locks.strangers(connection)
+    return Finding(
+        "locks",
+        not found,
+        "; ".join(map(str, found)) or "nobody else holds one of ours",
+        " ".join(dict.fromkeys(each.mend for each in found)),
     )
 
 

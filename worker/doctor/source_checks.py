@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from pydantic import ValidationError
 from sqlalchemy import Connection
@@ -15,6 +16,7 @@ from pgoutlier.db.scoring import write_back
 from pgoutlier.db.source import catalog
 from pgoutlier.db.source.catalog import RelationInfo
 from pgoutlier.db.source.definition import Source
+from pgoutlier.db.sources import attach
 from pgoutlier.db.sql import owners
 from pgoutlier.db.sql.identifiers import display
 from pgoutlier.db.status import overview
@@ -22,7 +24,7 @@ from pgoutlier.db.versions import aliases
 from pgoutlier.detector import Recipe
 from pgoutlier.models_store import registry
 from pgoutlier.models_store.artifact import ArtifactRefused
-from pgoutlier.worker.doctor.finding import Finding
+from pgoutlier.worker.doctor.finding import Finding, allowed
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.scoring.sequences import index_advice, require_order
 
@@ -33,10 +35,14 @@ def of_source(connection: Connection, runtime: Runtime, source: Source) -> Itera
     """Everything that has to be right for rows of the source to be scored, and what was turned on for it."""
     checks: tuple[Check, ...] = (_relation, _triggers, _views, _owners, _champion, _order, _problem)
     for check in checks:
-        yield check(connection, runtime, source)
-    yield from _challenger(connection, runtime, source)
-    yield from _webhook(connection, runtime, source)
-    yield from _columns(connection, source)
+        yield from allowed(connection, source.name, partial(_single, check, connection, runtime, source))
+    yield from allowed(connection, source.name, partial(_challenger, connection, runtime, source))
+    yield from allowed(connection, source.name, partial(_webhook, connection, runtime, source))
+    yield from allowed(connection, source.name, partial(_columns, connection, source))
+
+
+def _single(check: Check, connection: Connection, runtime: Runtime, source: Source) -> Iterator[Finding]:
+    yield check(connection, runtime, source)
 
 
 def _relation(connection: Connection, _: Runtime, source: Source) -> Finding:
@@ -49,6 +55,7 @@ def _relation(connection: Connection, _: Runtime, source: Source) -> Finding:
         changed = _changed_key(catalog.inspect(connection, definition.relation), source)
         if changed is not None:
             return changed
+        attach.check_table(connection, definition)
         info = catalog.inspect(connection, definition.feature_relation)
         for feature in definition.features:
             info.column(feature.column)
@@ -136,6 +143,12 @@ def _views(connection: Connection, _: Runtime, source: Source) -> Finding:
             "run the same `pgoutlier attach` again, and then `pgoutlier db grant` for each role that had it"
         )
         return Finding(what, False, "; ".join(wrong), mend)
+    if catalog.has_policies(connection, source.definition.relation) and (
+        readers := grants.readers_of_all_verdicts(connection)
+    ):
+        detail = f"{', '.join(map(display, readers))} may read outlier.verdicts, also those on rows that policies hide"
+        mend = "; ".join(f"pgoutlier db grant {display(role)}" for role in readers)
+        return Finding(what, False, detail, mend)
     cut_off = grants.analysts_without_rows(connection, source.definition)
     if cut_off:
         detail = f"{', '.join(cut_off)} may read them, and not what they show of {source.definition.relation}"
@@ -263,7 +276,7 @@ def _order(connection: Connection, runtime: Runtime, source: Source) -> Finding:
 
 def _problem(connection: Connection, _: Runtime, source: Source) -> Finding:
     found = overview.describe(connection, source)
-    detail = f"{found.n_queued:,} queued, {found.n_quarantined:,} in quarantine"
+    detail = f"{found.n_queued or 0:,} queued, {found.n_quarantined:,} in quarantine"
     if found.problem:
         return Finding(f"{source.name} queue", False, f"{detail}; {found.problem}", "see the sentence before")
     return Finding(f"{source.name} queue", True, detail)

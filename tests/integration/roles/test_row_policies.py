@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from pgoutlier.db.ddl import installation
 from pgoutlier.worker.doctor.source_checks import of_source
+from pgoutlier.worker.notices import webhook_control
 from pgoutlier.worker.roles import granting
 from pgoutlier.worker.runtime import Runtime, make_runtime
 from pgoutlier.worker.status import flagged_rows
@@ -175,3 +177,111 @@ def test_doctor_names_views_from_before_the_table_had_policies(flagged: Table) -
     assert "scored_transactions, quality_transactions, compared_transactions" in found.detail
     attach_table(flagged.user, flagged.runtime, **ASKED)
     assert findings(flagged)["transactions views"].ok
+
+
+def notices_and_verdicts(user: User, view: str) -> list[str]:
+    column = "key" if view != "comparison_transactions" else "rows::text"
+    return [key for (key,) in user.execute(f"SELECT {column} FROM outlier.{view} ORDER BY 1".encode())]
+
+
+@pytest.fixture
+def told(flagged: Table) -> Table:
+    """The same with notices of two rows and verdicts on two, of which policies hide one each."""
+    user = flagged.user
+    webhook_control.set_webhook(flagged.runtime, "transactions", None)
+    user.execute(
+        "INSERT INTO transactions VALUES (120, 1e9, 1, 1, 'writer'), (130, 1e9, 1, 1, 'somebody'),"
+        " (140, 1e9, 1, 1, NULL)"
+    )
+    flagged.drain()
+    judging.label(flagged.runtime, "transactions", ["4", "5"], "fraud", note="seen", by="boss")
+    return flagged
+
+
+SEEN = {
+    "flagged_notices": (["120", "130", "140"], ["120"]),
+    "current_verdicts": (["4", "5"], ["4"]),
+    "verdict_log": (["4", "5"], ["4"]),
+    "comparison_transactions": (["103"], []),
+}
+
+
+@pytest.mark.parametrize("view", SEEN)
+def test_notices_verdicts_and_counts_are_of_rows_that_policies_show(
+    told: Table, role: str, connect: Callable[..., User], view: str
+) -> None:
+    granting.grant(told.runtime, role, "analyst")
+    analyst = connect(user=role)
+    everything, own = SEEN[view]
+    assert notices_and_verdicts(analyst, view) == everything
+    hide_rows(told)
+    assert notices_and_verdicts(analyst, view) == own
+    assert notices_and_verdicts(told.user, view) == everything
+    told.user.execute("DELETE FROM transactions WHERE id IN (4, 120)")
+    assert notices_and_verdicts(analyst, view) == []
+
+
+def test_notices_and_verdicts_are_of_tables_that_one_may_read(told: Table, analyst: User) -> None:
+    told.user.execute("REVOKE SELECT (id) ON transactions FROM writer")
+    for view in ("flagged_notices", "current_verdicts", "verdict_log"):
+        assert notices_and_verdicts(analyst, view) == []
+    for relation in ("verdicts", "notices", "quarantine", "drift_reports", "model_reports", "jobs"):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            analyst.execute(f"SELECT * FROM outlier.{relation}".encode())
+
+
+def test_a_cheap_function_sees_no_notice_or_verdict_of_a_hidden_row(told: Table, analyst: User) -> None:
+    hide_rows(told)
+    told.user.execute(PEEP.replace("double precision", "text"))
+    seen: list[str] = []
+    analyst.add_notice_handler(lambda said: seen.append(said.message_primary or ""))
+    for view, key in (("flagged_notices", "120"), ("current_verdicts", "4"), ("verdict_log", "4")):
+        seen.clear()
+        analyst.execute(f"SELECT FROM outlier.{view} WHERE peep(key)".encode())
+        assert seen == [f"seen {key}"]
+
+
+def test_verdicts_are_listed_and_given_on_rows_that_policies_show(told: Table, as_writer: Runtime) -> None:
+    hide_rows(told)
+    for history in (True, False):
+        listed = judging.listed(as_writer, "transactions", key=None, history=history, limit=9)
+        assert [verdict.key for verdict in listed] == ["4"]
+    assert judging.label(as_writer, "transactions", ["4"], "withdrawn").n_given == 1
+    assert judging.label(as_writer, "transactions", ["4"], "withdrawn").n_given == 0
+
+
+def test_an_analyst_of_an_earlier_version_is_named_by_doctor_until_it_is_granted_anew(
+    told: Table, role: str, analyst: User
+) -> None:
+    told.user.execute(f"GRANT SELECT ON outlier.verdicts TO {quote(role)}".encode())
+    assert findings(told)["transactions views"].ok
+    hide_rows(told)
+    attach_table(told.user, told.runtime, **ASKED)
+    found = findings(told)["transactions views"]
+    assert "writer may read outlier.verdicts" in found.detail
+    assert found.mend == "pgoutlier db grant writer"
+    granting.grant(told.runtime, role, "analyst")
+    assert findings(told)["transactions views"].ok
+    granting.grant(told.runtime, role, "worker")
+    granting.grant(told.runtime, role, "analyst")
+    analyst.execute("SELECT FROM outlier.verdicts")
+
+
+def test_a_comparison_of_an_earlier_version_is_named_and_mended(told: Table, analyst: User) -> None:
+    [(made,)] = told.rows("SELECT pg_get_viewdef('outlier.comparison_transactions'::regclass)")
+    before = re.sub(r"WHERE \(NOT row_security_active\(.*\)\)", "", made)
+    told.user.execute(f"CREATE OR REPLACE VIEW outlier.comparison_transactions AS {before}".encode())
+    hide_rows(told)
+    assert count(analyst, "comparison") == 1
+    assert "comparison_transactions" in findings(told)["transactions views"].detail
+    attach_table(told.user, told.runtime, **ASKED)
+    assert findings(told)["transactions views"].ok
+    assert count(analyst, "comparison") == 0
+
+
+def test_the_log_takes_verdicts_on_rows_that_policies_show(told: Table, analyst: User) -> None:
+    hide_rows(told)
+    give = "INSERT INTO outlier.verdict_log (source, key, verdict) VALUES ('transactions', {}, 'fraud') RETURNING key"
+    assert analyst.execute(give.format("'08'").encode()).fetchall() == [("8",)]
+    with pytest.raises(psycopg.errors.WithCheckOptionViolation):
+        analyst.execute(give.format("'9'").encode())
