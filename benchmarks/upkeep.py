@@ -60,8 +60,10 @@ FROM pg_statio_user_tables
 """
 # A row's features follow from its id, so that it is the same one in a table of every size.
 _FEATURES_OF = "exp(sin(i * 12.9898) * 2), i % 24, abs(cos(i * 78.233)) * 100"
+# Known of one in five hundred.
+_LABEL = "CASE i % 1000 WHEN 0 THEN true WHEN 500 THEN false END"
 _ROWS = f"""
-INSERT INTO payments SELECT i, now() - ({{n}} - i) * interval '{86_400 / ROWS_A_DAY} s', {_FEATURES_OF}
+INSERT INTO payments SELECT i, now() - ({{n}} - i) * interval '{86_400 / ROWS_A_DAY} s', {_FEATURES_OF}, {_LABEL}
 FROM generate_series({{first}}, {{last}}) i
 """
 # About one in five hundred is above the threshold.
@@ -185,10 +187,12 @@ def _build(place: Place, n_rows: int) -> None:
     """The table, attached, its rows scored by statement, and what there are verdicts on."""
     place.run(
         "CREATE TABLE payments (id bigint PRIMARY KEY, paid_at timestamptz,"
-        f" {', '.join(f'{name} double precision' for name in FEATURES)})"
+        f" {', '.join(f'{name} double precision' for name in FEATURES)}, fraud boolean)"
     )
     place.run("CREATE INDEX ON payments (paid_at)")
-    request = AttachRequest(relation="payments", key="id", features=",".join(FEATURES), time="paid_at")
+    request = AttachRequest(
+        relation="payments", key="id", features=",".join(FEATURES), time="paid_at", label="fraud"
+    )
     source = attaching.attach(place.runtime, request, recipe_named("default"), old_rows="swept").source
     with place.runtime.engine.begin() as connection:
         number = registry.register(
@@ -219,12 +223,20 @@ def _build(place: Place, n_rows: int) -> None:
 
 
 def _add_new(place: Place, n_rows: int) -> None:
-    insert = f"INSERT INTO payments SELECT i, now(), {_FEATURES_OF} FROM generate_series({{}}, {{}}) i"
+    insert = (
+        f"INSERT INTO payments SELECT i, now(), {_FEATURES_OF}, {_LABEL} FROM generate_series({{}}, {{}}) i"
+    )
     place.run(insert.format(n_rows + 1, n_rows + N_NEW - N_MISSED))
     draining.drain(place.runtime, "payments")
     place.run("ALTER TABLE payments DISABLE TRIGGER USER")
     place.run(insert.format(n_rows + N_NEW - N_MISSED + 1, n_rows + N_NEW))
     place.run("ALTER TABLE payments ENABLE TRIGGER USER")
+    # As long ago as beat lets pass between two looks.
+    place.run(
+        "UPDATE outlier.upkeep_places SET looked_at = now() - interval '1 s' * CASE task"
+        f" WHEN 'sweep' THEN {place.runtime.settings.sweep_every_seconds}"
+        f" ELSE {place.runtime.settings.prune_every_seconds} END"
+    )
 
 
 def _fitted() -> tuple[FitResult, Reference]:
@@ -245,7 +257,7 @@ def _place() -> Iterator[Place]:
     servers = embedded.ensure_running(data_dir)
     try:
         with psycopg.connect(servers.database_url, autocommit=True) as connection:
-            for setting in ("autovacuum = off", "max_wal_size = '4GB'", "synchronous_commit = off"):
+            for setting in ("autovacuum = off", "max_wal_size = '4GB'"):
                 connection.execute(f"ALTER SYSTEM SET {setting}".encode())
             connection.execute("SELECT pg_reload_conf()")
             settings = Settings(

@@ -106,6 +106,25 @@ sources = Table(
     CheckConstraint("promotion in ('manual', 'if_better', 'always')", name="promotion_known"),
 )
 
+# Sweep and prune look at a part of the keys at a time: db.upkeep.turns.
+upkeep_places = Table(
+    "upkeep_places",
+    metadata,
+    Column("source_id", Integer, ForeignKey("outlier.sources.id", ondelete="CASCADE"), primary_key=True),
+    Column("task", Text, primary_key=True, comment="sweep, or what is pruned"),
+    Column("place", Text, comment="the key, as text, that it goes on after; null: at the first"),
+    Column("seen_to", Text, comment="key or time, as text, after which rows were new to the last look"),
+    _created("looked_at"),
+    Column(
+        "turn_began_at",
+        DateTime(timezone=True),
+        nullable=False,
+        server_default=func.now(),
+        comment="since when it goes through all keys",
+    ),
+    Column("turn_ended_at", DateTime(timezone=True), comment="when it had last been through all of them"),
+)
+
 # By name, so that what was done stays known when the source is gone.
 source_events = Table(
     "source_events",

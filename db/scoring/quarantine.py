@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from pgoutlier.db.scoring import queue
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sql import key_types
-from pgoutlier.db.sql.identifiers import identifier, ours
+from pgoutlier.db.sql.identifiers import ours
 from pgoutlier.db.sql.statements import compose, records, run
 
 
@@ -158,20 +158,3 @@ def retry(connection: Connection, source: Source, keys: Sequence[str] | None) ->
         {"source_id": source.id, "keys": None if keys is None else list(keys)},
     ).fetchall()
     return queue.enqueue(connection, source.definition, moved)
-
-
-def prune(connection: Connection, source: Source) -> int:
-    """Remove entries whose row is gone. Returns how many."""
-    return run(
-        connection,
-        compose(
-            # By ctid: an entry that is written anew meanwhile has moved, and stays.
-            "DELETE FROM outlier.quarantine h USING (SELECT o.ctid AS place FROM outlier.quarantine o"
-            " WHERE o.source_id = %(source_id)s AND NOT EXISTS"
-            " (SELECT FROM {relation} t WHERE t.{key} = (o.key)::{key_type})) orphan WHERE h.ctid = orphan.place",
-            relation=source.definition.relation.sql(),
-            key=identifier(source.definition.key_column),
-            key_type=key_types.scalar_type(source.definition.key_type),
-        ),
-        {"source_id": source.id},
-    ).rowcount

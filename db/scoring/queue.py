@@ -19,8 +19,8 @@ from sqlalchemy import Connection
 from pgoutlier.db.errors import TableReplaced
 from pgoutlier.db.source import identity
 from pgoutlier.db.source.definition import Source, SourceDefinition
-from pgoutlier.db.sql import key_types, locks
-from pgoutlier.db.sql.identifiers import CHANNEL, identifier, ours
+from pgoutlier.db.sql import key_types
+from pgoutlier.db.sql.identifiers import CHANNEL, ours
 from pgoutlier.db.sql.statements import as_text, compose, one, records, run
 
 KEYS_PER_QUEUE_ROW = 10_000
@@ -28,8 +28,6 @@ KEYS_PER_QUEUE_ROW = 10_000
 NEIGHBOUR = -1
 # How far behind the oldest due row a batch may look for further rows of its size, in queue ids.
 _LOOK_AHEAD = 50_000
-# Transaction numbers are compared around a circle: age() of anything older than this has wrapped.
-_OLDEST_AGE = 2**31 - 2
 _LONGEST_HOLD = "5min"
 
 
@@ -269,34 +267,25 @@ def enqueue(connection: Connection, source: SourceDefinition, keys: Sequence[tup
     return len(keys)
 
 
-def sweep(connection: Connection, source: Source) -> int:
-    """Queue rows that have neither score, queue entry nor quarantine entry. Returns how many were found.
+def enter_missing(connection: Connection, source: Source, without_score: sql.Composable) -> int:
+    """Queue those keys that have neither queue entry nor quarantine entry. Returns how many.
 
-    None while another sweep of the source is under way.
-
-    Rows written by transactions before source.attached_xid are left alone (they were there before attach); where that
-    is None they are taken too. Raises TableReplaced if it was another table that was read.
+    without_score: SELECT of keys, none of them NULL, of rows of the table that have no score. Raises TableReplaced if
+    it was another table that was read.
     """
-    # One sweep at a time, and nobody waits for it: the next one sees what this one queued.
-    if not locks.try_hold(connection, "sweep", source.id):
-        return 0
-    newer: sql.Composable = sql.SQL("true")
-    if source.attached_xid is not None:
-        n_since = one(connection, "SELECT pg_current_xact_id()::text::bigint") - source.attached_xid
-        newer = compose("age(t.xmin) <= {n}", n=sql.Literal(min(n_since, _OLDEST_AGE)))
     found = one(
         connection,
         compose(
             """
             WITH held AS MATERIALIZED ({held}),
-            queued AS MATERIALIZED (SELECT unnest(keys) AS key FROM {queue}),
+            without_score AS MATERIALIZED ({without_score}),
+            queued AS MATERIALIZED (SELECT unnest(keys) AS key FROM {queue}
+                                    WHERE (SELECT EXISTS (SELECT FROM without_score))),
             missing AS (
-                SELECT t.{key} AS key FROM {relation} t
-                WHERE t.{key} IS NOT NULL AND {newer} AND NOT EXISTS (SELECT FROM held)
-                  AND NOT EXISTS (SELECT FROM {scores} s WHERE s.key = t.{key})
-                  AND NOT EXISTS (SELECT FROM queued q WHERE q.key = t.{key})
+                SELECT m.key FROM without_score m WHERE NOT EXISTS (SELECT FROM held)
+                  AND NOT EXISTS (SELECT FROM queued q WHERE q.key = m.key)
                   AND NOT EXISTS (SELECT FROM outlier.quarantine h
-                                  WHERE h.source_id = %(source_id)s AND h.key = t.{key}::text)
+                                  WHERE h.source_id = %(source_id)s AND h.key = m.key::text)
             ), entered AS (
                 INSERT INTO {queue} (change_id, keys, n_keys)
                 SELECT 0, array_agg(key ORDER BY key), count(*)
@@ -306,17 +295,13 @@ def sweep(connection: Connection, source: Source) -> int:
             SELECT coalesce(sum(n_keys), 0) FROM entered
             """,
             held=_held(source.definition),
+            without_score=without_score,
             queue=ours("queue", source.name),
-            scores=ours("scores", source.name),
-            relation=source.definition.relation.sql(),
-            key=identifier(source.definition.key_column),
-            newer=newer,
             chunk=sql.Literal(KEYS_PER_QUEUE_ROW),
         ),
         {"source_id": source.id},
     )
     identity.check(connection, source)
-    run(connection, "UPDATE outlier.sources SET swept_at = now() WHERE id = %s", (source.id,))
     if found:
         wake(connection, source.definition)
     return int(found)

@@ -52,6 +52,11 @@ def rekey(connection: Connection, source: Source, definition: SourceDefinition) 
     return rekeying.queue(old, new, empty=False)
 
 
+def begin_upkeep_anew(connection: Connection, source_id: int) -> None:
+    """Forget how far sweep and prune have come: the keys may be others, or of another type."""
+    run(connection, "DELETE FROM outlier.upkeep_places WHERE source_id = %s", (source_id,))
+
+
 def _check_keys_are_the_same(
     connection: Connection, source: Source, definition: SourceDefinition, anew: str
 ) -> None:
@@ -95,6 +100,7 @@ def adopt(
     _check_feature_view(connection, source, definition, table.oid)
     grants = installation.view_grants(connection, source.definition)
     end_jobs(connection, source, "the table was replaced")
+    begin_upkeep_anew(connection, source.id)
     run(connection, "DELETE FROM outlier.quarantine WHERE source_id = %s", (source.id,))
     run(
         connection,

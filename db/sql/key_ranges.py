@@ -1,4 +1,4 @@
-"""Ranges of a source's keys, in the order of its column; the keys at both ends are kept as text."""
+"""Ranges and stretches of a source's keys, in the order of its column; the keys at both ends are kept as text."""
 
 from __future__ import annotations
 
@@ -53,3 +53,43 @@ def within(key: sql.Composable, key_type: str) -> sql.Composed:
         key=key,
         type=key_types.scalar_type(key_type),
     )
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Keys behind one, up to another and with that; None: from the first, to the last."""
+
+    after: str | None
+    up_to: str | None
+
+    def has(self, key: sql.Composable, key_type: str) -> sql.Composed:
+        """SQL for whether a key lies in it.
+
+        The ends stand there as literals: a plan for any ends whatever would read all keys.
+        """
+        conditions = [
+            compose("{key} {sign} {end}", key=key, sign=sql.SQL(sign), end=_literal(end, key_type))
+            for sign, end in ((">", self.after), ("<=", self.up_to))
+            if end is not None
+        ]
+        return sql.SQL(" AND ").join(conditions or [compose("{key} IS NOT NULL", key=key)])
+
+
+def end_of_stretch(
+    rows: sql.Composable, key: sql.Composable, key_type: str, *, after: str | None, n_keys: int
+) -> sql.Composed:
+    """SELECT of the last key, as text, of the so many behind `after`; no row where there are fewer.
+
+    rows: FROM, and WHERE if there is one, of rows in which an index finds the keys in order.
+    """
+    return compose(
+        "SELECT {key}::text FROM {rows} AND {behind} ORDER BY {key} OFFSET {n} LIMIT 1",
+        key=key,
+        rows=rows,
+        behind=Stretch(after, None).has(key, key_type),
+        n=sql.Literal(n_keys - 1),
+    )
+
+
+def _literal(key: str, key_type: str) -> sql.Composed:
+    return compose("{key}::{type}", key=sql.Literal(key), type=key_types.scalar_type(key_type))

@@ -79,6 +79,11 @@ def writing_order(key: sql.Composable, key_type: str) -> sql.Composable:
     return key + sql.SQL(' COLLATE "C"') if key_type == "text" else key
 
 
+def rises(key_type: str) -> bool:
+    """Whether new rows are likely to have the largest keys, as those that are counted have."""
+    return key_type in _INTEGERS
+
+
 def to_texts(keys: Keys, key_type: str) -> list[str]:
     """The keys as PostgreSQL prints them."""
     return [str(key) for key in to_parameters(keys, key_type)]

@@ -13,7 +13,7 @@ from pgoutlier.db.sources.attach import AttachRequest
 from pgoutlier.worker import tasks
 from pgoutlier.worker.cli.arguments import AsJson, CommandOfKeys, SourceName
 from pgoutlier.worker.cli.context import open_runtime
-from pgoutlier.worker.console import console, print_json, print_table
+from pgoutlier.worker.console import console, new_bar, print_json, print_table
 from pgoutlier.worker.jobs import job_control
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.sources import attaching, filling, listing
@@ -277,13 +277,30 @@ def sources(as_json: AsJson = False) -> None:
 
 def sweep(
     source: SourceName,
+    whole: Annotated[
+        bool,
+        typer.Option(
+            "--all", help="Look at all rows at once, with a bar, and not at those whose turn it is."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Queue the rows that got past the triggers (disabled triggers, logical replication, COPY into a partition).
 
+    Looks at what is new since the last sweep, and at a part of all rows: within PGOUTLIER_UPKEEP_TURN_SECONDS, a day,
+    at every one.
+
     Rows from before attach are left alone until a backfill has been through them: pgoutlier backfill SOURCE
     """
-    n_found = maintenance.sweep(open_runtime(), source)
+    runtime = open_runtime()
+    if whole:
+        with new_bar("{task.completed:,} of about {task.total:,} rows") as bar:
+            task = bar.add_task(f"looking through {source}", total=None)
+            n_found = maintenance.sweep(
+                runtime, source, on_progress=lambda n, of: bar.update(task, completed=n, total=of)
+            )
+    else:
+        n_found = maintenance.sweep(runtime, source)
     if as_json:
         print_json({"source": source, "n_found": n_found})
     else:
