@@ -14,10 +14,10 @@ from sqlalchemy import Connection
 from pgoutlier.db.scoring import unreadable
 from pgoutlier.db.scoring.rows import FeatureRows
 from pgoutlier.db.source.definition import SourceDefinition
-from pgoutlier.db.sql import key_types
+from pgoutlier.db.sql import key_ranges, key_types
 from pgoutlier.db.sql.identifiers import identifier, ours
 from pgoutlier.db.sql.statements import compose, one, run
-from pgoutlier.db.training.training_rows import newest_rows
+from pgoutlier.db.training.newest import newest_rows
 from pgoutlier.db.verdicts import verdicts
 
 _ROWS_PER_BLOCK = 10_000
@@ -68,13 +68,15 @@ def scored_rows(
 
     Of each its key, reconstruction error, whether it is known to be fraud, moment as text, and whether it is flagged.
     """
+    window = newest_rows(connection, source, newest)
     rows: list[tuple[Any, ...]] = run(
         connection,
         compose(
             "SELECT w.key, s.reconstruction_error, coalesce(w.fraud, false), w.moment::text, s.flagged"
-            " FROM ({window}) w JOIN {scores} s ON s.key = w.key WHERE s.model_version = %(version)s"
+            " FROM ({window}) w JOIN {scores} s ON s.key = w.key{there} WHERE s.model_version = %(version)s"
             " ORDER BY w.moment, w.key",
-            window=newest_rows(connection, source, newest),
+            window=window.rows,
+            there=window.beside(sql.SQL("s.key")),
             scores=ours("scores", source.name),
         ),
         {"version": version},
@@ -89,15 +91,18 @@ def features_of(
 
     Rows that cannot be read are UNREADABLE.
     """
+    key = compose("t.{key}", key=identifier(source.key_column))
+    span = key_ranges.span_of(keys, source.key_type)
     places, rows = unreadable.read(
         connection,
         source,
         origin=compose(
             "FROM unnest(%(keys)s::{keys}) WITH ORDINALITY w (key, place)"
-            " JOIN {relation} t ON t.{key} OPERATOR(pg_catalog.=) w.key",
+            " JOIN {relation} t ON {key} OPERATOR(pg_catalog.=) w.key{there}",
             keys=key_types.array_type(source.key_type),
             relation=source.feature_relation.sql(),
-            key=identifier(source.key_column),
+            key=key,
+            there=sql.SQL("") if span is None else compose(" AND {s}", s=span.has(key, source.key_type)),
         ),
         chosen=compose(
             "FROM unnest(%(keys)s::{keys}) WITH ORDINALITY w (key, place)",

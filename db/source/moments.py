@@ -88,12 +88,15 @@ def newest_of_note(connection: Connection, source: SourceDefinition) -> datetime
         connection,
         compose(
             "SELECT min(r.moment), max(r.moment), count(*) FROM (SELECT {moment} AS moment FROM {relation} n"
-            " WHERE isfinite(n.{time}) ORDER BY n.{time} DESC LIMIT {newest}) r WHERE r.moment IS NOT NULL"
-            " GROUP BY {day}",
+            " WHERE n.{time} IS NOT NULL AND isfinite(n.{time}) ORDER BY {order} LIMIT {newest}) r"
+            " WHERE r.moment IS NOT NULL GROUP BY {day}",
             moment=moment,
             day=day(sql.SQL("r.moment")),
             relation=relation,
             time=time,
+            order=catalog.newest_first(
+                connection, source.relation, source.time_column or source.key_column, "n"
+            ),
             newest=sql.Literal(_NEWEST),
         ),
     ).fetchall()
@@ -105,10 +108,12 @@ def newest_of_note(connection: Connection, source: SourceDefinition) -> datetime
     past, ahead = run(
         connection,
         compose(
-            "SELECT (SELECT {moment} FROM {relation} n WHERE n.{time} <= %(now)s::timestamptz ORDER BY n.{time} DESC"
-            " LIMIT 1), (SELECT {moment} FROM {relation} n WHERE n.{time} > %(now)s::timestamptz ORDER BY n.{time}"
-            " LIMIT 1)",
-            moment=moment,
+            # Of min() and max(), unlike of ORDER BY, it does not matter where an index has its NULLs.
+            "SELECT {past}, {ahead} FROM (SELECT (SELECT max(n.{time}) FROM {relation} n"
+            " WHERE n.{time} <= %(now)s::timestamptz) AS past, (SELECT min(n.{time}) FROM {relation} n"
+            " WHERE n.{time} > %(now)s::timestamptz) AS ahead) r",
+            past=dated(sql.SQL("r.past")),
+            ahead=dated(sql.SQL("r.ahead")),
             relation=relation,
             time=time,
         ),

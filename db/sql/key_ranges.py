@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from psycopg import sql
+from sqlalchemy import Connection
 
 from pgoutlier.db.sql import key_types
-from pgoutlier.db.sql.statements import compose
+from pgoutlier.db.sql.statements import compose, run
+
+# Reading so many keys one after the other takes no longer than looking for one of them.
+_MOST_GAPS = 8
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,13 @@ class Stretch:
         The ends stand there as literals: a plan for any ends whatever would read all keys.
         """
         conditions = [
-            compose("{key} {sign} {end}", key=key, sign=sql.SQL(sign), end=_literal(end, key_type))
+            # By name, for where a feature view is read with the role's own path.
+            compose(
+                "{key} OPERATOR(pg_catalog.{sign}) {end}",
+                key=key,
+                sign=sql.SQL(sign),
+                end=_literal(end, key_type),
+            )
             for sign, end in ((">", self.after), ("<=", self.up_to))
             if end is not None
         ]
@@ -89,6 +101,29 @@ def end_of_stretch(
         behind=Stretch(after, None).has(key, key_type),
         n=sql.Literal(n_keys - 1),
     )
+
+
+def span(connection: Connection, rows: sql.Composable, key_type: str) -> Stretch | None:
+    """Where the keys of `rows`, k in SQL, lie, if there are few others between them; None where that is not known."""
+    if not key_types.rises(key_type):
+        return None
+    row = run(
+        connection, compose("SELECT min(k.key), max(k.key), count(k.key) FROM {rows}", rows=rows)
+    ).fetchone()
+    return None if row is None else _dense(row[0], row[1], row[2], key_type)
+
+
+def span_of(keys: Sequence[Any], key_type: str) -> Stretch | None:
+    """The same of keys that are there."""
+    if not (keys and key_types.rises(key_type)):
+        return None
+    return _dense(min(keys), max(keys), len(keys), key_type)
+
+
+def _dense(first: int | None, last: int | None, n_keys: int, key_type: str) -> Stretch | None:
+    if first is None or last is None or last - first >= _MOST_GAPS * n_keys:
+        return None
+    return Stretch(key_types.before(first, key_type), str(last))
 
 
 def _literal(key: str, key_type: str) -> sql.Composed:

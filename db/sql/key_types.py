@@ -84,6 +84,11 @@ def rises(key_type: str) -> bool:
     return key_type in _INTEGERS
 
 
+def before(number: int, key_type: str) -> str | None:
+    """The key before a number, as text; None where there is none of that type."""
+    return str(number - 1) if number > -_LIMITS[key_type] else None
+
+
 def to_texts(keys: Keys, key_type: str) -> list[str]:
     """The keys as PostgreSQL prints them."""
     return [str(key) for key in to_parameters(keys, key_type)]

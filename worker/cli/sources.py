@@ -133,6 +133,7 @@ def _attached_json(done: Attached, *, n_copied: int) -> dict[str, object]:
         "write_columns": done.source.definition.write_columns,
         "n_scores_copied": n_copied,
         "index_advice": done.index_advice,
+        "time_index_advice": done.time_index_advice,
         "workers_without_table": done.workers_without_table,
         "analysts_without_rows": done.analysts_without_rows,
     }
@@ -180,10 +181,7 @@ def _print_attached(done: Attached, *, n_copied: int, n_old: int | None) -> None
             f"The columns {' and '.join(WRITTEN_COLUMNS)} were taken out of {definition.relation}.",
             highlight=False,
         )
-    if done.index_advice:
-        console.print(
-            f"To find the rows before each quickly, first run: {done.index_advice}", highlight=False
-        )
+    _print_indexes(done)
     for roles, what in (
         (done.workers_without_table, " --as worker"),
         (done.analysts_without_rows, ""),
@@ -197,6 +195,15 @@ def _print_attached(done: Attached, *, n_copied: int, n_old: int | None) -> None
             )
     if done.made:
         console.print(f"Next: pgoutlier train {definition.name}", highlight=False)
+
+
+def _print_indexes(done: Attached) -> None:
+    for why, index in (
+        ("To find the rows before each quickly", done.index_advice),
+        ("To find the newest rows of a large table quickly", done.time_index_advice),
+    ):
+        if index:
+            console.print(f"{why}, first run: {index}", highlight=False, markup=False, soft_wrap=True)
 
 
 def adopt(
