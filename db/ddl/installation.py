@@ -104,9 +104,10 @@ def repair(
 ) -> None:
     """Make triggers, functions and views again that somebody dropped, and those on our tables that somebody disabled.
 
-    Tables are never touched. Views of an earlier version of this program get the columns that they lack. Triggers on
-    the user's table that are there stay as they are, also disabled ones. on_table: statements on the user's table;
-    last: others. Tables are locked in the order in which workers do: the user's, the scores, the queue.
+    Tables stay as they are, but for an index that they lack. Views of an earlier version of this program get the
+    columns that they lack. Triggers on the user's table that are there stay as they are, also disabled ones. on_table:
+    statements on the user's table; last: others. Tables are locked in the order in which workers do: the user's, the
+    scores, the queue.
     """
     add_challenger_objects(connection, definition, columns)
     by_event_time = _by_event_time(connection, definition)
@@ -125,6 +126,7 @@ def repair(
             *on_table,
             *missing,
             *core_objects.score_triggers(definition),
+            *([] if _has_time_index(connection, definition) else [core_objects.time_index(definition)]),
             *followers,
             *_views_to_mend(connection, definition, columns),
             *_barriers(connection, definition),
@@ -258,7 +260,13 @@ def lacks(connection: Connection, definition: SourceDefinition) -> list[str]:
             lacking.append(view.name)
         elif _lacks_verdict(kind, shown):
             lacking.append(f"{view.name}.{source_views.VERDICT_COLUMN}")
+    if not _has_time_index(connection, definition):
+        lacking.append(core_objects.time_index_name(definition.name))
     return lacking + [_view(definition, kind).name for kind in lacks_for_challenger(connection, definition)]
+
+
+def _has_time_index(connection: Connection, definition: SourceDefinition) -> bool:
+    return catalog.exists(connection, Relation(SCHEMA, core_objects.time_index_name(definition.name)))
 
 
 def add_challenger_objects(

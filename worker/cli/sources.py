@@ -304,7 +304,7 @@ def sweep(
         with new_bar("{task.completed:,} of about {task.total:,} rows") as bar:
             task = bar.add_task(f"looking through {source}", total=None)
             n_found = maintenance.sweep(
-                runtime, source, on_progress=lambda n, of: bar.update(task, completed=n, total=of)
+                runtime, source, whole=True, on_progress=lambda n, of: bar.update(task, completed=n, total=of)
             )
     else:
         n_found = maintenance.sweep(runtime, source)

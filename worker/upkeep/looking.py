@@ -38,11 +38,17 @@ class Looked:
 
 
 def look(
-    runtime: Runtime, source: Source, task: Task, *, on_progress: Callable[[int, int], None] | None = None
+    runtime: Runtime,
+    source: Source,
+    task: Task,
+    *,
+    whole: bool = False,
+    on_progress: Callable[[int, int], None] = lambda n_seen, n_all: None,
 ) -> Looked:
     """Go on where the last look ended, for as many keys as are due, or for PGOUTLIER_DRAIN_BUDGET_SECONDS at most.
 
-    on_progress: go through all keys instead, and tell it how many were looked at, of about how many.
+    whole: go through all keys instead, from the first on. on_progress: is told how many were looked at, of about how
+    many there are.
     """
     with runtime.engine.begin() as connection:
         standing = turns.place(connection, source.id, task.name)
@@ -50,7 +56,7 @@ def look(
         n_due = turns.n_due(
             connection, task.keys, standing, turn_seconds=runtime.settings.upkeep_turn_seconds
         )
-    after = began_after = standing.place if on_progress is None else None
+    after = began_after = None if whole else standing.place
     ends_at = time.monotonic() + runtime.settings.drain_budget_seconds
     n_found = n_seen = 0
     while True:
@@ -68,7 +74,8 @@ def look(
             return Looked(n_found, whole=True)
         if after is None:
             began_after = None
-        if on_progress is not None:
-            on_progress(n_seen, max(n_all, n_seen))
-        elif n_seen >= n_due or time.monotonic() > ends_at or runtime.stopping.is_set():
+        on_progress(n_seen, max(n_all, n_seen))
+        if whole:
+            continue
+        if n_seen >= n_due or time.monotonic() > ends_at or runtime.stopping.is_set():
             return Looked(n_found, whole=False)

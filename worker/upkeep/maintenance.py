@@ -26,12 +26,16 @@ log = structlog.get_logger()
 
 
 def sweep(
-    runtime: Runtime, source_name: str, *, on_progress: Callable[[int, int], None] | None = None
+    runtime: Runtime,
+    source_name: str,
+    *,
+    whole: bool = False,
+    on_progress: Callable[[int, int], None] = lambda n_seen, n_all: None,
 ) -> int:
     """Queue the rows that have neither score nor queue entry: what is new since the last look, and of all rows those
     whose turn it is. Returns how many; none where another sweep of the source is under way.
 
-    on_progress: look at all rows instead, and tell it how many were looked at, of about how many. Rows from before
+    whole: look at all rows at once. on_progress: is told how many were looked at, of about how many. Rows from before
     attach count once a backfill has been through them. Raises SourceError if there is no such source.
     """
     with runtime.engine.begin() as connection:
@@ -41,7 +45,7 @@ def sweep(
         sweeping.keys_of(source.definition),
         lambda connection, stretch: sweeping.enter(connection, source, stretch),
     )
-    looked = looking.look(runtime, source, task, on_progress=on_progress)
+    looked = looking.look(runtime, source, task, whole=whole, on_progress=on_progress)
     n_found = looked.n_found + (0 if looked.whole else _sweep_new(runtime, source))
     with runtime.engine.begin() as connection:
         sweeping.end_look(connection, source)
