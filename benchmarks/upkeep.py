@@ -49,7 +49,7 @@ from pgoutlier.worker.upkeep import maintenance
 FEATURES = ["amount", "hour", "distance"]
 N_NEW = 10_000
 N_MISSED = 100
-N_VERDICTS = 2_000
+N_VERDICTS = 500
 ROWS_A_DAY = 25_000
 _ROWS_A_STEP = 500_000
 _BUFFERS = """
@@ -153,7 +153,7 @@ def _overview(place: Place) -> None:
 def measure(place: Place, n_rows: int) -> dict[str, Cost]:
     """Each of `work` once, over a table of so many scored rows of which ten thousand are new."""
     _build(place, n_rows)
-    maintenance.sweep(place.runtime, "payments")
+    maintenance.sweep(place.runtime, "payments", whole=True)
     maintenance.prune_all(place.runtime)
     _add_new(place, n_rows)
     found = {}

@@ -91,10 +91,14 @@ def same_key(source: SourceDefinition, verdict_key: sql.Composable, key: sql.Com
     )
 
 
-def with_verdicts(source: SourceDefinition, key: sql.Composable) -> sql.Composable:
-    """SQL that joins to rows with this key their verdict, as v.verdict; for questions about many rows."""
+def with_verdicts(source: SourceDefinition, key: sql.Composable, *, only: bool = False) -> sql.Composable:
+    """SQL that joins to rows with this key their verdict, as v.verdict; for questions about many rows.
+
+    only: rows without one are left out.
+    """
     return compose(
-        " LEFT JOIN {verdicts} v ON {same}",
+        "{left} JOIN {verdicts} v ON {same}",
+        left=sql.SQL("" if only else " LEFT"),
         verdicts=verdicts(source),
         same=same_key(source, sql.SQL("v.key"), key),
     )

@@ -15,6 +15,7 @@ from pgoutlier.db.sql import key_types
 from pgoutlier.db.sql.identifiers import SCHEMA, Relation, identifier, ours
 from pgoutlier.db.sql.key_ranges import Stretch
 from pgoutlier.db.sql.statements import compose, one, run
+from pgoutlier.db.thresholds import error_counts
 from pgoutlier.db.upkeep import turns
 from pgoutlier.db.upkeep.turns import Keys
 
@@ -29,6 +30,15 @@ def keys_of(source: SourceDefinition) -> Keys:
     key = compose("t.{key}", key=identifier(source.key_column))
     rows = compose("{relation} t WHERE {key} IS NOT NULL", relation=source.relation.sql(), key=key)
     return Keys(rows, key, source.key_type, source.relation)
+
+
+def work(connection: Connection, source: Source, stretch: Stretch) -> int:
+    """Queue the rows in a stretch of keys that were missed, and count its errors. Returns how many were missed."""
+    definition = source.definition
+    if same_order(connection, definition):
+        n_rows = turns.n_rows(connection, definition.relation)
+        error_counts.add(connection, source, stretch, n_rows=n_rows)
+    return enter(connection, source, stretch)
 
 
 def enter(connection: Connection, source: Source, stretch: Stretch) -> int:

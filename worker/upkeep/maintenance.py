@@ -43,7 +43,7 @@ def sweep(
     task = Task(
         turns.SWEEP,
         sweeping.keys_of(source.definition),
-        lambda connection, stretch: sweeping.enter(connection, source, stretch),
+        lambda connection, stretch: sweeping.work(connection, source, stretch),
     )
     looked = looking.look(runtime, source, task, whole=whole, on_progress=on_progress)
     n_found = looked.n_found + (0 if looked.whole else _sweep_new(runtime, source))
