@@ -201,7 +201,11 @@ def _views_to_mend(
         elif kind == source_views.ROWS and None in views.values():
             # Those that are made have every column; what it has already can only be followed by others.
             mended += made(kind, tuple(dict.fromkeys((*shown, *columns))))
-        elif _lacks_verdict(kind, shown) or not _reads_as_who_asks(connection, definition, kind):
+        elif (
+            _lacks_verdict(kind, shown)
+            or not _reads_as_who_asks(connection, definition, kind)
+            or (kind == "quality" and not _reads_counts(connection, definition))
+        ):
             # A column that the table got since then would come before ours, where none can be put in.
             kept = tuple(c for c in columns if source_views.alias(c, columns) in shown)
             mended += made(kind, kept if kind in {"scored", "flagged", "compared"} else columns)
@@ -210,6 +214,14 @@ def _views_to_mend(
 
 def _view(definition: SourceDefinition, kind: str) -> Relation:
     return Relation(SCHEMA, f"{kind}_{definition.name}")
+
+
+def _reads_counts(connection: Connection, definition: SourceDefinition) -> bool:
+    """Whether the view of the quality takes what the sweep has counted of labels."""
+    counts = Relation(SCHEMA, "error_counts")
+    return definition.label_column is None or catalog.view_reads(
+        connection, _view(definition, "quality"), counts, "labelled"
+    )
 
 
 def _lacks_verdict(kind: str, shown: list[str]) -> bool:

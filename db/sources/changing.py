@@ -47,14 +47,20 @@ def rekey(connection: Connection, source: Source, definition: SourceDefinition) 
         raise SourceError(
             f"A key of {source.name} that has a score is none of type {new} ({first_line(error)}); {anew}"
         ) from None
+    begin_upkeep_anew(connection, source.id)
     if not rekeying.keeps_order(old.key_type, new):
         end_jobs(connection, source, "the type of the key has changed")
     return rekeying.queue(old, new, empty=False)
 
 
-def begin_upkeep_anew(connection: Connection, source_id: int) -> None:
-    """Forget how far sweep and prune have come: the keys may be others, or of another type."""
-    run(connection, "DELETE FROM outlier.upkeep_places WHERE source_id = %s", (source_id,))
+def begin_upkeep_anew(connection: Connection, source_id: int, *, other_keys: bool = True) -> None:
+    """Forget how far sweep and prune have come, and where the keys are others what the sweep has counted of them."""
+    for table in ("upkeep_places", *(["error_turns"] if other_keys else [])):
+        run(
+            connection,
+            compose("DELETE FROM {table} WHERE source_id = %s", table=identifier(SCHEMA, table)),
+            (source_id,),
+        )
 
 
 def _check_keys_are_the_same(

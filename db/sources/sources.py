@@ -205,7 +205,7 @@ def _attach_again(
         of_queue = changing.rekey(connection, source, definition)
         record(connection, source.name, "rekey", f"{definition.key_column} ({definition.key_type})")
     changes = _column_changes(connection, source, definition)
-    changing.begin_upkeep_anew(connection, source.id)
+    changing.begin_upkeep_anew(connection, source.id, other_keys=False)
     run(
         connection,
         "UPDATE outlier.sources SET definition = %(definition)s WHERE id = %(id)s AND definition <> %(definition)s",
