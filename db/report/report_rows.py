@@ -69,18 +69,16 @@ def scored_rows(
     Of each its key, reconstruction error, whether it is known to be fraud, moment as text, and whether it is flagged.
     """
     window = newest_rows(connection, source, newest)
-    rows: list[tuple[Any, ...]] = run(
-        connection,
-        compose(
-            "SELECT w.key, s.reconstruction_error, coalesce(w.fraud, false), w.moment::text, s.flagged"
-            " FROM ({window}) w JOIN {scores} s ON s.key = w.key{there} WHERE s.model_version = %(version)s"
-            " ORDER BY w.moment, w.key",
-            window=window.rows,
-            there=window.beside(sql.SQL("s.key")),
-            scores=ours("scores", source.name),
-        ),
-        {"version": version},
-    ).fetchall()
+    statement = compose(
+        "SELECT w.key, s.reconstruction_error, coalesce(w.fraud, false), w.moment::text, s.flagged"
+        " FROM ({window}) w JOIN {scores} s ON s.key = w.key{there} WHERE s.model_version = %(version)s"
+        " ORDER BY w.moment, w.key",
+        window=window.rows,
+        there=window.beside(sql.SQL("s.key")),
+        scores=ours("scores", source.name),
+    )
+    with key_ranges.read_in_order(connection, window.span):
+        rows: list[tuple[Any, ...]] = run(connection, statement, {"version": version}).fetchall()
     return rows
 
 
@@ -92,27 +90,29 @@ def features_of(
     Rows that cannot be read are UNREADABLE.
     """
     key = compose("t.{key}", key=identifier(source.key_column))
-    span = key_ranges.span_of(keys, source.key_type)
-    places, rows = unreadable.read(
-        connection,
-        source,
-        origin=compose(
-            "FROM unnest(%(keys)s::{keys}) WITH ORDINALITY w (key, place)"
-            " JOIN {relation} t ON {key} OPERATOR(pg_catalog.=) w.key{there}",
-            keys=key_types.array_type(source.key_type),
-            relation=source.feature_relation.sql(),
-            key=key,
-            there=sql.SQL("") if span is None else compose(" AND {s}", s=span.has(key, source.key_type)),
-        ),
-        chosen=compose(
-            "FROM unnest(%(keys)s::{keys}) WITH ORDINALITY w (key, place)",
-            keys=key_types.array_type(source.key_type),
-        ),
-        params={"keys": keys},
-        number=sql.SQL("w.place - 1"),
-        longest_key_bytes=max((len(str(key).encode()) for key in keys), default=0),
-        rows_per_block=_ROWS_PER_BLOCK,
-    )
+    # A feature view may be made of whatever, and knows best.
+    span = key_ranges.span_of(keys, source.key_type) if source.feature_view is None else None
+    with key_ranges.read_in_order(connection, span):
+        places, rows = unreadable.read(
+            connection,
+            source,
+            origin=compose(
+                "FROM unnest(%(keys)s::{keys}) WITH ORDINALITY w (key, place)"
+                " JOIN {relation} t ON {key} OPERATOR(pg_catalog.=) w.key{there}",
+                keys=key_types.array_type(source.key_type),
+                relation=source.feature_relation.sql(),
+                key=key,
+                there=sql.SQL("") if span is None else compose(" AND {s}", s=span.has(key, source.key_type)),
+            ),
+            chosen=compose(
+                "FROM unnest(%(keys)s::{keys}) WITH ORDINALITY w (key, place)",
+                keys=key_types.array_type(source.key_type),
+            ),
+            params={"keys": keys},
+            number=sql.SQL("w.place - 1"),
+            longest_key_bytes=max((len(str(key).encode()) for key in keys), default=0),
+            rows_per_block=_ROWS_PER_BLOCK,
+        )
     order = np.argsort(places)
     return places[order], rows.take(order)
 

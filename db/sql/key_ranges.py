@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +112,18 @@ def span(connection: Connection, rows: sql.Composable, key_type: str) -> Stretch
         connection, compose("SELECT min(k.key), max(k.key), count(k.key) FROM {rows}", rows=rows)
     ).fetchone()
     return None if row is None else _dense(row[0], row[1], row[2], key_type)
+
+
+@contextmanager
+def read_in_order(connection: Connection, span: Stretch | None) -> Iterator[None]:
+    """Have PostgreSQL join what lies in a span by reading it, and not by a probe for each row, which it takes for as
+    cheap; where there is no span it is left to it."""
+    if span is None:
+        yield
+        return
+    run(connection, "SET LOCAL enable_nestloop = off")
+    yield
+    run(connection, "SET LOCAL enable_nestloop TO DEFAULT")
 
 
 def span_of(keys: Sequence[Any], key_type: str) -> Stretch | None:

@@ -67,7 +67,7 @@ def edge(number: int) -> float:
         return float("-inf")
     if number > _HIGHEST:
         return float("inf")
-    return float(2.0 ** (min(number, 16_000) / _BINS_AN_OCTAVE))
+    return 1e300 if number == _HIGHEST else float(2.0 ** (number / _BINS_AN_OCTAVE))
 
 
 @dataclass(frozen=True)

@@ -189,16 +189,18 @@ def _read(
 ) -> list[tuple[Any, ...]]:
     """What `counting` returns. judged: only of rows with a verdict."""
     by_index = not (part.is_all or judged) and found_by_index(connection, scored)
-    return run(
-        connection,
-        counting(scored, part, _span(connection, scored, part) if by_index else None, judged=judged),
-        {
-            # width_bucket counts the bounds that are not above its operand. Of the negated thresholds these are
-            # the ones that an error does not exceed.
-            "bounds": [-threshold for threshold in falling],
-            "version": scored.version,
-        },
-    ).fetchall()
+    span = _span(connection, scored, part) if by_index else None
+    with key_ranges.read_in_order(connection, span):
+        return run(
+            connection,
+            counting(scored, part, span, judged=judged),
+            {
+                # width_bucket counts the bounds that are not above its operand. Of the negated thresholds these are
+                # the ones that an error does not exceed.
+                "bounds": [-threshold for threshold in falling],
+                "version": scored.version,
+            },
+        ).fetchall()
 
 
 def _span(connection: Connection, scored: Scored, part: Part) -> Stretch | None:
@@ -229,7 +231,8 @@ def counting(
     source = scored.source
     label = labels.by_column(source, "t")
     key = compose("t.{key}", key=identifier(source.key_column))
-    there = [key, sql.SQL("s.key")] if scored.joined else [sql.SQL("s.key")]
+    # The other side is found by its time.
+    there = key if scored.joined and not scored.by_event_time else sql.SQL("s.key")
     return compose(
         "SELECT d.bucket, sum(d.n)::bigint, sum(d.labelled)::bigint, sum(d.fraud)::bigint, {known_n}, {known_first},"
         " {known_last} FROM (SELECT r.bucket, count(*) AS n, count(r.label) AS labelled,"
@@ -249,9 +252,7 @@ def counting(
         else sql.SQL(""),
         verdicts=_verdicts(scored, judged=judged),
         within=_not_behind(scored, part) if judged and part.since is None else part.has(scored.moment),
-        span=sql.SQL("")
-        if span is None
-        else sql.SQL("").join(compose(" AND {s}", s=span.has(k, source.key_type)) for k in there),
+        span=sql.SQL("") if span is None else compose(" AND {there}", there=span.has(there, source.key_type)),
     )
 
 

@@ -17,6 +17,7 @@ from pgoutlier.db.scoring.rows import UNREADABLE
 from pgoutlier.db.source import catalog, moments
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.source.moments import Moments
+from pgoutlier.db.sql import key_ranges
 from pgoutlier.db.sql.identifiers import identifier, ours
 from pgoutlier.db.sql.statements import compose, one, run, run_dicts
 from pgoutlier.db.training.newest import Window, newest_rows
@@ -110,16 +111,17 @@ def read(
     ]
     one_in = 1 if most is None else max(1, -(-sum(int(row["n"]) for row in wanted) // most))
     origin, chosen = _origin(definition, window, one_in, along=with_frauds_and_flagged, in_runs=in_runs)
-    numbers, rows = unreadable.read(
-        connection,
-        definition,
-        origin=origin,
-        chosen=chosen,
-        params={"source_id": source.id},
-        number=_number(in_runs=in_runs),
-        longest_key_bytes=_longest_key(connection, definition, window),
-        rows_per_block=_KINDS * _ROWS_PER_BLOCK * (windows.PLACE if in_runs else 1),
-    )
+    with key_ranges.read_in_order(connection, window.span if definition.feature_view is None else None):
+        numbers, rows = unreadable.read(
+            connection,
+            definition,
+            origin=origin,
+            chosen=chosen,
+            params={"source_id": source.id},
+            number=_number(in_runs=in_runs),
+            longest_key_bytes=_longest_key(connection, definition, window),
+            rows_per_block=_KINDS * _ROWS_PER_BLOCK * (windows.PLACE if in_runs else 1),
+        )
     order = np.argsort(numbers)
     numbers, rows = numbers[order], rows.take(order)
     kind = numbers % _KINDS
@@ -191,7 +193,8 @@ def _with_features(
         rows=rows,
         relation=source.feature_relation.sql(),
         key=key,
-        there=window.beside(key),
+        # A view may be made of whatever, and knows best.
+        there=window.beside(key) if source.feature_view is None else sql.SQL(""),
         those=those,
     )
 
@@ -276,14 +279,18 @@ def _comparable_moment(source: SourceDefinition) -> sql.Composable:
 
 def _reason(source: SourceDefinition, window: Window) -> sql.Composable:
     """SQL for why a row of the window is left out, NULL if it is trained on."""
+    flagged = (
+        "EXISTS (SELECT FROM {scores} s WHERE s.key = w.key AND s.flagged)"
+        if window.span is None
+        # Read once, and not looked for with each row.
+        else "w.key IN (SELECT s.key FROM {scores} s WHERE s.flagged{there})"
+    )
     return compose(
         "CASE WHEN w.fraud THEN CASE WHEN w.verdict IS NULL THEN 'labelled_fraud' ELSE 'fraud_verdict' END"
-        " WHEN w.fraud IS NULL AND EXISTS (SELECT FROM {scores} s WHERE s.key = w.key{there} AND s.flagged)"
-        " THEN 'flagged'"
+        " WHEN w.fraud IS NULL AND {flagged} THEN 'flagged'"
         " WHEN EXISTS (SELECT FROM outlier.quarantine h WHERE h.source_id = %(source_id)s"
         " AND h.key = w.key::text) THEN 'quarantined' END",
-        scores=ours("scores", source.name),
-        there=window.beside(sql.SQL("s.key")),
+        flagged=compose(flagged, scores=ours("scores", source.name), there=window.beside(sql.SQL("s.key"))),
     )
 
 
