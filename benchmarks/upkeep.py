@@ -71,7 +71,8 @@ _SCORES = """
 INSERT INTO outlier.scores_payments
     (key, change_id, reconstruction_error, scored_at, model_version, flagged, top_features)
 SELECT p.id, p.id, e, p.paid_at, 1, e > t.threshold,
-       CASE WHEN e > t.threshold THEN '[{{"feature": "amount", "contribution": 1}}]'::jsonb END FROM outlier.model_versions t, payments p,
+       CASE WHEN e > t.threshold THEN '[{{"feature": "amount", "contribution": 1}}]'::jsonb END
+FROM outlier.model_versions t, payments p,
      LATERAL (SELECT t.threshold / 6.2 * -ln(1e-9 + abs(x - floor(x))) FROM (SELECT sin(p.id) * 43758.5453) s (x)) r (e)
 WHERE p.id BETWEEN {first} AND {last} ORDER BY p.id
 """

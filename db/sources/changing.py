@@ -106,7 +106,6 @@ def adopt(
     _check_feature_view(connection, source, definition, table.oid)
     grants = installation.view_grants(connection, source.definition)
     end_jobs(connection, source, "the table was replaced")
-    begin_upkeep_anew(connection, source.id)
     run(connection, "DELETE FROM outlier.quarantine WHERE source_id = %s", (source.id,))
     run(
         connection,
@@ -135,6 +134,7 @@ def adopt(
             *rekeying.queue(old, new, empty=True),
         ],
     )
+    begin_upkeep_anew(connection, source.id)
     on_table = [
         *installation.columns_to_add(connection, definition),
         *installation.row_trigger_changes(connection, definition, None),

@@ -205,7 +205,6 @@ def _attach_again(
         of_queue = changing.rekey(connection, source, definition)
         record(connection, source.name, "rekey", f"{definition.key_column} ({definition.key_type})")
     changes = _column_changes(connection, source, definition)
-    changing.begin_upkeep_anew(connection, source.id, other_keys=False)
     run(
         connection,
         "UPDATE outlier.sources SET definition = %(definition)s WHERE id = %(id)s AND definition <> %(definition)s",
@@ -214,6 +213,8 @@ def _attach_again(
     installation.repair(
         connection, definition, columns, on_table=[*changes, *for_rows], last=[*grants, *of_queue]
     )
+    # Last, for a sweep that is under way waits for it and holds the table.
+    changing.begin_upkeep_anew(connection, source.id, other_keys=False)
 
 
 def _renamed(connection: Connection, source: Source, table_oid: int) -> Source:

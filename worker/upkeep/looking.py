@@ -61,8 +61,10 @@ def look(
     n_found = n_seen = 0
     while True:
         with runtime.engine.begin() as connection:
-            # One at a time, and nobody waits for it: the next look sees what this one did.
-            if not locks.try_hold(connection, task.name, source.id):
+            # One at a time. Who is not to go through all keys does not wait: the next look sees what this one did.
+            if whole:
+                locks.hold(connection, task.name, source.id)
+            elif not locks.try_hold(connection, task.name, source.id):
                 return Looked(n_found, whole=True)
             stretch = turns.next_stretch(connection, task.keys, after, n_keys=turns.KEYS_PER_STRETCH)
             n_here = task.work(connection, stretch)
