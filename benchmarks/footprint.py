@@ -43,7 +43,7 @@ def measure(base: Ground, *, n_rows: int) -> dict[str, tuple[float, float]]:
 def sizes(base: Ground) -> dict[str, float]:
     """Bytes on disk for each row scored, indexes included, after the rows came in bulk and were scored once."""
     base.connection.execute("TRUNCATE outlier.scores_transactions, outlier.queue_transactions")
-    maintenance.sweep(base.runtime, "transactions")
+    maintenance.sweep(base.runtime, "transactions", whole=True)
     queued = _size(base, "outlier.queue_transactions")
     n_rows = _count(base, "transactions")
     draining.drain(base.runtime, "transactions")

@@ -58,7 +58,7 @@ def drain_seconds(base: Ground, version: int) -> float:
         source = sources.find(connection, "readings")
         registry.promote(connection, source, version, reason="bench", seal=base.runtime.seal)
     base.connection.execute("TRUNCATE outlier.scores_readings, outlier.queue_readings")
-    maintenance.sweep(base.runtime, "readings")
+    maintenance.sweep(base.runtime, "readings", whole=True)
     base.connection.execute("VACUUM ANALYZE outlier.queue_readings")
     base.connection.execute("CHECKPOINT")
     return seconds_of(lambda: draining.drain(base.runtime, "readings"))

@@ -29,7 +29,7 @@ def fill_queue(ground: Ground, *, at_most: int | None = None) -> None:
     """Every row queued, or about as many as said, and none scored."""
     ground.connection.execute("TRUNCATE outlier.scores_transactions")
     ground.connection.execute("TRUNCATE outlier.queue_transactions")
-    maintenance.sweep(ground.runtime, "transactions")
+    maintenance.sweep(ground.runtime, "transactions", whole=True)
     if at_most is not None:
         ground.connection.execute(
             "DELETE FROM outlier.queue_transactions WHERE id NOT IN"

@@ -84,6 +84,10 @@ class Settings(BaseSettings):
     prune_every_seconds: Seconds = Field(
         3_600, description="beat: remove scores of rows that are gone, and what is kept no longer"
     )
+    upkeep_turn_seconds: Seconds = Field(
+        86_400,
+        description="in which sweep and prune have looked at every row once, a part of them each time",
+    )
     drift_every_seconds: Seconds = Field(3_600, description="beat: measure the drift of every source")
     drift_rows: int = Field(20_000, ge=500, le=1_000_000, description="newest rows that drift is measured on")
     drift_psi: float = Field(

@@ -18,6 +18,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    SmallInteger,
     Table,
     Text,
     UniqueConstraint,
@@ -25,7 +26,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB, REGCLASS
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, REGCLASS
 
 from pgoutlier.db.sql.identifiers import SCHEMA
 
@@ -104,6 +105,66 @@ sources = Table(
     _created("created_at"),
     _by(),
     CheckConstraint("promotion in ('manual', 'if_better', 'always')", name="promotion_known"),
+)
+
+# Sweep and prune look at a part of the keys at a time: db.upkeep.turns.
+upkeep_places = Table(
+    "upkeep_places",
+    metadata,
+    Column("source_id", Integer, ForeignKey("outlier.sources.id", ondelete="CASCADE"), primary_key=True),
+    Column("task", Text, primary_key=True, comment="sweep, or what is pruned"),
+    Column("place", Text, comment="the key, as text, that it goes on after; null: at the first"),
+    Column("seen_to", Text, comment="key or time, as text, after which rows were new to the last look"),
+    _created("looked_at"),
+    Column(
+        "turn_began_at",
+        DateTime(timezone=True),
+        nullable=False,
+        server_default=func.now(),
+        comment="since when it goes through all keys",
+    ),
+    Column("turn_ended_at", DateTime(timezone=True), comment="when it had last been through all of them"),
+)
+
+# How many scores there are of which error: db.thresholds.error_counts.
+error_turns = Table(
+    "error_turns",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("source_id", Integer, ForeignKey("outlier.sources.id", ondelete="CASCADE"), nullable=False),
+    Column(
+        "by_event_time",
+        Boolean,
+        nullable=False,
+        comment="days are those of the time column; false: of scored_at",
+    ),
+    Column("place", Text, comment="the key, as text, up to which it has counted"),
+    _created("began_at"),
+    Column("ended_at", DateTime(timezone=True), comment="null: it is under way"),
+    Index(None, "source_id"),
+)
+
+# The rows of one stretch of keys, a day and a version; the arrays have an entry for each bin, or two, one flagged.
+error_counts = Table(
+    "error_counts",
+    metadata,
+    Column("turn_id", BigInteger, ForeignKey("outlier.error_turns.id", ondelete="CASCADE"), nullable=False),
+    Column("model_version", Integer, nullable=False),
+    Column("day", DateTime(timezone=True), comment="its begin in UTC; null: no time"),
+    Column("n_rows", BigInteger, nullable=False),
+    Column("first_at", DateTime(timezone=True)),
+    Column("last_at", DateTime(timezone=True)),
+    Column(
+        "bins",
+        ARRAY(SmallInteger),
+        nullable=False,
+        comment="n: errors above 2^(n/16), up to 2^((n+1)/16)",
+    ),
+    Column("flagged", ARRAY(Boolean), nullable=False, comment="of the rows of each bin"),
+    Column("counts", ARRAY(Integer), nullable=False),
+    Column("labelled", ARRAY(Integer), nullable=False, comment="of them with a label and without a verdict"),
+    Column("fraud", ARRAY(Integer), nullable=False, comment="of those labelled as fraud"),
+    Index(None, "turn_id", "model_version", "day"),
 )
 
 # By name, so that what was done stays known when the source is gone.

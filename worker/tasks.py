@@ -71,9 +71,9 @@ def drain_all() -> list[str]:
 
 
 @app.task(name="score.sweep", base=Housekeeping)
-def sweep(source: str) -> int:
-    """Queue rows that got past the triggers."""
-    return maintenance.sweep(runtime(), source)
+def sweep(source: str, whole: bool = False) -> int:
+    """Queue rows that got past the triggers: new ones and those whose turn it is, or of the whole table at once."""
+    return maintenance.sweep(runtime(), source, whole=whole)
 
 
 @app.task(name="score.sweep_all", base=Housekeeping)

@@ -105,9 +105,10 @@ def repair(
 ) -> None:
     """Make triggers, functions and views again that somebody dropped, and those on our tables that somebody disabled.
 
-    Tables are never touched. Views of an earlier version of this program get the columns that they lack. Triggers on
-    the user's table that are there stay as they are, also disabled ones. on_table: statements on the user's table;
-    last: others. Tables are locked in the order in which workers do: the user's, the scores, the queue.
+    Tables stay as they are, but for an index that they lack. Views of an earlier version of this program get the
+    columns that they lack. Triggers on the user's table that are there stay as they are, also disabled ones. on_table:
+    statements on the user's table; last: others. Tables are locked in the order in which workers do: the user's, the
+    scores, the queue.
     """
     add_challenger_objects(connection, definition, columns)
     by_event_time = _by_event_time(connection, definition)
@@ -130,6 +131,7 @@ def repair(
             *on_table,
             *missing,
             *core_objects.score_triggers(definition),
+            *([] if _has_time_index(connection, definition) else [core_objects.time_index(definition)]),
             *followers,
             *_views_to_mend(connection, definition, columns),
             *_barriers(connection, definition),
@@ -204,7 +206,11 @@ def _views_to_mend(
         elif kind == source_views.ROWS and None in views.values():
             # Those that are made have every column; what it has already can only be followed by others.
             mended += made(kind, tuple(dict.fromkeys((*shown, *columns))))
-        elif _lacks_verdict(kind, shown) or not _reads_as_who_asks(connection, definition, kind):
+        elif (
+            _lacks_verdict(kind, shown)
+            or not _reads_as_who_asks(connection, definition, kind)
+            or (kind == "quality" and not _reads_counts(connection, definition))
+        ):
             # A column that the table got since then would come before ours, where none can be put in.
             taken = source_views.ours_beside(definition)
             kept = tuple(c for c in columns if source_views.alias(c, columns, beside=taken) in shown)
@@ -216,6 +222,14 @@ def _views_to_mend(
 
 def _view(definition: SourceDefinition, kind: str) -> Relation:
     return Relation(SCHEMA, f"{kind}_{definition.name}")
+
+
+def _reads_counts(connection: Connection, definition: SourceDefinition) -> bool:
+    """Whether the view of the quality takes what the sweep has counted of labels."""
+    counts = Relation(SCHEMA, "error_counts")
+    return definition.label_column is None or catalog.view_reads(
+        connection, _view(definition, "quality"), counts, "labelled"
+    )
 
 
 def _lacks_verdict(kind: str, shown: list[str]) -> bool:
@@ -274,7 +288,13 @@ def lacks(connection: Connection, definition: SourceDefinition) -> list[str]:
             lacking.append(view.name)
         elif _lacks_verdict(kind, shown):
             lacking.append(f"{view.name}.{source_views.VERDICT_COLUMN}")
+    if not _has_time_index(connection, definition):
+        lacking.append(core_objects.time_index_name(definition.name))
     return lacking + [_view(definition, kind).name for kind in lacks_for_challenger(connection, definition)]
+
+
+def _has_time_index(connection: Connection, definition: SourceDefinition) -> bool:
+    return catalog.exists(connection, Relation(SCHEMA, core_objects.time_index_name(definition.name)))
 
 
 def add_challenger_objects(

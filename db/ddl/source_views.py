@@ -7,6 +7,7 @@ reads with the rights of whoever asks, and only our own tables with those of who
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import LiteralString
 
 from psycopg import sql
 
@@ -96,25 +97,86 @@ def barriers(source: SourceDefinition) -> list[sql.Composed]:
 def _quality(source: SourceDefinition, *, by_event_time: bool) -> sql.Composed:
     """Counts, precision and recall of rows that are known to be fraud or not, by day and model version.
 
-    Without a label column it starts from the verdicts, which are few, and finds their rows by index.
+    It starts from the verdicts, which are few, and finds their rows by index. Of rows that only have a label it takes
+    what the sweep has counted, where there are so many rows that it does (`db.thresholds.error_counts`).
     """
-    day: sql.Composable = sql.SQL("s.scored_at")
-    if by_event_time and source.time_column is not None:
-        day = compose("t.{time}", time=identifier(source.time_column))
+    judged = compose(
+        "SELECT {row}, v.verdict = 'fraud' AS fraud, 1::bigint AS n FROM {rows}{verdicts}",
+        row=_row(source, by_event_time=by_event_time),
+        rows=_scored_rows(source),
+        verdicts=labels.with_verdicts(source, "t", only=True),
+    )
+    parts = [judged]
+    if source.label_column is not None:
+        parts += [
+            _labelled(source, by_event_time=by_event_time),
+            _counted(source, by_event_time=by_event_time),
+        ]
     return compose(
-        "SELECT k.day, k.model_version, count(*) AS labelled, count(*) FILTER (WHERE k.fraud) AS fraud,"
-        " count(*) FILTER (WHERE k.flagged) AS flagged, count(*) FILTER (WHERE k.fraud AND k.flagged) AS hits,"
-        " (avg(k.fraud::integer) FILTER (WHERE k.flagged))::double precision AS precision,"
-        " (avg(k.flagged::integer) FILTER (WHERE k.fraud))::double precision AS recall"
-        " FROM (SELECT ({day})::date AS day, s.model_version, s.flagged, {known} AS fraud"
-        " FROM {rows} t JOIN {scores} s ON {same}{verdicts}) k"
-        " WHERE k.fraud IS NOT NULL GROUP BY k.day, k.model_version",
-        day=day,
-        known=labels.known(source, labels.by_column(source, "t")),
+        "SELECT k.day, k.model_version, sum(k.n)::bigint AS labelled, {fraud} AS fraud, {flagged} AS flagged,"
+        " {hits} AS hits, {hits}::double precision / nullif({flagged}, 0) AS precision,"
+        " {hits}::double precision / nullif({fraud}, 0) AS recall"
+        " FROM ({parts}) k WHERE k.n > 0 GROUP BY k.day, k.model_version",
+        parts=sql.SQL(" UNION ALL ").join(parts),
+        fraud=_sum_where("k.fraud"),
+        flagged=_sum_where("k.flagged"),
+        hits=_sum_where("k.fraud AND k.flagged"),
+    )
+
+
+def _sum_where(condition: LiteralString) -> sql.Composed:
+    return compose("coalesce(sum(k.n) FILTER (WHERE {c}), 0)::bigint", c=sql.SQL(condition))
+
+
+def _scored_rows(source: SourceDefinition) -> sql.Composed:
+    return compose(
+        "{rows} t JOIN {scores} s ON {same}",
         rows=ours(ROWS, source.name),
         scores=ours("scores", source.name),
         same=source.key.is_of("t", "s"),
+    )
+
+
+def _row(source: SourceDefinition, *, by_event_time: bool) -> sql.Composed:
+    day: sql.Composable = sql.SQL("s.scored_at")
+    if by_event_time and source.time_column is not None:
+        day = compose("t.{time}", time=identifier(source.time_column))
+    return compose("({day})::date AS day, s.model_version, s.flagged", day=day)
+
+
+def _labelled(source: SourceDefinition, *, by_event_time: bool) -> sql.Composed:
+    """Rows with a label and no verdict, where they are not counted."""
+    label = labels.by_column(source, "t")
+    return compose(
+        "SELECT {row}, {label} AS fraud, 1::bigint AS n FROM {rows}{verdicts}"
+        " WHERE v.verdict IS NULL AND {label} IS NOT NULL AND ({counted}) IS NULL",
+        row=_row(source, by_event_time=by_event_time),
+        label=label,
+        rows=_scored_rows(source),
         verdicts=labels.with_verdicts(source, "t"),
+        counted=_turn(source, by_event_time=by_event_time),
+    )
+
+
+def _counted(source: SourceDefinition, *, by_event_time: bool) -> sql.Composed:
+    """What is counted of them: of each day so many that are fraud, and that are not."""
+    return compose(
+        "SELECT (c.day AT TIME ZONE 'UTC')::date, c.model_version, b.flagged, f.fraud,"
+        " CASE WHEN f.fraud THEN b.fraud ELSE b.labelled - b.fraud END::bigint FROM outlier.error_counts c,"
+        " LATERAL unnest(c.flagged, c.labelled, c.fraud) b (flagged, labelled, fraud),"
+        " (VALUES (true), (false)) f (fraud) WHERE b.labelled > 0 AND c.turn_id = ({counted})",
+        counted=_turn(source, by_event_time=by_event_time),
+    )
+
+
+def _turn(source: SourceDefinition, *, by_event_time: bool) -> sql.Composed:
+    """SELECT of the turn of the sweep that has counted all rows; none for whom a policy hides some of them."""
+    return compose(
+        "SELECT e.id FROM outlier.sources o JOIN outlier.error_turns e ON e.source_id = o.id"
+        " AND e.ended_at IS NOT NULL WHERE o.name = {source} AND e.by_event_time = {by_event_time}"
+        " AND NOT row_security_active(o.relation::oid)",
+        source=sql.Literal(source.name),
+        by_event_time=sql.Literal(by_event_time),
     )
 
 

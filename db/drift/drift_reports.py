@@ -14,7 +14,7 @@ from pgoutlier.db.report import report_rows
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sql.statements import compose, one, run
 from pgoutlier.db.tables import drift_reports
-from pgoutlier.db.training.training_rows import newest_rows
+from pgoutlier.db.training.newest import newest_rows
 
 _ROWS_PER_BLOCK = 5_000
 
@@ -88,7 +88,7 @@ def quarantined_among(connection: Connection, source: Source, *, newest: int) ->
             "SELECT count(h.key), count(*) FROM ({window}) w LEFT JOIN outlier.quarantine h"
             " ON h.source_id = %(source_id)s AND h.key = {text}",
             text=source.definition.key.text("w"),
-            window=newest_rows(connection, source.definition, newest),
+            window=newest_rows(connection, source.definition, newest).rows,
         ),
         {"source_id": source.id},
     ).fetchone()

@@ -18,7 +18,7 @@ from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sources import sources
 from pgoutlier.db.sql import locks
 from pgoutlier.db.sql.identifiers import SCHEMA, Relation, ours
-from pgoutlier.db.sql.statements import compose, records, run
+from pgoutlier.db.sql.statements import compose, records
 from pgoutlier.db.tables import TopFeature
 
 
@@ -105,23 +105,3 @@ def of_key(connection: Connection, source: SourceDefinition, key: str) -> list[R
         ),
         {"key": key},
     )
-
-
-def prune(connection: Connection, source: SourceDefinition, *, days: int) -> int:
-    """Delete earlier scores that were replaced longer ago than that, and those of rows that are gone.
-
-    Returns how many; none where this role may not.
-    """
-    if not catalog.has_table_privilege(connection, _table(source), "DELETE"):
-        return 0
-    return run(
-        connection,
-        compose(
-            "DELETE FROM {history} h WHERE h.replaced_at < now() - make_interval(days => %(days)s)"
-            " OR NOT EXISTS (SELECT FROM {relation} t WHERE {same})",
-            history=ours("score_history", source.name),
-            relation=source.relation.sql(),
-            same=source.key.is_of("t", "h"),
-        ),
-        {"days": days},
-    ).rowcount

@@ -14,9 +14,10 @@ from sqlalchemy import Connection
 from pgoutlier.db.scoring import unreadable
 from pgoutlier.db.scoring.rows import FeatureRows
 from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.sql import key_ranges
 from pgoutlier.db.sql.identifiers import ours
 from pgoutlier.db.sql.statements import compose, one, run
-from pgoutlier.db.training.training_rows import newest_rows
+from pgoutlier.db.training.newest import newest_rows
 from pgoutlier.db.verdicts import verdicts
 
 _ROWS_PER_BLOCK = 10_000
@@ -67,20 +68,20 @@ def scored_rows(
 
     Of each its key, reconstruction error, whether it is known to be fraud, moment as text, and whether it is flagged.
     """
-    rows: list[tuple[Any, ...]] = run(
-        connection,
-        compose(
-            "SELECT {key} AS key, s.reconstruction_error, coalesce(w.fraud, false), w.moment::text, s.flagged"
-            " FROM ({window}) w JOIN {scores} s ON {same} WHERE s.model_version = %(version)s"
-            " ORDER BY w.moment, {columns}",
-            key=source.key.as_parameter("w"),
-            same=source.key.same("s", "w"),
-            columns=source.key.ours("w"),
-            window=newest_rows(connection, source, newest),
-            scores=ours("scores", source.name),
-        ),
-        {"version": version},
-    ).fetchall()
+    window = newest_rows(connection, source, newest)
+    statement = compose(
+        "SELECT {key} AS key, s.reconstruction_error, coalesce(w.fraud, false), w.moment::text, s.flagged"
+        " FROM ({window}) w JOIN {scores} s ON {same}{there} WHERE s.model_version = %(version)s"
+        " ORDER BY w.moment, {columns}",
+        key=source.key.as_parameter("w"),
+        same=source.key.same("s", "w"),
+        columns=source.key.ours("w"),
+        window=window.rows,
+        there=window.beside(source.key.in_ours("s")),
+        scores=ours("scores", source.name),
+    )
+    with key_ranges.read_in_order(connection, window.span):
+        rows: list[tuple[Any, ...]] = run(connection, statement, {"version": version}).fetchall()
     return rows
 
 
@@ -91,22 +92,26 @@ def features_of(
 
     Rows that cannot be read are UNREADABLE.
     """
-    given = source.key.given("w", sql.SQL("%(keys)s"), numbered=True)
-    places, rows = unreadable.read(
-        connection,
-        source,
-        origin=compose(
-            "FROM {keys} JOIN {relation} t ON {same}",
-            keys=given,
-            relation=source.feature_relation.sql(),
-            same=source.key.is_of("t", "w"),
-        ),
-        chosen=compose("FROM {keys}", keys=given),
-        params={"keys": keys},
-        number=sql.SQL("w.place - 1"),
-        longest_key_bytes=max((len(str(key).encode()) for key in keys), default=0),
-        rows_per_block=_ROWS_PER_BLOCK,
-    )
+    key, given = source.key, source.key.given("w", sql.SQL("%(keys)s"), numbered=True)
+    # A feature view may be made of whatever, and knows best.
+    span = key_ranges.span_of(keys, key) if source.feature_view is None else None
+    with key_ranges.read_in_order(connection, span):
+        places, rows = unreadable.read(
+            connection,
+            source,
+            origin=compose(
+                "FROM {keys} JOIN {relation} t ON {same}{there}",
+                keys=given,
+                relation=source.feature_relation.sql(),
+                same=key.is_of("t", "w"),
+                there=sql.SQL("") if span is None else compose(" AND {s}", s=span.has(key.in_theirs("t"))),
+            ),
+            chosen=compose("FROM {keys}", keys=given),
+            params={"keys": keys},
+            number=sql.SQL("w.place - 1"),
+            longest_key_bytes=max((len(str(key).encode()) for key in keys), default=0),
+            rows_per_block=_ROWS_PER_BLOCK,
+        )
     order = np.argsort(places)
     return places[order], rows.take(order)
 

@@ -164,19 +164,3 @@ def retry(connection: Connection, source: Source, keys: Sequence[str] | None) ->
         {"source_id": source.id, "keys": None if keys is None else list(keys)},
     ).fetchall()
     return queue.enqueue(connection, source.definition, moved)
-
-
-def prune(connection: Connection, source: Source) -> int:
-    """Remove entries whose row is gone. Returns how many."""
-    return run(
-        connection,
-        compose(
-            # By ctid: an entry that is written anew meanwhile has moved, and stays.
-            "DELETE FROM outlier.quarantine h USING (SELECT o.ctid AS place FROM outlier.quarantine o"
-            " WHERE o.source_id = %(source_id)s AND NOT EXISTS"
-            " (SELECT FROM {relation} t WHERE {same})) orphan WHERE h.ctid = orphan.place",
-            relation=source.definition.relation.sql(),
-            same=source.definition.key.is_text_of("t", sql.SQL("o.key")),
-        ),
-        {"source_id": source.id},
-    ).rowcount

@@ -19,7 +19,6 @@ from sqlalchemy import Connection
 from pgoutlier.db.errors import TableReplaced
 from pgoutlier.db.source import identity
 from pgoutlier.db.source.definition import Source, SourceDefinition
-from pgoutlier.db.sql import locks
 from pgoutlier.db.sql.identifiers import CHANNEL, identifier, ours
 from pgoutlier.db.sql.statements import as_text, compose, one, records, run
 
@@ -28,8 +27,6 @@ KEYS_PER_QUEUE_ROW = 10_000
 NEIGHBOUR = -1
 # How far behind the oldest due row a batch may look for further rows of its size, in queue ids.
 _LOOK_AHEAD = 50_000
-# Transaction numbers are compared around a circle: age() of anything older than this has wrapped.
-_OLDEST_AGE = 2**31 - 2
 _LONGEST_HOLD = "5min"
 
 
@@ -276,64 +273,50 @@ def enqueue(connection: Connection, source: SourceDefinition, keys: Sequence[tup
     return len(keys)
 
 
-def sweep(connection: Connection, source: Source) -> int:
-    """Queue rows that have neither score, queue entry nor quarantine entry. Returns how many were found.
+def enter_missing(connection: Connection, source: Source, without_score: sql.Composable) -> int:
+    """Queue those keys that have neither queue entry nor quarantine entry. Returns how many.
 
-    None while another sweep of the source is under way.
-
-    Rows written by transactions before source.attached_xid are left alone (they were there before attach); where that
-    is None they are taken too. Raises TableReplaced if it was another table that was read.
+    without_score: SELECT of keys, under our names and none of them NULL, of rows of the table that have no score.
+    Raises TableReplaced if it was another table that was read.
     """
-    # One sweep at a time, and nobody waits for it: the next one sees what this one queued.
-    if not locks.try_hold(connection, "sweep", source.id):
-        return 0
     key = source.definition.key
-    newer: sql.Composable = sql.SQL("true")
-    if source.attached_xid is not None:
-        n_since = one(connection, "SELECT pg_current_xact_id()::text::bigint") - source.attached_xid
-        newer = compose("age(t.xmin) <= {n}", n=sql.Literal(min(n_since, _OLDEST_AGE)))
     found = one(
         connection,
         compose(
             """
             WITH held AS MATERIALIZED ({held}),
-            queued AS MATERIALIZED (SELECT {our_key} FROM {queue} q, {keys}),
+            without_score AS MATERIALIZED ({without_score}),
+            queued AS MATERIALIZED (SELECT {key_of_k} FROM {queue} q, {keys}
+                                    WHERE (SELECT EXISTS (SELECT FROM without_score))),
             missing AS (
-                SELECT {their_key} FROM {relation} t
-                WHERE {known} AND {newer} AND NOT EXISTS (SELECT FROM held)
-                  AND NOT EXISTS (SELECT FROM {scores} s WHERE {scored})
+                SELECT {key_of_m} FROM without_score m WHERE NOT EXISTS (SELECT FROM held)
                   AND NOT EXISTS (SELECT FROM queued q WHERE {is_queued})
                   AND NOT EXISTS (SELECT FROM outlier.quarantine h
                                   WHERE h.source_id = %(source_id)s AND h.key = {text})
             ), entered AS (
                 INSERT INTO {queue} (change_id, {arrays}, n_keys)
                 SELECT 0, {gathered}, count(*)
-                FROM (SELECT {columns}, (row_number() OVER (ORDER BY {columns}) - 1) / {chunk} AS chunk FROM missing) s
+                FROM (SELECT {key}, (row_number() OVER (ORDER BY {key}) - 1) / {chunk} AS chunk FROM missing) s
                 GROUP BY chunk ORDER BY chunk RETURNING n_keys
             )
             SELECT coalesce(sum(n_keys), 0) FROM entered
             """,
             held=_held(source.definition),
+            without_score=without_score,
             queue=ours("queue", source.name),
-            scores=ours("scores", source.name),
-            relation=source.definition.relation.sql(),
-            our_key=key.ours("k"),
             keys=key.unnested("q"),
-            their_key=key.theirs_as_ours("t"),
-            known=key.is_known("t"),
-            scored=key.is_of("t", "s"),
-            is_queued=key.is_of("t", "q"),
-            text=key.text_of_row("t"),
+            key_of_k=key.ours("k"),
+            key_of_m=key.ours("m"),
+            is_queued=key.same("q", "m"),
+            text=key.text("m"),
             arrays=key.arrays(),
             gathered=key.gathered("s", ordered=True),
-            columns=key.ours(),
-            newer=newer,
+            key=key.ours(),
             chunk=sql.Literal(KEYS_PER_QUEUE_ROW),
         ),
         {"source_id": source.id},
     )
     identity.check(connection, source)
-    run(connection, "UPDATE outlier.sources SET swept_at = now() WHERE id = %s", (source.id,))
     if found:
         wake(connection, source.definition)
     return int(found)

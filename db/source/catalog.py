@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from psycopg import sql
 from sqlalchemy import Connection
 
 from pgoutlier.db.errors import SourceError
@@ -156,6 +157,43 @@ def is_time(connection: Connection, relation: Relation, column: str | None) -> b
     """Whether this is a column of times or dates, so that it tells how long something took; False for None."""
     found = inspect(connection, relation).columns.get(column or "")
     return found is not None and found.feature_kind in {"timestamp", "timestamptz"}
+
+
+def index_on(connection: Connection, relation: Relation, column: str) -> str | None:
+    """The order, ASC or DESC and where NULLs are, of an index of whole rows that leads with a column; None without."""
+    found: str | None = one(
+        connection,
+        "SELECT CASE WHEN i.indoption[0] & 1 = 1 THEN 'DESC' ELSE 'ASC' END"
+        " || CASE WHEN i.indoption[0] & 2 = 2 THEN ' NULLS FIRST' ELSE ' NULLS LAST' END"
+        " FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam"
+        " JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]"
+        " WHERE i.indrelid = to_regclass(%s) AND a.attname = %s AND m.amname = 'btree' AND i.indisvalid"
+        " AND i.indpred IS NULL ORDER BY i.indnatts, i.indexrelid LIMIT 1",
+        (as_text(relation.sql()), column),
+    )
+    return found
+
+
+def newest_first(connection: Connection, relation: Relation, column: str, table: str) -> sql.Composed:
+    """What to order `table` by for the newest rows first, as an index gives them; asked of rows in which the column is
+    not NULL."""
+    backwards = index_on(connection, relation, column) in {"DESC NULLS LAST", "ASC NULLS FIRST"}
+    return compose(
+        "{table}.{column} DESC{nulls}",
+        table=identifier(table),
+        column=identifier(column),
+        nulls=sql.SQL(" NULLS LAST" if backwards else ""),
+    )
+
+
+def collation(connection: Connection, relation: Relation, column: str) -> int | None:
+    """The oid of a column's collation, None where it has none."""
+    found: int | None = one(
+        connection,
+        "SELECT nullif(attcollation::bigint, 0) FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname = %s",
+        (as_text(relation.sql()), column),
+    )
+    return found
 
 
 def _similar_relation(connection: Connection, relation: Relation) -> str:

@@ -93,11 +93,14 @@ def same_key(
     return key.is_text(table, verdict_key) if ours else key.is_text_of(table, verdict_key)
 
 
-def with_verdicts(source: SourceDefinition, table: str, *, ours: bool = False) -> sql.Composable:
+def with_verdicts(
+    source: SourceDefinition, table: str, *, ours: bool = False, only: bool = False
+) -> sql.Composable:
     """SQL that joins to rows of the user's in `table`, or to rows of ours, their verdict, as v.verdict; for questions
-    about many rows."""
+    about many rows. only: rows without one are left out."""
     return compose(
-        " LEFT JOIN {verdicts} v ON {same}",
+        "{left} JOIN {verdicts} v ON {same}",
+        left=sql.SQL("" if only else " LEFT"),
         verdicts=verdicts(source),
         same=same_key(source, sql.SQL("v.key"), table, ours=ours),
     )

@@ -27,7 +27,7 @@ LEAST_STRAY_GAP = timedelta(days=30)
 _NEWEST = 10_000
 # More than the time of day differs between time zones, and between clocks.
 _CLOCKS_DIFFER = timedelta(days=1)
-_LAST = datetime(9999, 12, 30, tzinfo=UTC)
+LAST = datetime(9999, 12, 30, tzinfo=UTC)
 
 
 @dataclass(frozen=True, order=True)
@@ -42,6 +42,12 @@ class Moments:
 def dated(moment: sql.Composable) -> sql.Composed:
     """SQL of a moment, of whichever type of times, as timestamptz; NULL where Python has no such time."""
     return compose("CASE WHEN {m} BETWEEN '0001-01-02' AND '9999-12-30' THEN {m} END::timestamptz", m=moment)
+
+
+def next_day(moment: datetime) -> datetime:
+    """The begin, in UTC, of the day after a moment's."""
+    begin = moment.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    return begin + timedelta(days=1)
 
 
 def day(moment: sql.Composable) -> sql.Composed:
@@ -88,27 +94,32 @@ def newest_of_note(connection: Connection, source: SourceDefinition) -> datetime
         connection,
         compose(
             "SELECT min(r.moment), max(r.moment), count(*) FROM (SELECT {moment} AS moment FROM {relation} n"
-            " WHERE isfinite(n.{time}) ORDER BY n.{time} DESC LIMIT {newest}) r WHERE r.moment IS NOT NULL"
-            " GROUP BY {day}",
+            " WHERE n.{time} IS NOT NULL AND isfinite(n.{time}) ORDER BY {order} LIMIT {newest}) r"
+            " WHERE r.moment IS NOT NULL GROUP BY {day}",
             moment=moment,
             day=day(sql.SQL("r.moment")),
             relation=relation,
             time=time,
+            order=catalog.newest_first(
+                connection, source.relation, source.time_column or source.key_column, "n"
+            ),
             newest=sql.Literal(_NEWEST),
         ),
     ).fetchall()
     kept = without_strays(Moments(*row) for row in rows)
-    newest = kept[-1].last if kept else _LAST
+    newest = kept[-1].last if kept else LAST
     now = datetime.now(UTC)
     if newest <= now + _CLOCKS_DIFFER:
         return newest + _CLOCKS_DIFFER
     past, ahead = run(
         connection,
         compose(
-            "SELECT (SELECT {moment} FROM {relation} n WHERE n.{time} <= %(now)s::timestamptz ORDER BY n.{time} DESC"
-            " LIMIT 1), (SELECT {moment} FROM {relation} n WHERE n.{time} > %(now)s::timestamptz ORDER BY n.{time}"
-            " LIMIT 1)",
-            moment=moment,
+            # Of min() and max(), unlike of ORDER BY, it does not matter where an index has its NULLs.
+            "SELECT {past}, {ahead} FROM (SELECT (SELECT max(n.{time}) FROM {relation} n"
+            " WHERE n.{time} <= %(now)s::timestamptz) AS past, (SELECT min(n.{time}) FROM {relation} n"
+            " WHERE n.{time} > %(now)s::timestamptz) AS ahead) r",
+            past=dated(sql.SQL("r.past")),
+            ahead=dated(sql.SQL("r.ahead")),
             relation=relation,
             time=time,
         ),

@@ -47,9 +47,20 @@ def rekey(connection: Connection, source: Source, definition: SourceDefinition) 
         raise SourceError(
             f"A key of {source.name} that has a score is none of type {new} ({first_line(error)}); {anew}"
         ) from None
+    begin_upkeep_anew(connection, source.id)
     if not rekeying.keeps_order(old.key, definition.key):
         end_jobs(connection, source, "the type of the key has changed")
     return rekeying.queue(old, definition, empty=False)
+
+
+def begin_upkeep_anew(connection: Connection, source_id: int, *, other_keys: bool = True) -> None:
+    """Forget how far sweep and prune have come, and where the keys are others what the sweep has counted of them."""
+    for table in ("upkeep_places", *(["error_turns"] if other_keys else [])):
+        run(
+            connection,
+            compose("DELETE FROM {table} WHERE source_id = %s", table=identifier(SCHEMA, table)),
+            (source_id,),
+        )
 
 
 def _check_keys_are_the_same(
@@ -136,6 +147,7 @@ def adopt(
             *rekeying.queue(old, definition, empty=True),
         ],
     )
+    begin_upkeep_anew(connection, source.id)
     on_table = [
         *installation.columns_to_add(connection, definition),
         *installation.row_trigger_changes(connection, definition, None),

@@ -213,6 +213,8 @@ def _attach_again(
     installation.repair(
         connection, definition, columns, on_table=[*changes, *for_rows], last=[*grants, *of_queue]
     )
+    # Last, for a sweep that is under way waits for it and holds the table.
+    changing.begin_upkeep_anew(connection, source.id, other_keys=False)
 
 
 def _renamed(connection: Connection, source: Source, table_oid: int) -> Source:

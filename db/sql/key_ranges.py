@@ -1,13 +1,21 @@
-"""Ranges of a source's keys, in the order of its columns; the keys at both ends are kept as text."""
+"""Ranges and stretches of a source's keys, in the order of its column; the keys at both ends are kept as text."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from psycopg import sql
+from sqlalchemy import Connection
 
-from pgoutlier.db.sql.keys import Key
-from pgoutlier.db.sql.statements import compose
+from pgoutlier.db.sql import key_types
+from pgoutlier.db.sql.keys import Key, KeyColumns
+from pgoutlier.db.sql.statements import compose, run
+
+# Reading so many keys one after the other takes no longer than looking for one of them.
+_MOST_GAPS = 8
 
 
 @dataclass(frozen=True)
@@ -56,3 +64,73 @@ def within(key: Key, table: str, *, of_row: bool = False) -> sql.Composed:
         from_first=compared(table, sql.SQL(">="), sql.SQL("%(first_key)s")),
         to_last=compared(table, sql.SQL("<="), sql.SQL("%(last_key)s")),
     )
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Keys behind one, up to another and with that; None: from the first, to the last."""
+
+    after: str | None
+    up_to: str | None
+
+    def has(self, key: KeyColumns) -> sql.Composed:
+        """SQL for whether a key lies in it.
+
+        The ends stand there as literals: a plan for any ends whatever would read all keys.
+        """
+        conditions: list[sql.Composable] = []
+        if self.after is not None:
+            conditions.append(key.beside(">", self.after))
+        if self.up_to is not None:
+            conditions.append(key.beside("<=", self.up_to))
+        return sql.SQL(" AND ").join(conditions or [key.are_known()])
+
+
+def end_of_stretch(rows: sql.Composable, key: KeyColumns, *, after: str | None, n_keys: int) -> sql.Composed:
+    """SELECT of the last key, as text, of the so many behind `after`; no row where there are fewer.
+
+    rows: FROM, and WHERE if there is one, of rows in which an index finds the keys in order.
+    """
+    return compose(
+        "SELECT {text} FROM {rows} AND {behind} ORDER BY {key} OFFSET {n} LIMIT 1",
+        text=key.text(),
+        key=key.listed(),
+        rows=rows,
+        behind=Stretch(after, None).has(key),
+        n=sql.Literal(n_keys - 1),
+    )
+
+
+def span(connection: Connection, rows: sql.Composable, key: Key) -> Stretch | None:
+    """Where the keys of `rows`, k in SQL, lie, if there are few others between them; None where that is not known."""
+    if not key.is_counted:
+        return None
+    row = run(
+        connection, compose("SELECT min(k.key), max(k.key), count(k.key) FROM {rows}", rows=rows)
+    ).fetchone()
+    return None if row is None else _dense(row[0], row[1], row[2], key.types[0])
+
+
+@contextmanager
+def read_in_order(connection: Connection, span: Stretch | None) -> Iterator[None]:
+    """Have PostgreSQL join what lies in a span by reading it, and not by a probe for each row, which it takes for as
+    cheap; where there is no span it is left to it."""
+    if span is None:
+        yield
+        return
+    run(connection, "SET LOCAL enable_nestloop = off")
+    yield
+    run(connection, "SET LOCAL enable_nestloop TO DEFAULT")
+
+
+def span_of(keys: Sequence[Any], key: Key) -> Stretch | None:
+    """The same of keys that are there."""
+    if not (keys and key.is_counted):
+        return None
+    return _dense(min(keys), max(keys), len(keys), key.types[0])
+
+
+def _dense(first: int | None, last: int | None, n_keys: int, key_type: str) -> Stretch | None:
+    if first is None or last is None or last - first >= _MOST_GAPS * n_keys:
+        return None
+    return Stretch(key_types.before(first, key_type), str(last))

@@ -107,6 +107,11 @@ def writing_order(key: sql.Composable, key_type: str) -> sql.Composable:
     return key + sql.SQL(' COLLATE "C"') if key_type == "text" else key
 
 
+def before(number: int, key_type: str) -> str | None:
+    """The key before a number, as text; None where there is none of that type."""
+    return str(number - 1) if number > -_LIMITS[key_type] else None
+
+
 def canonical(text: str, key_type: str) -> str:
     """A key that somebody wrote, as PostgreSQL prints it; a time as db.sql.civil_time does.
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from psycopg import sql
 
 from pgoutlier.db.sql import key_types
-from pgoutlier.db.sql.identifiers import display, identifier
+from pgoutlier.db.sql.identifiers import as_literal, display, identifier
 from pgoutlier.db.sql.key_types import Keys
 from pgoutlier.db.sql.statements import compose
 
@@ -36,6 +36,39 @@ _MOMENT: LiteralString = (
     " ELSE (pg_catalog.to_jsonb(pg_catalog.timezone('UTC', {c})) OPERATOR(pg_catalog.#>>) '{{}}'::text[])"
     " OPERATOR(pg_catalog.||) '+00:00' END)"
 )
+
+
+@dataclass(frozen=True)
+class KeyColumns:
+    """The columns of a key in some table: SQL of each."""
+
+    key: Key
+    columns: tuple[sql.Composable, ...]
+
+    def listed(self, *, descending: bool = False) -> sql.Composable:
+        suffix = sql.SQL(" DESC" if descending else "")
+        return _COMMA.join(compose("{c}{suffix}", c=column, suffix=suffix) for column in self.columns)
+
+    def as_ours(self) -> sql.Composable:
+        """The columns, under our names."""
+        pairs = zip(self.columns, self.key.names, strict=True)
+        return _COMMA.join(compose("{c} AS {name}", c=c, name=identifier(name)) for c, name in pairs)
+
+    def are_known(self) -> sql.Composable:
+        return _AND.join(compose("{c} IS NOT NULL", c=column) for column in self.columns)
+
+    def text(self) -> sql.Composable:
+        """The key as one text."""
+        return self.key.text_of(self.columns)
+
+    def beside(self, sign: LiteralString, text: str) -> sql.Composable:
+        """They are before or behind (<, <=, >, >=) a key that is kept as this text, a constant in the SQL."""
+        return compose(
+            "({columns}) OPERATOR(pg_catalog.{sign}) ({values})",
+            columns=self.listed(),
+            sign=sql.SQL(sign),
+            values=_COMMA.join(self.key.constants(text)),
+        )
 
 
 @dataclass(frozen=True)
@@ -63,6 +96,16 @@ class Key:
     def has_text(self) -> bool:
         """Whether its length in bytes differs from row to row."""
         return "text" in self.types
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether it is one number: such keys lie together where their rows came together."""
+        return self.is_single and key_types.is_number(self.types[0])
+
+    @property
+    def rises(self) -> bool:
+        """Whether new rows are likely to have the last keys, as those that are counted have."""
+        return key_types.is_number(self.types[0])
 
     @property
     def shown(self) -> str:
@@ -139,6 +182,22 @@ class Key:
             ),
         )
 
+    def in_ours(self, table: str) -> KeyColumns:
+        """The columns of one of our tables."""
+        return KeyColumns(self, tuple(_of(table, self.names)))
+
+    def in_theirs(self, table: str) -> KeyColumns:
+        """Those of the user's table."""
+        return KeyColumns(self, tuple(_of(table, self.columns)))
+
+    def constants(self, text: str) -> list[sql.Composable]:
+        """The values of a key that is kept as this text."""
+        values = [text] if self.is_single else json.loads(text)
+        return [
+            compose("{v}::{type}", v=as_literal(str(value)), type=key_types.scalar_type(kind))
+            for value, kind in zip(values, self.types, strict=True)
+        ]
+
     # Conditions
 
     def same(self, one: str, other: str) -> sql.Composable:
@@ -201,25 +260,26 @@ class Key:
 
     def text(self, table: str) -> sql.Composable:
         """Of one of ours."""
-        return self._text(_of(table, self.names))
+        return self.text_of(_of(table, self.names))
 
     def text_of_row(self, row: str | None) -> sql.Composable:
         """Of a row of the user's."""
-        return self._text(_of(row, self.columns))
+        return self.text_of(_of(row, self.columns))
 
     def from_text(self, text: sql.Composable) -> sql.Composable:
         """Its columns, under our names, out of a text."""
         pairs = zip(self._values_of(text), self.names, strict=True)
         return _COMMA.join(compose("{v} AS {name}", v=value, name=identifier(name)) for value, name in pairs)
 
-    def _text(self, columns: list[sql.Composable]) -> sql.Composable:
+    def text_of(self, columns: Sequence[sql.Composable]) -> sql.Composable:
+        """Of these columns."""
         if self.is_single:
             return compose("{c}::text", c=columns[0])
         return compose(
             "pg_catalog.jsonb_build_array({values})::text", values=_COMMA.join(self._in_json(columns))
         )
 
-    def _in_json(self, columns: list[sql.Composable]) -> Iterable[sql.Composable]:
+    def _in_json(self, columns: Sequence[sql.Composable]) -> Iterable[sql.Composable]:
         for column, kind in zip(columns, self.types, strict=True):
             # A domain, or varchar, is of the type of our keys in JSON as well.
             cast = compose("{c}::{type}", c=column, type=key_types.scalar_type(kind))

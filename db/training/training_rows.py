@@ -14,11 +14,13 @@ from sqlalchemy import Connection
 
 from pgoutlier.db.scoring import unreadable, windows
 from pgoutlier.db.scoring.rows import UNREADABLE
-from pgoutlier.db.source import catalog, labels, moments
+from pgoutlier.db.source import catalog, moments
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.source.moments import Moments
-from pgoutlier.db.sql.identifiers import identifier, ours
+from pgoutlier.db.sql import key_ranges
+from pgoutlier.db.sql.identifiers import ours
 from pgoutlier.db.sql.statements import compose, one, run, run_dicts
+from pgoutlier.db.training.newest import Window, newest_rows
 
 # Far below the 1 GB of one array, however many features there are.
 _ROWS_PER_BLOCK = 10_000
@@ -109,16 +111,17 @@ def read(
     ]
     one_in = 1 if most is None else max(1, -(-sum(int(row["n"]) for row in wanted) // most))
     origin, chosen = _origin(definition, window, one_in, along=with_frauds_and_flagged, in_runs=in_runs)
-    numbers, rows = unreadable.read(
-        connection,
-        definition,
-        origin=origin,
-        chosen=chosen,
-        params={"source_id": source.id},
-        number=_number(definition, in_runs=in_runs),
-        longest_key_bytes=_longest_key(connection, definition),
-        rows_per_block=_KINDS * _ROWS_PER_BLOCK * (windows.PLACE if in_runs else 1),
-    )
+    with key_ranges.read_in_order(connection, window.span if definition.feature_view is None else None):
+        numbers, rows = unreadable.read(
+            connection,
+            definition,
+            origin=origin,
+            chosen=chosen,
+            params={"source_id": source.id},
+            number=_number(definition, in_runs=in_runs),
+            longest_key_bytes=_longest_key(connection, definition, window),
+            rows_per_block=_KINDS * _ROWS_PER_BLOCK * (windows.PLACE if in_runs else 1),
+        )
     order = np.argsort(numbers)
     numbers, rows = numbers[order], rows.take(order)
     kind = numbers % _KINDS
@@ -142,17 +145,15 @@ def read(
     )
 
 
-def _counts(
-    connection: Connection, source: Source, window: sql.Composable
-) -> dict[str | None, dict[str, Any]]:
+def _counts(connection: Connection, source: Source, window: Window) -> dict[str | None, dict[str, Any]]:
     """How many rows of the window (n), from when to when (first, last), by why they are left out."""
     rows = run_dicts(
         connection,
         compose(
             "SELECT {reason} AS reason, count(*) AS n, min({moment})::text AS first, max({moment})::text AS last"
             " FROM ({window}) w GROUP BY 1",
-            reason=_reason(source.definition),
-            window=window,
+            reason=_reason(source.definition, window),
+            window=window.rows,
             moment=_comparable_moment(source.definition),
         ),
         {"source_id": source.id},
@@ -161,34 +162,42 @@ def _counts(
 
 
 def _origin(
-    source: SourceDefinition, window: sql.Composable, one_in: int, *, along: bool, in_runs: bool
+    source: SourceDefinition, window: Window, one_in: int, *, along: bool, in_runs: bool
 ) -> tuple[sql.Composed, sql.Composed]:
     """FROM and WHERE of the rows w of the window that are read, one in so many: with their features t, and without.
 
     along: with those that are known to be fraud or flagged.
     """
-    reason = _reason(source)
-    with_reason = compose("(SELECT w.*, {reason} AS reason FROM ({window}) w)", reason=reason, window=window)
+    reason = _reason(source, window)
+    with_reason = compose(
+        "(SELECT w.*, {reason} AS reason FROM ({window}) w)", reason=reason, window=window.rows
+    )
     sampled = compose(
         " AND hashtextextended({key}, 0) %% {one_in} = 0",
         key=source.key.text("w"),
         one_in=sql.Literal(one_in),
     )
-    rows = _in_runs(source, window, reason) if in_runs else with_reason
+    rows = _in_runs(source, window.rows, reason) if in_runs else with_reason
     those = compose(
         "WHERE (w.reason IS NULL{or_along}){sampled}",
         or_along=sql.SQL(" OR w.reason <> 'quarantined'" if along else ""),
         sampled=sampled if one_in > 1 else sql.SQL(""),
     )
-    return _with_features(source, rows, those), compose("FROM {rows} w {those}", rows=rows, those=those)
+    return _with_features(source, rows, window, those), compose(
+        "FROM {rows} w {those}", rows=rows, those=those
+    )
 
 
-def _with_features(source: SourceDefinition, rows: sql.Composable, those: sql.Composable) -> sql.Composed:
+def _with_features(
+    source: SourceDefinition, rows: sql.Composable, window: Window, those: sql.Composable
+) -> sql.Composed:
     return compose(
-        "FROM {rows} w JOIN {relation} t ON {same} {those}",
+        "FROM {rows} w JOIN {relation} t ON {same}{there} {those}",
         rows=rows,
         relation=source.feature_relation.sql(),
         same=source.key.is_of("t", "w"),
+        # A view may be made of whatever, and knows best.
+        there=window.beside(source.key.in_theirs("t")) if source.feature_view is None else sql.SQL(""),
         those=those,
     )
 
@@ -241,7 +250,7 @@ def rows_per_day(connection: Connection, source: SourceDefinition, *, newest: in
             " WHERE r.moment IS NOT NULL GROUP BY {day}",
             dated=moments.dated(sql.SQL("w.moment")),
             day=moments.day(sql.SQL("r.moment")),
-            window=newest_rows(connection, source, newest),
+            window=newest_rows(connection, source, newest).rows,
         ),
     ).fetchall()
     covered = moments.without_strays(Moments(*row) for row in found)
@@ -253,49 +262,21 @@ def labelled_fraud(
     connection: Connection, source: SourceDefinition, *, newest: int, most: int
 ) -> npt.NDArray[np.float64]:
     """The complete rows among the newest that are known to be fraud, (n, d), the oldest first, at most so many."""
-    window = compose("({window})", window=newest_rows(connection, source, newest))
+    window = newest_rows(connection, source, newest)
+    rows = compose("({window})", window=window.rows)
     those = compose("WHERE w.fraud LIMIT {most}", most=sql.Literal(most))
-    places, rows = unreadable.read(
+    places, found = unreadable.read(
         connection,
         source,
-        origin=_with_features(source, window, those),
-        chosen=compose("FROM {window} w {those}", window=window, those=those),
+        origin=_with_features(source, rows, window, those),
+        chosen=compose("FROM {rows} w {those}", rows=rows, those=those),
         params={},
         number=_place(source),
-        longest_key_bytes=_longest_key(connection, source),
+        longest_key_bytes=_longest_key(connection, source, window),
         rows_per_block=_ROWS_PER_BLOCK,
     )
-    rows = rows.take(np.argsort(places))
-    return rows.matrix[rows.sound(imputes=False)]
-
-
-def newest_rows(connection: Connection, source: SourceDefinition, newest: int) -> sql.Composable:
-    """SELECT of the newest rows of the table: key, moment (event time, else key), entity, verdict, fraud.
-
-    Rows whose dates are placeholders in the future would be the newest for ever: see `db.source.moments.until`.
-
-    fraud: whether the row is known to be fraud, by a verdict or a label; NULL where nobody knows.
-    """
-    until = moments.until(connection, source, newest=newest)
-    moment = identifier(source.moment_column)
-    return compose(
-        "SELECT {ours}, r.moment, r.entity, v.verdict, {known} AS fraud FROM ("
-        "SELECT {key}, b.{moment} AS moment, {entity} AS entity, {label} AS label FROM {relation} b{dated}"
-        " ORDER BY b.{moment} DESC NULLS LAST LIMIT {newest}) r{verdicts}",
-        known=labels.known(source, sql.SQL("r.label")),
-        ours=source.key.ours("r"),
-        key=source.key.theirs_as_ours("b"),
-        moment=moment,
-        # One entity for all, where there is no column that tells them apart.
-        entity=compose("b.{e}", e=identifier(source.entity_column)) if source.entity_column else sql.SQL("0"),
-        label=labels.by_column(source, "b"),
-        relation=source.relation.sql(),
-        dated=sql.SQL("")
-        if until is None
-        else compose(" WHERE b.{moment} <= {until}", moment=moment, until=sql.Literal(until)),
-        newest=sql.Literal(newest),
-        verdicts=labels.with_verdicts(source, "r", ours=True),
-    )
+    found = found.take(np.argsort(places))
+    return found.matrix[found.sound(imputes=False)]
 
 
 def _comparable_moment(source: SourceDefinition) -> sql.Composable:
@@ -305,27 +286,38 @@ def _comparable_moment(source: SourceDefinition) -> sql.Composable:
     return sql.SQL("w.moment::text" if by_uuid else "w.moment")
 
 
-def _reason(source: SourceDefinition) -> sql.Composable:
+def _reason(source: SourceDefinition, window: Window) -> sql.Composable:
     """SQL for why a row of the window is left out, NULL if it is trained on."""
+    flagged = (
+        "EXISTS (SELECT FROM {scores} s WHERE {same} AND s.flagged)"
+        if window.span is None
+        # Read once, and not looked for with each row.
+        else "({key_of_w}) IN (SELECT {key_of_s} FROM {scores} s WHERE s.flagged{there})"
+    )
     return compose(
         "CASE WHEN w.fraud THEN CASE WHEN w.verdict IS NULL THEN 'labelled_fraud' ELSE 'fraud_verdict' END"
-        " WHEN w.fraud IS NULL AND EXISTS (SELECT FROM {scores} s WHERE {same} AND s.flagged) THEN 'flagged'"
+        " WHEN w.fraud IS NULL AND {flagged} THEN 'flagged'"
         " WHEN EXISTS (SELECT FROM outlier.quarantine h WHERE h.source_id = %(source_id)s"
         " AND h.key = {text}) THEN 'quarantined' END",
-        scores=ours("scores", source.name),
-        same=source.key.same("s", "w"),
         text=source.key.text("w"),
+        flagged=compose(
+            flagged,
+            scores=ours("scores", source.name),
+            same=source.key.same("s", "w"),
+            key_of_w=source.key.ours("w"),
+            key_of_s=source.key.ours("s"),
+            there=window.beside(source.key.in_ours("s")),
+        ),
     )
 
 
-def _longest_key(connection: Connection, source: SourceDefinition) -> int:
-    """Bytes of the longest text in a key of the table; 0 where there is none."""
+def _longest_key(connection: Connection, source: SourceDefinition, window: Window) -> int:
+    """Bytes of the longest text in a key of the window; 0 where there is none."""
     if not source.key.has_text:
         return 0
     statement = compose(
-        "SELECT coalesce(max({longest}), 0) FROM (SELECT {keys} FROM {relation} t) k",
-        longest=source.key.longest_text("k"),
-        keys=source.key.theirs_as_ours("t"),
-        relation=source.relation.sql(),
+        "SELECT coalesce(max({longest}), 0) FROM ({window}) w",
+        longest=source.key.longest_text("w"),
+        window=window.rows,
     )
     return int(one(connection, statement))

@@ -133,24 +133,3 @@ def disagreements(connection: Connection, source: SourceDefinition, *, limit: in
         ),
         (limit,),
     )
-
-
-def prune(connection: Connection, source: Source) -> int:
-    """Remove those without a score, and those of other versions once there is a new challenger.
-
-    Returns how many. Until a new one is set, those of the last challenger stay to be looked at.
-    """
-    return run(
-        connection,
-        compose(
-            # By ctid: a score that is written anew meanwhile has moved, and stays.
-            "DELETE FROM {challenger_scores} h USING (SELECT o.ctid AS place FROM {challenger_scores} o"
-            " LEFT JOIN outlier.model_aliases a ON a.source_id = %s AND a.alias = %s"
-            " WHERE o.model_version <> a.version OR NOT EXISTS (SELECT FROM {scores} s WHERE {same})) gone"
-            " WHERE h.ctid = gone.place",
-            challenger_scores=ours("shadow_scores", source.name),
-            scores=ours("scores", source.name),
-            same=source.definition.key.same("s", "o"),
-        ),
-        (source.id, CHALLENGER),
-    ).rowcount

@@ -13,7 +13,7 @@ from pgoutlier.db.sources.attach import AttachRequest
 from pgoutlier.worker import tasks
 from pgoutlier.worker.cli.arguments import AsJson, CommandOfKeys, SourceName
 from pgoutlier.worker.cli.context import open_runtime
-from pgoutlier.worker.console import console, print_json, print_table
+from pgoutlier.worker.console import console, new_bar, print_json, print_table
 from pgoutlier.worker.jobs import job_control
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.sources import attaching, filling, listing
@@ -133,6 +133,7 @@ def _attached_json(done: Attached, *, n_copied: int) -> dict[str, object]:
         "write_columns": done.source.definition.write_columns,
         "n_scores_copied": n_copied,
         "index_advice": done.index_advice,
+        "time_index_advice": done.time_index_advice,
         "workers_without_table": done.workers_without_table,
         "analysts_without_rows": done.analysts_without_rows,
     }
@@ -180,10 +181,7 @@ def _print_attached(done: Attached, *, n_copied: int, n_old: int | None) -> None
             f"The columns {' and '.join(WRITTEN_COLUMNS)} were taken out of {definition.relation}.",
             highlight=False,
         )
-    if done.index_advice:
-        console.print(
-            f"To find the rows before each quickly, first run: {done.index_advice}", highlight=False
-        )
+    _print_indexes(done)
     for roles, what in (
         (done.workers_without_table, " --as worker"),
         (done.analysts_without_rows, ""),
@@ -197,6 +195,15 @@ def _print_attached(done: Attached, *, n_copied: int, n_old: int | None) -> None
             )
     if done.made:
         console.print(f"Next: pgoutlier train {definition.name}", highlight=False)
+
+
+def _print_indexes(done: Attached) -> None:
+    for why, index in (
+        ("To find the rows before each quickly", done.index_advice),
+        ("To find the newest rows of a large table quickly", done.time_index_advice),
+    ):
+        if index:
+            console.print(f"{why}, first run: {index}", highlight=False, markup=False, soft_wrap=True)
 
 
 def adopt(
@@ -280,13 +287,30 @@ def sources(as_json: AsJson = False) -> None:
 
 def sweep(
     source: SourceName,
+    whole: Annotated[
+        bool,
+        typer.Option(
+            "--all", help="Look at all rows at once, with a bar, and not at those whose turn it is."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Queue the rows that got past the triggers (disabled triggers, logical replication, COPY into a partition).
 
+    Looks at what is new since the last sweep, and at a part of all rows: within PGOUTLIER_UPKEEP_TURN_SECONDS, a day,
+    at every one.
+
     Rows from before attach are left alone until a backfill has been through them: pgoutlier backfill SOURCE
     """
-    n_found = maintenance.sweep(open_runtime(), source)
+    runtime = open_runtime()
+    if whole:
+        with new_bar("{task.completed:,} of about {task.total:,} rows") as bar:
+            task = bar.add_task(f"looking through {source}", total=None)
+            n_found = maintenance.sweep(
+                runtime, source, whole=True, on_progress=lambda n, of: bar.update(task, completed=n, total=of)
+            )
+    else:
+        n_found = maintenance.sweep(runtime, source)
     if as_json:
         print_json({"source": source, "n_found": n_found})
     else:

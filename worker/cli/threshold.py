@@ -79,6 +79,11 @@ def _print_now(found: ChampionThreshold) -> None:
             f"{found.n_scores:,} scores by {found.time} from {found.first:%Y-%m-%d %H:%M} to"
             f" {found.last:%Y-%m-%d %H:%M}: {flags}, {now.flags_per_day:,.1f} a day."
         )
+    if found.counted_at is not None:
+        _say(
+            f"Most of them are counted as the sweep found them from {found.counted_at:%Y-%m-%d %H:%M} on, and flags"
+            " between two of its steps of 4 % are estimated."
+        )
     if _labelled(found):
         word = "verdict or label" if found.verdicts and found.label else "label"
         word = "verdict" if found.label is None else word

@@ -148,7 +148,7 @@ def run(console: Console, stage: Stage, dataset: Dataset, plan: Plan) -> Outcome
     with _progress(console) as show, _running(supervisor, stage.place):
         _wait_for_workers(show, supervisor)
         started = time.perf_counter()
-        maintenance.sweep(runtime, SOURCE)
+        maintenance.sweep(runtime, SOURCE, whole=True)
         _wait_until_scored(show, runtime, source, supervisor, n_history, inserted=n_history)
         rows_per_second = n_history / (time.perf_counter() - started)
         stopwatch = _live(show, runtime, source, supervisor, dataset, lines[n_history:], n_history, plan)

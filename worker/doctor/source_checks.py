@@ -20,6 +20,8 @@ from pgoutlier.db.sources import attach
 from pgoutlier.db.sql import owners
 from pgoutlier.db.sql.identifiers import display
 from pgoutlier.db.status import overview
+from pgoutlier.db.training import newest
+from pgoutlier.db.upkeep import turns
 from pgoutlier.db.versions import aliases
 from pgoutlier.detector import Recipe
 from pgoutlier.models_store import registry
@@ -28,12 +30,15 @@ from pgoutlier.worker.doctor.finding import Finding, allowed
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.scoring.sequences import index_advice, require_order
 
+# Of fewer all are read within a second.
+_MANY_ROWS = 1_000_000
+
 Check = Callable[[Connection, Runtime, Source], Finding]
 
 
 def of_source(connection: Connection, runtime: Runtime, source: Source) -> Iterator[Finding]:
     """Everything that has to be right for rows of the source to be scored, and what was turned on for it."""
-    checks: tuple[Check, ...] = (_relation, _triggers, _views, _owners, _champion, _order, _problem)
+    checks: tuple[Check, ...] = (_relation, _triggers, _views, _owners, _champion, _order, _newest, _problem)
     for check in checks:
         yield from allowed(connection, source.name, partial(_single, check, connection, runtime, source))
     yield from allowed(connection, source.name, partial(_challenger, connection, runtime, source))
@@ -272,6 +277,18 @@ def _order(connection: Connection, runtime: Runtime, source: Source) -> Finding:
     if advice:
         return Finding(what, False, "no index finds the rows before a row; scoring will be slow", advice)
     return Finding(what, True, "by the time column" if source.definition.time_column else "not needed")
+
+
+def _newest(connection: Connection, _: Runtime, source: Source) -> Finding:
+    """Whether the newest rows are found by index, where there are many."""
+    what = f"{source.name} newest rows"
+    advice = newest.missing_index(connection, source.definition)
+    if advice is None:
+        return Finding(what, True, "found by index")
+    n_rows = turns.n_rows(connection, source.definition.relation)
+    if n_rows < _MANY_ROWS:
+        return Finding(what, True, f"found without an index; when there are many rows: {advice}")
+    return Finding(what, False, f"no index finds them among {n_rows:,} rows", advice)
 
 
 def _problem(connection: Connection, _: Runtime, source: Source) -> Finding:

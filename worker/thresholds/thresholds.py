@@ -11,7 +11,8 @@ from pgoutlier.db.errors import ModelError
 from pgoutlier.db.sources import sources
 from pgoutlier.db.tables import JsonObject
 from pgoutlier.db.thresholds import what_if
-from pgoutlier.db.thresholds.what_if import Cut, Figures, Scored
+from pgoutlier.db.thresholds.scored import Scored
+from pgoutlier.db.thresholds.what_if import Cut, Figures
 from pgoutlier.db.versions import aliases, version_rows
 from pgoutlier.detector import DetectorError, Recipe
 from pgoutlier.worker.runtime import Runtime
@@ -40,6 +41,7 @@ class ChampionThreshold:
 
     time: by what the rows are dated, a column of the source or scored_at. label: the source's label column. verdicts:
     some were given. n_scores, n_labelled, n_fraud, first, last and days: see `db.thresholds.what_if.Figures`.
+    counted_at: when the sweep began to count those that were not read for this, None where all were.
     what_if: other thresholds and the champion's, rising; None where none were asked for.
     """
 
@@ -55,6 +57,7 @@ class ChampionThreshold:
     first: datetime | None
     last: datetime | None
     days: float | None
+    counted_at: datetime | None
     now: ThresholdFigures
     what_if: list[ThresholdFigures] | None
 
@@ -98,6 +101,7 @@ def describe(
         first=found.first,
         last=found.last,
         days=found.days,
+        counted_at=found.counted_at,
         now=next(cut for cut in cuts if cut.present),
         what_if=None if others is None else cuts,
     )

@@ -10,28 +10,63 @@ from sqlalchemy.exc import DBAPIError
 
 from pgoutlier.db.errors import PgoutlierError, first_line
 from pgoutlier.db.notices import notices
-from pgoutlier.db.scoring import quarantine, queue
+from pgoutlier.db.scoring import quarantine
 from pgoutlier.db.scoring.quarantine import Quarantined
 from pgoutlier.db.source import typed_keys
+from pgoutlier.db.source.definition import Source
 from pgoutlier.db.source.typed_keys import Word
 from pgoutlier.db.sources import sources
-from pgoutlier.db.upkeep import pruning
+from pgoutlier.db.sql import locks
+from pgoutlier.db.upkeep import pruning, sweeping, turns
+from pgoutlier.db.upkeep.pruning import Prunable
 from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.upkeep import looking
+from pgoutlier.worker.upkeep.looking import Task
 from pgoutlier.worker.versions import versions
 
 log = structlog.get_logger()
 
 
-def sweep(runtime: Runtime, source_name: str) -> int:
-    """Queue the rows that have neither score nor queue entry. Returns how many.
+def sweep(
+    runtime: Runtime,
+    source_name: str,
+    *,
+    whole: bool = False,
+    on_progress: Callable[[int, int], None] = lambda n_seen, n_all: None,
+) -> int:
+    """Queue the rows that have neither score nor queue entry: what is new since the last look, and of all rows those
+    whose turn it is. Returns how many; none where another sweep of the source is under way.
 
-    Rows from before attach count once a backfill has been through them. Raises SourceError if there is no such source.
+    whole: look at all rows at once. on_progress: is told how many were looked at, of about how many. Rows from before
+    attach count once a backfill has been through them. Raises SourceError if there is no such source.
     """
     with runtime.engine.begin() as connection:
         source = sources.at_work(connection, source_name)
-        n_found = queue.sweep(connection, source)
+    task = Task(
+        turns.SWEEP,
+        sweeping.keys_of(source.definition),
+        lambda connection, stretch: sweeping.work(connection, source, stretch),
+    )
+    looked = looking.look(runtime, source, task, whole=whole, on_progress=on_progress)
+    n_found = looked.n_found + (0 if looked.whole else _sweep_new(runtime, source))
+    with runtime.engine.begin() as connection:
+        sweeping.end_look(connection, source)
     if n_found:
         log.info("rows_swept_up", source=source_name, n_rows=n_found)
+    return n_found
+
+
+def _sweep_new(runtime: Runtime, source: Source) -> int:
+    """Queue what was missed of the rows that are new since the last look. Returns how many."""
+    n_found = 0
+    with runtime.engine.begin() as connection:
+        since = turns.place(connection, source.id, turns.SWEEP).seen_to
+    while since is not None:
+        with runtime.engine.begin() as connection:
+            if not locks.try_hold(connection, turns.SWEEP, source.id):
+                break
+            n_here, since = sweeping.enter_new(connection, source, since)
+        n_found += n_here
     return n_found
 
 
@@ -71,25 +106,42 @@ def prune_all(runtime: Runtime) -> dict[str, int]:
 
 
 def _prune(runtime: Runtime, source_name: str) -> int:
+    settings = runtime.settings
     with runtime.engine.begin() as connection:
         source = sources.at_work(connection, source_name)
-        n_removed = pruning.prune(
+        what = pruning.prunable(connection, source, keep_history_days=settings.keep_history_days)
+    n_removed = sum(_prune_in_turn(runtime, source, rows) for rows in what)
+    with runtime.engine.begin() as connection:
+        n_removed += pruning.prune_books(
             connection,
             source,
-            keep_training_runs=runtime.settings.keep_training_runs,
-            keep_drift_reports=runtime.settings.keep_drift_reports,
-            keep_history_days=runtime.settings.keep_history_days,
-            keep_jobs=runtime.settings.keep_jobs,
+            keep_training_runs=settings.keep_training_runs,
+            keep_drift_reports=settings.keep_drift_reports,
+            keep_jobs=settings.keep_jobs,
         )
         n_removed += notices.prune(
             connection,
             source_name,
-            keep_seconds=runtime.settings.keep_notices_seconds,
-            keep_undelivered_seconds=runtime.settings.keep_undelivered_seconds,
+            keep_seconds=settings.keep_notices_seconds,
+            keep_undelivered_seconds=settings.keep_undelivered_seconds,
         )
     n_removed += len(versions.prune(runtime, source_name))
     if n_removed:
         log.info("pruned", source=source_name, n_removed=n_removed)
+    return n_removed
+
+
+def _prune_in_turn(runtime: Runtime, source: Source, rows: Prunable) -> int:
+    """Remove what is to go of the rows whose turn it is. Returns how many."""
+    task = Task(
+        rows.task,
+        rows.keys,
+        lambda connection, stretch: pruning.remove(connection, source, rows, stretch),
+        removes=True,
+    )
+    n_removed = looking.look(runtime, source, task).n_found
+    with runtime.engine.begin() as connection:
+        turns.end_look(connection, source.id, rows.task)
     return n_removed
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from pgoutlier.db.ddl import installation
 from pgoutlier.db.engine import driver_connection
 from pgoutlier.db.scoring import queue
 from pgoutlier.db.settings import Settings
@@ -111,6 +112,25 @@ def test_the_usual_questions_are_index_reads(scored: Table, query: str, index: s
 def test_the_last_flagged_rows_are_read_in_the_order_of_the_index(scored: Table) -> None:
     plan = scored.keys("EXPLAIN SELECT * FROM outlier.flagged_transactions ORDER BY scored_at DESC LIMIT 100")
     assert not any("Sort" in line for line in plan)
+
+
+def test_scores_of_a_time_are_found_by_an_index_that_the_same_attach_makes_again(scored: Table) -> None:
+    index = "outlier.scores_transactions_time_idx"
+    scored.user.execute(f"DROP INDEX {index}".encode())
+    with scored.runtime.engine.begin() as connection:
+        assert installation.lacks(connection, scored.source.definition) == ["scores_transactions_time_idx"]
+    attach_table(scored.user, scored.runtime, relation="transactions", key="id", features=",".join(FEATURES))
+    with scored.runtime.engine.begin() as connection:
+        assert installation.lacks(connection, scored.source.definition) == []
+    method = "SELECT amname FROM pg_class c JOIN pg_am a ON a.oid = c.relam WHERE c.oid = %s::regclass"
+    assert scored.keys(method, index) == ["brin"]
+    scored.user.execute("SET enable_seqscan = off")
+    read = nodes(
+        scored,
+        "SELECT * FROM outlier.scores_transactions WHERE scored_at >= now() ORDER BY scored_at DESC LIMIT 9",
+    )
+    scored.user.execute("RESET enable_seqscan")
+    assert "scores_transactions_time_idx" in {node.get("Index Name") for node in read}
 
 
 def test_a_claim_and_the_question_whether_there_is_work_read_the_queue_by_index(scored: Table) -> None:

@@ -16,7 +16,6 @@ from psycopg.types.json import Jsonb
 from pgoutlier.db.ddl import installation, lock_waits
 from pgoutlier.db.engine import make_engine
 from pgoutlier.db.errors import MissingPrivilege, SourceError
-from pgoutlier.db.scoring import queue
 from pgoutlier.db.settings import Settings
 from pgoutlier.db.sources import attach
 from pgoutlier.db.sources.attach import AttachRequest
@@ -25,6 +24,7 @@ from pgoutlier.db.sql.identifiers import Relation
 from pgoutlier.detector import recipe_named
 from pgoutlier.worker.runtime import Runtime, make_runtime
 from pgoutlier.worker.sources import attaching
+from pgoutlier.worker.upkeep import maintenance
 from tests.conftest import Connect
 from tests.servers import Postgres
 from tests.support import (
@@ -474,9 +474,7 @@ def test_a_partitioned_table_is_watched_as_a_whole(user: User, runtime: Runtime)
     assert table.scored() == [101, 150]
     user.execute("INSERT INTO low VALUES (2, 1)")  # past the parent's trigger
     assert table.queued() == []
-    with runtime.engine.begin() as connection:
-        source = table.source
-        assert queue.sweep(connection, source) == 1
+    assert maintenance.sweep(runtime, table.source_name) == 1
 
 
 def test_every_numeric_column_is_taken_but_those_named(user: User, runtime: Runtime) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from pgoutlier.db.errors import ModelError, SourceError
 from pgoutlier.db.thresholds import what_if
-from pgoutlier.db.thresholds.what_if import Scored
+from pgoutlier.db.thresholds.scored import Scored
 from pgoutlier.db.training import training_rows
 from pgoutlier.db.versions import aliases
 from pgoutlier.detector import exceeds, parse_threshold

@@ -11,6 +11,7 @@ import pytest
 
 from pgoutlier.db.sql.statements import compose, one, run
 from pgoutlier.db.training import training_rows
+from pgoutlier.db.training.newest import newest_rows
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.thresholds import thresholds
 from pgoutlier.worker.thresholds.thresholds import ChampionThreshold
@@ -138,7 +139,7 @@ def test_the_newest_rows_are_not_those_of_placeholders(make: Make, stray: str, k
     table = make(kind=kind)
     table.user.execute("UPDATE pay SET at = %s WHERE id <= 500", (stray,))
     with table.runtime.engine.begin() as connection:
-        window = training_rows.newest_rows(connection, table.source.definition, 400)
+        window = newest_rows(connection, table.source.definition, 400).rows
         keys = [key for (key,) in run(connection, compose("SELECT w.key FROM ({w}) w", w=window)).fetchall()]
     assert len(keys) == 400
     assert min(keys) > 500
@@ -149,6 +150,6 @@ def test_the_newest_rows_are_not_those_of_placeholders(make: Make, stray: str, k
 def test_a_window_of_the_whole_table_has_all_rows(make: Make) -> None:
     table = make("infinity", "9999-12-31", "-infinity")
     with table.runtime.engine.begin() as connection:
-        window = training_rows.newest_rows(connection, table.source.definition, 10_000)
+        window = newest_rows(connection, table.source.definition, 10_000).rows
         n_rows = one(connection, compose("SELECT count(*) FROM ({w}) w", w=window))
     assert n_rows == N_ROWS + 3

@@ -1,0 +1,172 @@
+"""The sweep: rows that have neither score nor queue entry, such as those that got past the triggers.
+
+A look goes through what is new since the last one, which an index finds, and through the next stretches of all keys.
+"""
+
+from __future__ import annotations
+
+from psycopg import sql
+from sqlalchemy import Connection
+
+from pgoutlier.db.scoring import queue
+from pgoutlier.db.source import catalog
+from pgoutlier.db.source.definition import Source, SourceDefinition
+from pgoutlier.db.sql.identifiers import SCHEMA, Relation, identifier, ours
+from pgoutlier.db.sql.key_ranges import Stretch
+from pgoutlier.db.sql.statements import compose, one, run
+from pgoutlier.db.thresholds import error_counts
+from pgoutlier.db.upkeep import turns
+from pgoutlier.db.upkeep.turns import Keys
+
+# Rows that commit out of order: so many of the last ones are looked at again.
+_OVERLAP = 10_000
+# Transaction numbers are compared around a circle: age() of anything older than this has wrapped.
+_OLDEST_AGE = 2**31 - 2
+
+
+def keys_of(source: SourceDefinition) -> Keys:
+    """The keys of the user's table."""
+    key = source.key.in_theirs("t")
+    rows = compose("{relation} t WHERE {known}", relation=source.relation.sql(), known=key.are_known())
+    return Keys(rows, key, source.relation)
+
+
+def work(connection: Connection, source: Source, stretch: Stretch) -> int:
+    """Queue the rows in a stretch of keys that were missed, and count its errors. Returns how many were missed."""
+    definition = source.definition
+    if same_order(connection, definition):
+        n_rows = turns.n_rows(connection, definition.relation)
+        error_counts.add(connection, source, stretch, n_rows=n_rows)
+    return enter(connection, source, stretch)
+
+
+def enter(connection: Connection, source: Source, stretch: Stretch) -> int:
+    """Queue the rows in a stretch of keys that were missed. Returns how many.
+
+    Rows written by transactions before source.attached_xid are left alone (they were there before attach); where that
+    is None they are taken too. Raises TableReplaced if it was another table that was read.
+    """
+    keys = keys_of(source.definition)
+    candidates = compose(
+        "SELECT {key} FROM {rows} AND {stretch} AND {newer}",
+        key=keys.key.as_ours(),
+        rows=keys.rows,
+        stretch=stretch.has(keys.key),
+        newer=_newer(connection, source),
+    )
+    return queue.enter_missing(
+        connection, source, _without(connection, source.definition, candidates, stretch)
+    )
+
+
+def _without(
+    connection: Connection, source: SourceDefinition, rows: sql.Composed, stretch: Stretch
+) -> sql.Composed:
+    """SELECT of the keys of `rows` that have no score."""
+    if not same_order(connection, source):
+        return _probed(source, rows)
+    # Both sides are read in the order of their indexes; NOT EXISTS may be planned as a probe for each row.
+    return compose(
+        "{rows} EXCEPT SELECT {key} FROM {scores} s WHERE {stretch}",
+        rows=rows,
+        key=source.key.ours("s"),
+        scores=ours("scores", source.name),
+        stretch=stretch.has(source.key.in_ours("s")),
+    )
+
+
+def _probed(source: SourceDefinition, rows: sql.Composed) -> sql.Composed:
+    """The same, by looking for each."""
+    return compose(
+        "SELECT {key} FROM ({rows}) c WHERE NOT EXISTS (SELECT FROM {scores} s WHERE {same})",
+        key=source.key.ours("c"),
+        same=source.key.same("s", "c"),
+        rows=rows,
+        scores=ours("scores", source.name),
+    )
+
+
+def same_order(connection: Connection, source: SourceDefinition) -> bool:
+    """Whether our tables have the keys in the order of the user's: texts there may have a collation of their own."""
+    ours_of_it, key = Relation(SCHEMA, f"scores_{source.name}"), source.key
+    return all(
+        catalog.collation(connection, source.relation, theirs)
+        == catalog.collation(connection, ours_of_it, name)
+        for theirs, name, kind in zip(key.columns, key.names, key.types, strict=True)
+        if kind == "text"
+    )
+
+
+def _newer(connection: Connection, source: Source) -> sql.Composable:
+    """SQL for whether a row was written since attach."""
+    if source.attached_xid is None:
+        return sql.SQL("true")
+    n_since = one(connection, "SELECT pg_current_xact_id()::text::bigint") - source.attached_xid
+    return compose("age(t.xmin) <= {n}", n=sql.Literal(min(n_since, _OLDEST_AGE)))
+
+
+def enter_new(connection: Connection, source: Source, since: str) -> tuple[int, str | None]:
+    """Queue the rows that were missed of those behind a key, or a time, of `newest`.
+
+    Returns (how many, the key to go on behind, or None).
+    """
+    definition = source.definition
+    if definition.key.rises:
+        stretch = turns.next_stretch(connection, keys_of(definition), since, n_keys=turns.KEYS_PER_STRETCH)
+        return enter(connection, source, stretch), stretch.up_to
+    if not _by_time(connection, definition):
+        return 0, None
+    moment = compose("t.{time}", time=identifier(definition.time_column or ""))
+    rows = compose(
+        "SELECT {key} FROM {rows} AND {moment} >= {since} AND {newer} ORDER BY {order} LIMIT {at_most}",
+        key=definition.key.theirs_as_ours("t"),
+        rows=keys_of(definition).rows,
+        moment=moment,
+        since=sql.Literal(since),
+        newer=_newer(connection, source),
+        order=catalog.newest_first(connection, definition.relation, definition.time_column or "", "t"),
+        at_most=sql.Literal(turns.KEYS_PER_STRETCH),
+    )
+    return queue.enter_missing(connection, source, _probed(definition, rows)), None
+
+
+def end_look(connection: Connection, source: Source) -> None:
+    """Note that the source was swept, and which rows are new from now on."""
+    turns.end_look(connection, source.id, turns.SWEEP, seen_to=_newest(connection, source.definition))
+    run(connection, "UPDATE outlier.sources SET swept_at = now() WHERE id = %s", (source.id,))
+
+
+def _newest(connection: Connection, source: SourceDefinition) -> str | None:
+    """The key, or the time, behind which rows are new to the next look; None where there are few, or nothing tells."""
+    order: sql.Composable
+    if source.key.rises:
+        key = source.key.in_theirs("t")
+        found, known, order = key.text(), key.are_known(), key.listed(descending=True)
+    elif _by_time(connection, source):
+        time = identifier("t", source.time_column or "")
+        found, known = compose("{t}::text", t=time), compose("{t} IS NOT NULL", t=time)
+        order = catalog.newest_first(connection, source.relation, source.time_column or "", "t")
+    else:
+        return None
+    statement = compose(
+        "SELECT {found} FROM {rows} AND {known} ORDER BY {order} OFFSET {n} LIMIT 1",
+        found=found,
+        known=known,
+        rows=keys_of(source).rows,
+        order=order,
+        n=sql.Literal(_OVERLAP),
+    )
+    newest: str | None = one(connection, statement)
+    return newest
+
+
+def _by_time(connection: Connection, source: SourceDefinition) -> bool:
+    """Whether the newest rows are found by the time column: an index leads with it, and it is finer than days."""
+    if source.time_column is None:
+        return False
+    column = catalog.inspect(connection, source.relation).columns.get(source.time_column)
+    return (
+        column is not None
+        and column.type_name != "date"
+        and catalog.index_on(connection, source.relation, source.time_column) is not None
+    )

@@ -1,0 +1,1 @@
+"""Sweep and prune, a part of the keys at a time."""
