@@ -42,6 +42,8 @@ class Life:
     today: datetime
     # In which days and weeks are counted.
     zone: str
+    # As in tests.cookbook.SHOPS.
+    key: str = "id"
     n_rows: int = 0
     verdicts: dict[int, str] = field(default_factory=dict)
     scored_by: Counter[int] = field(default_factory=Counter)
@@ -74,7 +76,7 @@ class Life:
         """The same; all of them scored by this version."""
         keys = self.pay(n, days_ago=days_ago, days=days, pieces=pieces)
         scored = (
-            "SELECT count(*) FROM outlier.scores_payments WHERE key BETWEEN %s AND %s AND model_version = %s"
+            "SELECT count(*) FROM outlier.scored_payments WHERE id BETWEEN %s AND %s AND model_version = %s"
         )
         until(lambda: self.one(scored, keys[0], keys[-1], by_version) == n, f"{n} rows are scored")
         self.scored_by[by_version] += n
@@ -84,10 +86,20 @@ class Life:
         return {
             key
             for (key,) in self.sql(
-                "SELECT key FROM outlier.scores_payments WHERE flagged AND key BETWEEN %s AND %s",
+                "SELECT id FROM outlier.flagged_payments WHERE id BETWEEN %s AND %s",
                 *(keys[0], keys[-1]),
             )
         }
+
+    @property
+    def key_as_text(self) -> str:
+        """What has a row's key as one text in the views."""
+        return "id::text" if self.key == "id" else "row_key"
+
+    def words(self, keys: list[int]) -> list[str]:
+        """The keys of payments, as a command takes them."""
+        found = f"SELECT {self.key_as_text} FROM outlier.scored_payments WHERE id = ANY (%s) ORDER BY id"
+        return [word for (word,) in self.sql(found, keys)]
 
     def trained(self, version: int) -> bool:
         """Whether the last training run has made this version."""
