@@ -49,9 +49,9 @@ SHOPS = {
             "    is_fraud boolean\n);",
             "    is_fraud boolean,\n    PRIMARY KEY (id, paid_at)\n) PARTITION BY RANGE (paid_at);\n"
             "DO $do$ DECLARE m date; BEGIN FOR m IN SELECT generate_series("
-            "date_trunc('month', now() - interval '60 days'), now() + interval '40 days', '1 month') LOOP EXECUTE format('CREATE TABLE shop.payments_%s PARTITION OF"
-            " shop.payments FOR VALUES FROM (%L) TO (%L)', to_char(m, 'YYYY_MM'), m, m + interval '1 month');"
-            " END LOOP; END $do$;",
+            "date_trunc('month', now() - interval '60 days'), now() + interval '40 days', '1 month') LOOP"
+            " EXECUTE format('CREATE TABLE shop.payments_%s PARTITION OF shop.payments FOR VALUES FROM (%L) TO (%L)',"
+            " to_char(m, 'YYYY_MM'), m, m + interval '1 month'); END LOOP; END $do$;",
         ),
         "id,paid_at",
     ),
