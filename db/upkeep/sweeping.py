@@ -130,14 +130,15 @@ def enter_new(connection: Connection, source: Source, since: str) -> tuple[int, 
     return queue.enter_missing(connection, source, _probed(definition, rows)), None
 
 
-def end_look(connection: Connection, source: Source) -> None:
-    """Note that the source was swept, and which rows are new from now on."""
-    turns.end_look(connection, source.id, turns.SWEEP, seen_to=_newest(connection, source.definition))
+def end_look(connection: Connection, source: Source, newest: str | None) -> None:
+    """Note that the source was swept, and behind which key or time rows are new to the next look."""
+    turns.end_look(connection, source.id, turns.SWEEP, seen_to=newest)
     run(connection, "UPDATE outlier.sources SET swept_at = now() WHERE id = %s", (source.id,))
 
 
-def _newest(connection: Connection, source: SourceDefinition) -> str | None:
-    """The key, or the time, behind which rows are new to the next look; None where there are few, or nothing tells."""
+def newest(connection: Connection, source: SourceDefinition) -> str | None:
+    """The key, or the time, behind which all but the last rows of now will be; None where there are few, or nothing
+    tells which are the last."""
     order: sql.Composable
     if source.key.rises:
         key = source.key.in_theirs("t")
@@ -156,8 +157,8 @@ def _newest(connection: Connection, source: SourceDefinition) -> str | None:
         order=order,
         n=sql.Literal(_OVERLAP),
     )
-    newest: str | None = one(connection, statement)
-    return newest
+    last: str | None = one(connection, statement)
+    return last
 
 
 def _by_time(connection: Connection, source: SourceDefinition) -> bool:

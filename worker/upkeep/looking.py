@@ -31,10 +31,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Looked:
-    """n_found: rows that the work found. whole: it went through all keys, or somebody else is at that."""
+    """n_found: rows that the work found. whole: it went through all keys. busy: it did not; somebody else is at it."""
 
     n_found: int
-    whole: bool
+    whole: bool = False
+    busy: bool = False
 
 
 def look(
@@ -65,7 +66,7 @@ def look(
             if whole:
                 locks.hold(connection, task.name, source.id)
             elif not locks.try_hold(connection, task.name, source.id):
-                return Looked(n_found, whole=True)
+                return Looked(n_found, busy=True)
             stretch = turns.next_stretch(connection, task.keys, after, n_keys=turns.KEYS_PER_STRETCH)
             n_here = task.work(connection, stretch)
             turns.go_on(connection, source.id, task.name, stretch)
@@ -80,4 +81,4 @@ def look(
         if whole:
             continue
         if n_seen >= n_due or time.monotonic() > ends_at or runtime.stopping.is_set():
-            return Looked(n_found, whole=False)
+            return Looked(n_found)

@@ -21,7 +21,7 @@ from pgoutlier.db.upkeep import pruning, sweeping, turns
 from pgoutlier.db.upkeep.pruning import Prunable
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.upkeep import looking
-from pgoutlier.worker.upkeep.looking import Task
+from pgoutlier.worker.upkeep.looking import Looked, Task
 from pgoutlier.worker.versions import versions
 
 log = structlog.get_logger()
@@ -42,32 +42,36 @@ def sweep(
     """
     with runtime.engine.begin() as connection:
         source = sources.at_work(connection, source_name)
+        # Before anything is looked at: what comes meanwhile is new to the next look.
+        newest = sweeping.newest(connection, source.definition)
     task = Task(
         turns.SWEEP,
         sweeping.keys_of(source.definition),
         lambda connection, stretch: sweeping.work(connection, source, stretch),
     )
     looked = looking.look(runtime, source, task, whole=whole, on_progress=on_progress)
-    n_found = looked.n_found + (0 if looked.whole else _sweep_new(runtime, source))
-    with runtime.engine.begin() as connection:
-        sweeping.end_look(connection, source)
+    new = Looked(0) if looked.whole or looked.busy else _sweep_new(runtime, source)
+    if not (looked.busy or new.busy):
+        with runtime.engine.begin() as connection:
+            sweeping.end_look(connection, source, newest)
+    n_found = looked.n_found + new.n_found
     if n_found:
         log.info("rows_swept_up", source=source_name, n_rows=n_found)
     return n_found
 
 
-def _sweep_new(runtime: Runtime, source: Source) -> int:
-    """Queue what was missed of the rows that are new since the last look. Returns how many."""
+def _sweep_new(runtime: Runtime, source: Source) -> Looked:
+    """Queue what was missed of the rows that are new since the last look."""
     n_found = 0
     with runtime.engine.begin() as connection:
         since = turns.place(connection, source.id, turns.SWEEP).seen_to
     while since is not None:
         with runtime.engine.begin() as connection:
             if not locks.try_hold(connection, turns.SWEEP, source.id):
-                break
+                return Looked(n_found, busy=True)
             n_here, since = sweeping.enter_new(connection, source, since)
         n_found += n_here
-    return n_found
+    return Looked(n_found)
 
 
 def sweep_all(runtime: Runtime) -> dict[str, int]:
