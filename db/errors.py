@@ -82,6 +82,10 @@ class TrainingBusy(PgoutlierError):
     exit_code = 1
 
 
+class KeysTooLong(Exception):
+    """Rows that cannot be read together, because one of their keys is so long: no fault of any of them."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error, of the driver's where another library has wrapped it; its class if it says nothing.
 

@@ -78,6 +78,9 @@ sources = Table(
         _JSON,
         comment="what outlier.before_migration took away, until it is back: {numbers, grants}",
     ),
+    Column(
+        "columns", _JSON, comment="numbers of the columns it reads by their names: {table, numbers, digest}"
+    ),
     Column("definition", _JSON, nullable=False, comment="db.sources.SourceDefinition"),
     Column("recipe", _JSON, nullable=False, comment="detector.Recipe that new versions are trained with"),
     Column(

@@ -52,7 +52,7 @@ TABLES = {table.name for table in tables.metadata.tables.values()}
 _QUEUE_FOR_MONITORS = ("id", "n_keys", "queued_at", "not_before", "attempts", "rescore", "last_error")
 # Columns of outlier.sources that no worker changes: outlier.after_migration makes views of them with the rights of
 # whoever attached.
-_WHAT_A_SOURCE_IS = {"id", "name", "definition", "relation", "migration"}
+_WHAT_A_SOURCE_IS = {"id", "name", "definition", "relation", "migration", "columns"}
 _NOT_GRANTED = "01007"  # PostgreSQL's warning that a GRANT did nothing
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from psycopg import sql
 from sqlalchemy import Connection
 
+from pgoutlier.db.errors import KeysTooLong
 from pgoutlier.db.scoring import lookups, unreadable
 from pgoutlier.db.scoring.queue import Claim
 from pgoutlier.db.scoring.rows import ClaimedRows
@@ -14,6 +15,8 @@ from pgoutlier.db.sql import search_path
 from pgoutlier.db.sql.identifiers import ours
 from pgoutlier.db.sql.statements import compose, one, run
 
+# Of all keys of a batch, which are in memory some times over.
+_MOST_KEY_BYTES = 128 * 2**20
 # The rows t with their features, and the same rows w without them.
 _AS_QUEUED = (
     "FROM {rows} WHERE {claimed}",
@@ -64,10 +67,13 @@ def read_claimed(
 
 
 def longest_claimed_key(connection: Connection, source: SourceDefinition, claim: Claim) -> int:
-    """Bytes of the longest text in the keys of the claimed queue rows; 0 where they have none."""
+    """Bytes of the longest text in the keys of the claimed queue rows; 0 where they have none.
+
+    Raises KeysTooLong where all of them, each padded to that, would take too much memory.
+    """
     if not source.key.has_text:
         return 0
-    return int(
+    longest = int(
         one(
             connection,
             compose(
@@ -79,6 +85,9 @@ def longest_claimed_key(connection: Connection, source: SourceDefinition, claim:
             {"ids": claim.queue_ids},
         )
     )
+    if claim.n_keys > 1 and claim.n_keys * longest > _MOST_KEY_BYTES:
+        raise KeysTooLong(f"{claim.n_keys:,} rows are too many to be read beside a key of {longest:,} bytes")
+    return longest
 
 
 def absent_from_view(connection: Connection, source: SourceDefinition, claim: Claim) -> list[tuple[str, int]]:

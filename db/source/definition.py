@@ -188,8 +188,9 @@ class Source:
     table_problem: str | None = None
     # What outlier.before_migration has taken away, and outlier.after_migration not brought back yet.
     migration: dict[str, Any] | None = None
-    # MD5 of its definition as it is stored.
-    digest: str = ""
+    # Of its definition as it is stored, and of the columns of its table: others after any change of these.
+    digest: int = 0
+    columns_digest: int = 0
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from pgoutlier.db.ddl import installation, queue_triggers, rekeying
 from pgoutlier.db.ddl.lock_waits import run_ddl
 from pgoutlier.db.errors import SourceError, first_line
-from pgoutlier.db.source import catalog
+from pgoutlier.db.source import catalog, identity
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sql import key_types
 from pgoutlier.db.sql.identifiers import SCHEMA, Relation, identifier, ours
@@ -153,6 +153,7 @@ def adopt(
         *installation.row_trigger_changes(connection, definition, None),
     ]
     installation.repair(connection, definition, columns, on_table=on_table, last=grants)
+    identity.remember_columns(connection, source.name)
 
 
 def _check_feature_view(

@@ -23,7 +23,7 @@ from pgoutlier.db.sql.statements import compose, one, run, run_dicts
 from pgoutlier.db.tables import JsonObject
 
 _SELECT = compose(
-    "SELECT s.id, s.definition, md5(s.definition::text) AS digest, s.recipe,"
+    "SELECT s.id, s.definition, jsonb_hash_extended(s.definition, 0) AS digest, s.recipe,"
     " s.attached_xid, s.last_problem, s.promotion, s.columns_filled_at,"
     " s.migration, {columns}"
     " FROM outlier.sources s{joins}",
@@ -73,6 +73,7 @@ def _source(row: dict[str, Any]) -> Source:
         table_problem=problem,
         migration=row["migration"],
         digest=row["digest"],
+        columns_digest=found.columns_digest or 0,
     )
 
 
@@ -145,6 +146,7 @@ def attach(
         run_ddl(connection, definition, statements)
     except (errors.DuplicateTable, errors.DuplicateFunction) as error:
         raise _taken(definition.name, first_line(error)) from None
+    identity.remember_columns(connection, definition.name)
     # Again, for CREATE OR REPLACE leaves the owner of what was put there meanwhile.
     _refuse_foreign(connection, definition)
     return True
@@ -213,6 +215,7 @@ def _attach_again(
     installation.repair(
         connection, definition, columns, on_table=[*changes, *for_rows], last=[*grants, *of_queue]
     )
+    identity.remember_columns(connection, source.name)
     # Last, for a sweep that is under way waits for it and holds the table.
     changing.begin_upkeep_anew(connection, source.id, other_keys=False)
 

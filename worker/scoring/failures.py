@@ -7,7 +7,7 @@ import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from pgoutlier.db.errors import PgoutlierError, TableReplaced, first_line
+from pgoutlier.db.errors import KeysTooLong, PgoutlierError, TableReplaced, first_line
 from pgoutlier.db.scoring import quarantine, queue
 from pgoutlier.db.scoring.quarantine import Entry
 from pgoutlier.db.scoring.queue import Claim
@@ -111,7 +111,7 @@ def _blame_rows(
     text = sentence(error)
     attempts = claim.attempts + 1
     log.warning("batch_failed", source=source.name, n_keys=claim.n_keys, attempt=attempts, error=text)
-    if claim.n_keys > 1 and attempts >= settings.max_attempts:
+    if claim.n_keys > 1 and (attempts >= settings.max_attempts or isinstance(error, KeysTooLong)):
         queue.bisect(connection, source.definition, claim.queue_ids, error=text)
     elif attempts < settings.max_attempts or not _quarantined(connection, source, claim, text):
         queue.postpone(

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
+from pgoutlier.db.scoring import unreadable
 from pgoutlier.db.settings import Settings
 from pgoutlier.worker.runtime import Runtime, make_runtime
 from pgoutlier.worker.upkeep import maintenance
@@ -77,6 +78,32 @@ def test_a_key_that_no_table_of_ours_can_hold_holds_up_no_other_row(user: User, 
     assert len(table.scored()) == 300
     assert [len(key) for key in table.queued()] == [400_000]
     assert "index row" in table.keys("SELECT last_error FROM outlier.queue_t")[0]
+
+
+@pytest.mark.postgres18
+def test_one_long_key_takes_no_memory_for_all_rows_beside_it(
+    user: User, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys of a batch are padded to the longest one."""
+    user.execute("CREATE TABLE t (id text PRIMARY KEY, x float8)")
+    table = attach_table(user, runtime, relation="t", key="id", features="x")
+    table.promote()
+    user.execute(
+        "INSERT INTO t SELECT CASE WHEN i = 17 THEN repeat('b', 200000) ELSE 'k' || i END, 1"
+        " FROM generate_series(1, 2000) i"
+    )
+    sizes = []
+    read = unreadable.read
+
+    def read_and_measure(*args: Any, **options: Any) -> Any:
+        result = read(*args, **options)
+        sizes.append(result[1].keys.nbytes)
+        return result
+
+    monkeypatch.setattr(unreadable, "read", read_and_measure)
+    assert table.drain().n_scored == 2_000
+    assert table.queued() == []
+    assert max(sizes) < 160_000_000
 
 
 # -- housekeeping

@@ -223,3 +223,9 @@ def test_shortened_names_fit_and_can_be_printed(name: str) -> None:
     text = draw.shortened(name)
     assert len(text) <= 20
     assert text.isprintable()
+
+
+def test_a_name_of_a_million_characters_is_cut_before_anything_else_is_done_with_it() -> None:
+    """Else this test does not end."""
+    text = draw.shortened("\u0301\n" * 500_000)
+    assert len(text) <= 20
