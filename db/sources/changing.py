@@ -111,15 +111,6 @@ def adopt(
     table = catalog.inspect(connection, definition.relation)
     _check_feature_view(connection, source, definition, table.oid)
     grants = installation.view_grants(connection, source.definition)
-    end_jobs(connection, source, "the table was replaced")
-    run(connection, "DELETE FROM outlier.quarantine WHERE source_id = %s", (source.id,))
-    run(
-        connection,
-        # Rows that are there already are left to a job.
-        "UPDATE outlier.sources SET relation = %s::oid, definition = %s, last_problem = NULL, columns_filled_at = NULL,"
-        " attached_xid = pg_current_xact_id()::text::bigint WHERE id = %s",
-        (table.oid, Jsonb(definition.model_dump(mode="json")), source.id),
-    )
     old = source.definition
     # Earlier scores can be of the same rows, but not under keys of another kind, and no more can verdicts.
     same_kind = rekeying.keeps_order(old.key, definition.key)
@@ -130,6 +121,15 @@ def adopt(
             " 'the table was replaced by one with another key' FROM outlier.current_verdicts c WHERE c.source = %s",
             (old.name,),
         )
+    end_jobs(connection, source, "the table was replaced")
+    run(connection, "DELETE FROM outlier.quarantine WHERE source_id = %s", (source.id,))
+    run(
+        connection,
+        # Rows that are there already are left to a job.
+        "UPDATE outlier.sources SET relation = %s::oid, definition = %s, last_problem = NULL, columns_filled_at = NULL,"
+        " attached_xid = pg_current_xact_id()::text::bigint WHERE id = %s",
+        (table.oid, Jsonb(definition.model_dump(mode="json")), source.id),
+    )
     emptied = [
         ours(kind, source.name)
         for kind in ("scores", "shadow_scores", "queue", *([] if same_kind else ["score_history"]))

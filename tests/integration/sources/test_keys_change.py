@@ -73,7 +73,7 @@ def test_a_key_of_other_columns_is_refused_and_adopted(orders: Table) -> None:
     user = orders.user
     user.execute("ALTER TABLE orders DROP CONSTRAINT orders_pkey, ADD PRIMARY KEY (id)")
     with pytest.raises(
-        SourceError, match="kept under a key of type integer; .* pgoutlier adopt orders --key id"
+        SourceError, match=r"kept under a key of type integer; .* pgoutlier adopt orders --key id"
     ):
         attach_table(user, orders.runtime, relation="orders", features="x,y")
     done = attaching.adopt(orders.runtime, "orders", key="id")
