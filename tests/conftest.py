@@ -19,7 +19,7 @@ from pgoutlier.db.embedded import ServerKit
 from pgoutlier.db.engine import make_engine
 from pgoutlier.db.settings import Settings
 from pgoutlier.worker.runtime import Runtime, make_runtime
-from tests.servers import POSTGRES_15, Postgres, running_postgres, scratch_folder
+from tests.servers import POSTGRES_15, TEMPLATE, Postgres, running_postgres, scratch_folder
 from tests.support import Table, make_table
 
 Connect = Callable[..., psycopg.Connection[Any]]
@@ -101,10 +101,19 @@ def broker_url(scratch: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def database_url(postgres: Postgres) -> Iterator[str]:
-    """A fresh, migrated database."""
-    with postgres.database() as url:
+def database_url(postgres: Postgres, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A fresh, migrated database, with the table of transactions in it where the test uses that."""
+    attached = "transactions" in request.fixturenames
+    template = postgres.template("attached", _attach_transactions) if attached else TEMPLATE
+    with postgres.database(template=template) as url:
         yield url
+
+
+def _attach_transactions(database_url: str) -> None:
+    runtime = make_runtime(_settings(database_url), application_name="tests")
+    with psycopg.connect(database_url, autocommit=True) as user:
+        make_table(user, runtime)
+    runtime.engine.dispose()
 
 
 @pytest.fixture
@@ -123,6 +132,10 @@ def environment(database_url: str, broker_url: str) -> dict[str, str]:
 @pytest.fixture
 def settings(database_url: str) -> Settings:
     """Small delays, no pictures. No broker: nothing that uses these settings sends messages."""
+    return _settings(database_url)
+
+
+def _settings(database_url: str) -> Settings:
     return Settings(
         _env_file=None,
         database_url=database_url,
@@ -184,4 +197,4 @@ def role(user: psycopg.Connection[Any]) -> Iterator[str]:
 @pytest.fixture
 def transactions(user: psycopg.Connection[Any], runtime: Runtime) -> Table:
     """A table of card transactions with three features and a text column, empty and attached."""
-    return make_table(user, runtime)
+    return Table(user, runtime, "transactions")
