@@ -131,6 +131,7 @@ def running_postgres(folder: Path, bin_dir: Path | None, **settings: int | str) 
         postgres = Postgres(kit, bin_dir or embedded.postgres_binary("psql").parent)
         with psycopg.connect(postgres.url("postgres"), autocommit=True) as connection:
             connection.execute("ALTER SYSTEM SET fsync = off")
+            connection.execute("ALTER SYSTEM SET full_page_writes = off")
             connection.execute("SELECT pg_reload_conf()")
             for name, value in settings.items():
                 connection.execute(
