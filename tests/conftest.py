@@ -20,7 +20,7 @@ from pgoutlier.db.engine import make_engine
 from pgoutlier.db.settings import Settings
 from pgoutlier.worker.runtime import Runtime, make_runtime
 from tests.servers import POSTGRES_15, TEMPLATE, Postgres, running_postgres, scratch_folder
-from tests.support import Table, make_table
+from tests.support import Table, make_table, quick_settings, sessions_on
 
 Connect = Callable[..., psycopg.Connection[Any]]
 
@@ -101,19 +101,25 @@ def broker_url(scratch: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def database_url(postgres: Postgres, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A fresh, migrated database, with the table of transactions in it where the test uses that."""
+def template(postgres: Postgres, request: pytest.FixtureRequest) -> str:
+    """What the test's database is a copy of: a migrated one, with the table of transactions where the test uses it.
+
+    Modules have templates of their own, where many tests begin with the same.
+    """
     attached = "transactions" in request.fixturenames
-    template = postgres.template("attached", _attach_transactions) if attached else TEMPLATE
+    return postgres.template("attached", _attach_transactions) if attached else TEMPLATE
+
+
+@pytest.fixture
+def database_url(postgres: Postgres, template: str) -> Iterator[str]:
+    """A fresh, migrated database."""
     with postgres.database(template=template) as url:
         yield url
 
 
 def _attach_transactions(database_url: str) -> None:
-    runtime = make_runtime(_settings(database_url), application_name="tests")
-    with psycopg.connect(database_url, autocommit=True) as user:
+    with sessions_on(database_url) as (user, runtime):
         make_table(user, runtime)
-    runtime.engine.dispose()
 
 
 @pytest.fixture
@@ -131,19 +137,8 @@ def environment(database_url: str, broker_url: str) -> dict[str, str]:
 
 @pytest.fixture
 def settings(database_url: str) -> Settings:
-    """Small delays, no pictures. No broker: nothing that uses these settings sends messages."""
-    return _settings(database_url)
-
-
-def _settings(database_url: str) -> Settings:
-    return Settings(
-        _env_file=None,
-        database_url=database_url,
-        broker_url="redis://no.broker.invalid:1/0",
-        retry_base_seconds=0.05,
-        drain_budget_seconds=60,
-        training_reports=False,
-    )
+    """Of a runtime on this test's database."""
+    return quick_settings(database_url)
 
 
 @pytest.fixture
