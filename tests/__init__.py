@@ -1,4 +1,4 @@
-"""Tests. As many processes run them as there are cores, so each, and what it starts, computes with one thread."""
+"""Tests. More processes than cores run them, so each, and what it starts, computes with one thread."""
 
 import os
 

@@ -83,6 +83,11 @@ def postgres(request: pytest.FixtureRequest) -> Postgres:
     return server
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Half as many processes again as there are cores: some tests wait for processes while others compute."""
+    return max(2, (os.cpu_count() or 1) * 3 // 2)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "postgres" in metafunc.fixturenames:
         servers = ["pg18"] if metafunc.definition.get_closest_marker("postgres18") else ["pg18", "pg15"]
