@@ -19,7 +19,7 @@ STAMP := $(VENV)/.installed
 # Type checker and import contracts find packages by folder: links to ours, inside one named as they are imported.
 LINKS := .links/pgoutlier
 
-.PHONY: help demo test bench bench-data bench-detection lock format clean install docs
+.PHONY: help demo test .types .tests bench bench-data bench-detection lock format clean install docs
 
 help:  ## list what make can do
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -40,8 +40,14 @@ $(LINKS): setup.py
 test: $(STAMP) $(LINKS)  ## linter, formatter, types, import contracts, tests (ARGS="-k name" goes to pytest)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(MAKE) --no-print-directory -j2 .types .tests
+
+# The first check of types takes as long as a hundred tests, so the tests do not wait for it.
+.types:
 	@$(BIN)/mypy
 	@cd .links && $(abspath $(BIN))/lint-imports --config ../pyproject.toml --cache-dir ../.import_linter_cache
+
+.tests:
 	@$(BIN)/python -m pytest -n logical --dist worksteal $(ARGS)
 
 bench: $(STAMP)  ## measure speed and memory; prints a table and one line of JSON

@@ -19,8 +19,8 @@ from pgoutlier.db.embedded import ServerKit
 from pgoutlier.db.engine import make_engine
 from pgoutlier.db.settings import Settings
 from pgoutlier.worker.runtime import Runtime, make_runtime
-from tests.servers import POSTGRES_15, Postgres, running_postgres, scratch_folder
-from tests.support import Table, make_table
+from tests.servers import POSTGRES_15, TEMPLATE, Postgres, running_postgres, scratch_folder
+from tests.support import Table, make_table, quick_settings, sessions_on
 
 Connect = Callable[..., psycopg.Connection[Any]]
 
@@ -83,6 +83,11 @@ def postgres(request: pytest.FixtureRequest) -> Postgres:
     return server
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Half as many processes again as there are cores: some tests wait for processes while others compute."""
+    return max(2, (os.cpu_count() or 1) * 3 // 2)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "postgres" in metafunc.fixturenames:
         servers = ["pg18"] if metafunc.definition.get_closest_marker("postgres18") else ["pg18", "pg15"]
@@ -101,10 +106,25 @@ def broker_url(scratch: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def database_url(postgres: Postgres) -> Iterator[str]:
+def template(postgres: Postgres, request: pytest.FixtureRequest) -> str:
+    """What the test's database is a copy of: a migrated one, with the table of transactions where the test uses it.
+
+    Modules have templates of their own, where many tests begin with the same.
+    """
+    attached = "transactions" in request.fixturenames
+    return postgres.template("attached", _attach_transactions) if attached else TEMPLATE
+
+
+@pytest.fixture
+def database_url(postgres: Postgres, template: str) -> Iterator[str]:
     """A fresh, migrated database."""
-    with postgres.database() as url:
+    with postgres.database(template=template) as url:
         yield url
+
+
+def _attach_transactions(database_url: str) -> None:
+    with sessions_on(database_url) as (user, runtime):
+        make_table(user, runtime)
 
 
 @pytest.fixture
@@ -122,15 +142,8 @@ def environment(database_url: str, broker_url: str) -> dict[str, str]:
 
 @pytest.fixture
 def settings(database_url: str) -> Settings:
-    """Small delays, no pictures. No broker: nothing that uses these settings sends messages."""
-    return Settings(
-        _env_file=None,
-        database_url=database_url,
-        broker_url="redis://no.broker.invalid:1/0",
-        retry_base_seconds=0.05,
-        drain_budget_seconds=60,
-        training_reports=False,
-    )
+    """Of a runtime on this test's database."""
+    return quick_settings(database_url)
 
 
 @pytest.fixture
@@ -184,4 +197,4 @@ def role(user: psycopg.Connection[Any]) -> Iterator[str]:
 @pytest.fixture
 def transactions(user: psycopg.Connection[Any], runtime: Runtime) -> Table:
     """A table of card transactions with three features and a text column, empty and attached."""
-    return make_table(user, runtime)
+    return Table(user, runtime, "transactions")

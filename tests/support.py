@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from pgoutlier.db.errors import SourceError
+from pgoutlier.db.settings import Settings
 from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import attach, sources
 from pgoutlier.db.sources.attach import AttachRequest
@@ -21,7 +23,7 @@ from pgoutlier.detector import Detector, Recipe, expected_arrays, recipe_named
 from pgoutlier.detector.recipes import FixedThreshold, Layer, Standardise
 from pgoutlier.models_store import registry
 from pgoutlier.models_store.registry import TrainingWindow
-from pgoutlier.worker.runtime import Runtime
+from pgoutlier.worker.runtime import Runtime, make_runtime
 from pgoutlier.worker.scoring import draining
 from pgoutlier.worker.scoring.draining import DrainResult
 from pgoutlier.worker.sources import attaching
@@ -109,6 +111,27 @@ class Table:
 
     def promote(self, detector: Detector | None = None) -> int:
         return make_champion(self.runtime, self.source, detector)
+
+
+def quick_settings(database_url: str) -> Settings:
+    """Small delays, no pictures. No broker: nothing that uses these settings sends messages."""
+    return Settings(
+        _env_file=None,
+        database_url=database_url,
+        broker_url="redis://no.broker.invalid:1/0",
+        retry_base_seconds=0.05,
+        drain_budget_seconds=60,
+        training_reports=False,
+    )
+
+
+@contextmanager
+def sessions_on(database_url: str) -> Iterator[tuple[Connection, Runtime]]:
+    """A session of the user's and a runtime, both closed at the end, as a template needs."""
+    runtime = make_runtime(quick_settings(database_url), application_name="tests")
+    with psycopg.connect(database_url, autocommit=True) as user:
+        yield user, runtime
+    runtime.engine.dispose()
 
 
 def make_table(user: Connection, runtime: Runtime) -> Table:

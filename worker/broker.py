@@ -29,6 +29,13 @@ class Channel(redis.Channel):  # type: ignore[misc]
             raise ConnectionError("the channel to the broker was closed")
         return super().basic_publish(*args, **options)
 
+    def maybe_refresh_binding_expiry(self) -> None:
+        """Called every second. Kombu would log each refusal with a traceback, and try again all the same."""
+        try:
+            super().maybe_refresh_binding_expiry()
+        except self.ResponseError as error:
+            log.warning("broker_unavailable", error=str(error))
+
     def _brpop_read(self, **options: Any) -> bool | None:
         try:
             return bool(super()._brpop_read(**options))

@@ -27,6 +27,7 @@ from pgoutlier.worker.runtime import runtime, stop
 from pgoutlier.worker.warming import warm_up
 
 _ARENA_MAX = -8  # M_ARENA_MAX of malloc.h
+_CHILDREN_SECONDS = 0.1
 
 
 @setup_logging.connect
@@ -64,6 +65,17 @@ def _scores_in_threads(worker: Any) -> bool:
     """Processes would each have to get ready for themselves."""
     takes = worker.app.amqp.queues.consume_from
     return "score" in takes and worker.pool_cls.__module__ == "celery.concurrency.thread"
+
+
+@worker_ready.connect
+def _replace_children_at_once(sender: Any, **_: Any) -> None:
+    """A train worker's next task need not wait for the child that will work on it.
+
+    Celery looks for ended children when the pipe of one closes, most often a moment before the kernel says that it has
+    ended, and by itself every five seconds only.
+    """
+    if sender.pool.__module__ == "celery.concurrency.prefork" and sender.hub is not None:
+        sender.hub.call_repeatedly(_CHILDREN_SECONDS, sender.pool.maintain_pool)
 
 
 @beat_init.connect

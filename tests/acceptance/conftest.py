@@ -23,6 +23,7 @@ from tests.acceptance.stack import (
     errors_of,
     quick_recipe,
 )
+from tests.support import until
 
 # Where a shell runs the tests in the background they ignore Ctrl-C, and so would what they start and mean to end by it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -119,6 +120,26 @@ def live_table(shared_servers: Servers, live: Stack, detectors: Sequence[Detecto
     yield made
     assert all(process.alive() for process in live.processes)
     assert errors_of(live, made.name) == []
+    shared_servers.detach_all()
+
+
+@pytest.fixture(scope="module")
+def up(shared_servers: Servers) -> Iterator[Stack]:
+    """`pgoutlier up`, the one process of its stack, which runs through the tests of a module."""
+    for stack in _on(shared_servers):
+        stack.start("up", "pgoutlier.worker.cli", "up")
+        yield stack
+
+
+@pytest.fixture
+def up_table(shared_servers: Servers, up: Stack, detectors: Sequence[Detector]) -> Iterator[Table]:
+    """A table there, of which a row has been scored, once beat is ready and the others have said something."""
+    made = _scored_table(shared_servers, up, detectors[0])
+    made.insert(1)
+    until(made.drained, "a row is scored")
+    said = up.processes[0].output
+    until(lambda: all(word in said() for word in ("score | ", "train | ", "beat_ready")), "each has started")
+    yield made
     shared_servers.detach_all()
 
 

@@ -140,7 +140,12 @@ class Stack:
         return self.start("listener", "pgoutlier.worker.cli", "listener", ready_sign="listening", **settings)
 
     def beat(self, **settings: object) -> Started:
-        return self.start("beat", "celery", "-A", "pgoutlier.worker", "beat", "-l", "INFO", **settings)
+        return self.start(
+            "beat",
+            *("celery", "-A", "pgoutlier.worker", "beat", "-l", "INFO"),
+            ready_sign="beat_ready",
+            **settings,
+        )
 
     def command(self, *arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
         """Run `pgoutlier` to its end."""

@@ -15,7 +15,8 @@ from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.versions import versions
 from tests import cookbook
 from tests.cookbook import ANALYSTS, OPERATORS, PAGE, SHOP, SHOWN, Rows
-from tests.support import Table, attach_table, make_detector, register
+from tests.servers import Postgres
+from tests.support import Table, attach_table, make_detector, register, sessions_on
 
 ROWS = """
 INSERT INTO shop.payments (id, customer, amount, items, online, is_fraud) VALUES
@@ -37,27 +38,38 @@ INSERT INTO outlier.verdicts (source, key, verdict, created_by) VALUES
 """
 
 
+def watch_the_shop(database_url: str) -> None:
+    """Attach the payments, with a champion and a challenger, and somebody who is told of what is flagged."""
+    with sessions_on(database_url) as (user, runtime):
+        user.execute(SHOP)
+        table = attach_table(
+            user,
+            runtime,
+            relation="shop.payments",
+            key="id",
+            features="amount,items,online,hour(paid_at)",
+            time="paid_at",
+            entity="customer",
+            label="is_fraud",
+        )
+        # Standardised and bounded as its detector is, only an amount of hundreds gives such an error.
+        names = table.source.definition.feature_names
+        table.promote(make_detector(names, threshold=5_000.0))
+        challenger = register(runtime, table.source, make_detector(names, threshold=-1.0))
+        versions.challenge(runtime, "payments", challenger, reason="test")
+        versions.tag(runtime, "payments", challenger, "eager")
+        webhook_control.set_webhook(runtime, "payments", "https://alerts.example.com/flagged")
+
+
+@pytest.fixture
+def template(postgres: Postgres) -> str:
+    return postgres.template("shop", watch_the_shop)
+
+
 @pytest.fixture
 def payments(user: psycopg.Connection[Any], runtime: Runtime) -> Table:
     """Five scored rows, three of them flagged, one in quarantine, and one that waits in the queue; four verdicts."""
-    user.execute(SHOP)
-    table = attach_table(
-        user,
-        runtime,
-        relation="shop.payments",
-        key="id",
-        features="amount,items,online,hour(paid_at)",
-        time="paid_at",
-        entity="customer",
-        label="is_fraud",
-    )
-    # Standardised and bounded as its detector is, only an amount of hundreds gives such an error.
-    names = table.source.definition.feature_names
-    table.promote(make_detector(names, threshold=5_000.0))
-    challenger = register(runtime, table.source, make_detector(names, threshold=-1.0))
-    versions.challenge(runtime, "payments", challenger, reason="test")
-    versions.tag(runtime, "payments", challenger, "eager")
-    webhook_control.set_webhook(runtime, "payments", "https://alerts.example.com/flagged")
+    table = Table(user, runtime, "payments")
     user.execute(ROWS)
     table.drain()
     user.execute(

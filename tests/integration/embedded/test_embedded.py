@@ -19,6 +19,7 @@ import pytest
 
 from pgoutlier.db import embedded
 from pgoutlier.db.embedded import EmbeddedServerError, ForeignFolderError, ServerKit
+from tests.servers import scratch_folder
 
 POSTGRES_15 = Path("/usr/lib/postgresql/15/bin")
 REPOSITORY = Path(__file__).parents[3]
@@ -30,10 +31,9 @@ START = (
 
 @pytest.fixture(scope="module")
 def scratch() -> Iterator[Path]:
-    """A folder that other accounts can pass through, as pytest's own is not: root's servers need that."""
-    with tempfile.TemporaryDirectory(prefix="pgo-", dir="/tmp", ignore_cleanup_errors=True) as path:
-        Path(path).chmod(0o711)
-        yield Path(path)
+    """Of this module alone, which copies programs there."""
+    with scratch_folder() as path:
+        yield path
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pgoutlier.db.source.labels import LabelValue
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.training import training
 from tests.integration.conftest import Run
-from tests.support import attach_table, refusal
+from tests.support import attach_table, plain_recipe, refusal
 
 User = psycopg.Connection[Any]
 
@@ -41,7 +41,8 @@ def test_labels_are_compared_by_meaning(
     )
     for value in [*fraud, *normal, "NULL"]:
         user.execute(f"INSERT INTO t (x, label) SELECT random(), {value} FROM generate_series(1, 200)")
-    attach_table(user, runtime, relation="t", features="x", label="label")
+    recipe = plain_recipe(epochs=1, early_stopping=None)
+    attach_table(user, runtime, recipe=recipe, relation="t", features="x", label="label")
     done = training.train(runtime, "t")
     assert done.left_out == {"labelled_fraud": 200 * len(fraud)}
     assert done.n_rows == 200 * (len(normal) + 1)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pgoutlier.db.errors import SourceError
 from pgoutlier.worker.runtime import Runtime
 from tests.integration.conftest import Run
-from tests.support import Table, attach_table, detach_table, quote
+from tests.servers import TEMPLATE, Postgres
+from tests.support import Table, attach_table, detach_table, quote, sessions_on
 
 User = psycopg.Connection[Any]
 Connect = Callable[..., User]
@@ -37,17 +38,27 @@ FREE = {
 }
 
 
+def make_pay(database_url: str) -> None:
+    with sessions_on(database_url) as (user, runtime):
+        user.execute(
+            "CREATE TYPE kind AS ENUM ('a', 'b'); CREATE TABLE pay (gone int, id int PRIMARY KEY, amount float8,"
+            " hour float8, note text, at timestamptz DEFAULT now(), kind kind); ALTER TABLE pay DROP gone"
+        )
+        table = attach_table(user, runtime, relation="pay", key="id", features="amount,hour", time="at")
+        table.promote()
+        user.execute("INSERT INTO pay SELECT i, i, 24 - i, 'x' FROM generate_series(1, 20) i")
+        table.drain()
+
+
+@pytest.fixture
+def template(postgres: Postgres, request: pytest.FixtureRequest) -> str:
+    return postgres.template("pay", make_pay) if "pay" in request.fixturenames else TEMPLATE
+
+
 @pytest.fixture
 def pay(user: User, runtime: Runtime) -> Table:
-    user.execute(
-        "CREATE TYPE kind AS ENUM ('a', 'b'); CREATE TABLE pay (gone int, id int PRIMARY KEY, amount float8,"
-        " hour float8, note text, at timestamptz DEFAULT now(), kind kind); ALTER TABLE pay DROP gone"
-    )
-    table = attach_table(user, runtime, relation="pay", key="id", features="amount,hour", time="at")
-    table.promote()
-    user.execute("INSERT INTO pay SELECT i, i, 24 - i, 'x' FROM generate_series(1, 20) i")
-    table.drain()
-    return table
+    """Twenty scored rows."""
+    return Table(user, runtime, "pay")
 
 
 @pytest.fixture
