@@ -160,8 +160,8 @@ def time_index_name(source_name: str) -> str:
 
 
 def time_index(source: SourceDefinition) -> sql.Composed:
-    """The statement that makes it. Scores lie about in the order in which they were made, so a block of pages does for
-    an entry, and writing them costs nothing that can be measured (decision 0031)."""
+    """The statement that makes it. Scores lie about in the order in which they were made, so that an entry for a block
+    of pages is enough, and writing it is hardly seen in a drain (decision 0031)."""
     return compose(
         "CREATE INDEX {name} ON {scores} USING brin (scored_at)",
         name=identifier(time_index_name(source.name)),
