@@ -29,7 +29,8 @@ def attach(
     key: Annotated[
         str | None,
         typer.Option(
-            help="Its unique key column: smallint, integer, bigint, uuid or text. Default: its primary key."
+            help="Its unique key, one column (smallint, integer, bigint, uuid, text) or up to four, apart by commas, also"
+            " timestamptz, timestamp and date. Default: its primary key."
         ),
     ] = None,
     features: Annotated[

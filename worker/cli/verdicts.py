@@ -51,6 +51,8 @@ def label(
 
     Many at once: pgoutlier label payments --csv chargebacks.csv
 
+    A key of several columns is a word for each, or JSON: pgoutlier label payments '[7, "2026-01-31"]' fraud
+
     A key that begins with a minus, and no digit behind it, goes after two dashes: pgoutlier label payments -- -a normal
     """
     if csv is not None:
@@ -110,7 +112,9 @@ def _bar(source: str, file: BinaryIO, n_bytes: int | None) -> Iterator[Callable[
 
 def verdicts(
     source: SourceName,
-    key: Annotated[str | None, typer.Option(help="Only those of the row with this key.")] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Only those of the row with this key; of several columns as JSON.")
+    ] = None,
     history: Annotated[
         bool, typer.Option("--history", help="Also what was replaced or withdrawn since.")
     ] = False,
