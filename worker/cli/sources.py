@@ -29,7 +29,7 @@ def attach(
     key: Annotated[
         str | None,
         typer.Option(
-            help="Its unique key, one column (smallint, integer, bigint, uuid, text) or up to four, apart by commas, also"
+            help="Its unique key: smallint, integer, bigint, uuid or text; or up to four columns, apart by commas, also"
             " timestamptz, timestamp and date. Default: its primary key."
         ),
     ] = None,
