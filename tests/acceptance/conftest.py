@@ -15,6 +15,7 @@ from pgoutlier.db import embedded
 from pgoutlier.detector import Detector, fit
 from tests.acceptance.stack import (
     COLUMNS,
+    KEYS,
     N_FEATURES,
     Servers,
     Stack,
@@ -169,8 +170,16 @@ def mortal_table(mortal_servers: Servers, mortal: Stack, detectors: Sequence[Det
     assert all(process.alive() for process in mortal.processes)
 
 
-def _scored_table(servers: Servers, stack: Stack, detector: Detector) -> Table:
-    made = servers.table(stack)
+@pytest.fixture(params=KEYS)
+def keyed_table(
+    request: pytest.FixtureRequest, shared_servers: Servers, stack: Stack, detectors: Sequence[Detector]
+) -> Table:
+    """The same with each kind of key."""
+    return _scored_table(shared_servers, stack, detectors[0], key=request.param)
+
+
+def _scored_table(servers: Servers, stack: Stack, detector: Detector, *, key: str = "id") -> Table:
+    made = servers.table(stack, key=key)
     made.register(detector)
     made.audit()
     return made

@@ -234,11 +234,12 @@ class Stack:
 
 @dataclass
 class Table:
-    """An attached table of random rows: id, f0 .. f5."""
+    """An attached table of random rows: id, f0 .. f5. id_in_ours: what holds the id in our tables."""
 
     stack: Stack
     name: str
     source: Source
+    id_in_ours: str = "key"
 
     def insert(
         self, n_rows: int, *, connection: psycopg.Connection[tuple[object, ...]] | None = None
@@ -285,7 +286,7 @@ class Table:
                 CREATE TABLE audit_{self.name} (key bigint, what text, backend integer);
                 CREATE FUNCTION audit_{self.name}() RETURNS trigger LANGUAGE plpgsql AS $$
                 BEGIN
-                    INSERT INTO audit_{self.name} SELECT n.key, TG_OP, pg_backend_pid() FROM new_rows n;
+                    INSERT INTO audit_{self.name} SELECT n.{self.id_in_ours}, TG_OP, pg_backend_pid() FROM new_rows n;
                     RETURN NULL;
                 END $$;
                 CREATE TRIGGER audit_insert AFTER INSERT ON outlier.scores_{self.name}
@@ -309,7 +310,7 @@ class Table:
             str(
                 self.stack.one(
                     f"SELECT count(*) FROM {self.name} t WHERE NOT EXISTS"
-                    f" (SELECT FROM outlier.scores_{self.name} s WHERE s.key = t.id)"
+                    f" (SELECT FROM outlier.scores_{self.name} s WHERE s.{self.id_in_ours} = t.id)"
                 )
             )
         )
@@ -326,7 +327,7 @@ class Table:
         n_rows = self.n_rows
         with self.stack.connect() as connection:
             counts = connection.execute(
-                f"SELECT count(*), count(DISTINCT key) FROM outlier.scores_{self.name}".encode()
+                f"SELECT count(*), count(DISTINCT {self.id_in_ours}) FROM outlier.scores_{self.name}".encode()
             ).fetchone()
             writes = connection.execute(
                 f"SELECT key, count(*) FROM audit_{self.name} GROUP BY key HAVING count(*) <> 1".encode()
@@ -369,6 +370,23 @@ class Table:
         return np.array(stored).ravel(), detector.score(rows.matrix[np.argsort(keys)]).reconstruction_error
 
 
+# Keys of tables: further columns of them, and what follows the columns.
+KEYS = {
+    "id": ("", ""),
+    "tenant,id": ("tenant integer NOT NULL DEFAULT (random() * 20)::integer,", ""),
+    "id,at": (
+        "at timestamptz NOT NULL DEFAULT timestamptz '2026-01-01 00:00+00' + random() * interval '360 days',",
+        "PARTITION BY RANGE (at);"
+        + ";".join(
+            f" CREATE TABLE {{name}}_{month} PARTITION OF {{name}} FOR VALUES FROM"
+            f" (timestamptz '2026-01-01 00:00+00' + interval '{30 * month} days')"
+            f" TO (timestamptz '2026-01-01 00:00+00' + interval '{30 * month + 30} days')"
+            for month in range(13)
+        ),
+    ),
+}
+
+
 @dataclass
 class Servers:
     """A pair of servers with the schema in place."""
@@ -406,17 +424,21 @@ class Servers:
         logs = Path(tempfile.mkdtemp(prefix="logs-", dir=self.scratch))
         return Stack(self.kit, logs, self.runtime, dict(self.environment))
 
-    def table(self, stack: Stack) -> Table:
-        """A new attached table."""
+    def table(self, stack: Stack, *, key: str = "id") -> Table:
+        """A new attached table. key: one of KEYS."""
         self.n_tables += 1
         name = f"t{self.n_tables}"
+        declared, after = KEYS[key]
         with stack.connect() as connection:
             columns = ", ".join(f"{column} double precision" for column in COLUMNS)
             connection.execute(
-                f"CREATE TABLE {name} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, {columns})".encode()
+                f"CREATE TABLE {name} (id bigint GENERATED ALWAYS AS IDENTITY, {columns}, {declared}"
+                f" PRIMARY KEY ({key})) {after.replace('{name}', name)}".encode()
             )
-        request = AttachRequest(relation=name, key="id", features=",".join(COLUMNS))
-        return Table(stack, name, attaching.attach(self.runtime, request, quick_recipe()).source)
+        request = AttachRequest(relation=name, key=key, features=",".join(COLUMNS))
+        source = attaching.attach(self.runtime, request, quick_recipe()).source
+        names = dict(zip(source.definition.key.columns, source.definition.key.names, strict=True))
+        return Table(stack, name, source, names["id"])
 
     def detach_all(self) -> None:
         for source in listing.every(self.runtime):

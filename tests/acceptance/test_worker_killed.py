@@ -19,9 +19,10 @@ N_KILLS = 5
 
 @pytest.mark.timeout(400)
 def test_killing_workers_at_random_moments_scores_every_row_once(
-    stack: Stack, table: Table, detectors: tuple[Detector, Detector]
+    stack: Stack, keyed_table: Table, detectors: tuple[Detector, Detector]
 ) -> None:
-    """By the champion, and by the challenger in the same transaction."""
+    """By the champion, and by the challenger in the same transaction; whatever the key is."""
+    table = keyed_table
     table.challenge(detectors[1])
     moments = random.Random(20260301)
     workers = [_worker(stack, number) for number in range(2)]
