@@ -28,6 +28,7 @@ def write(table: Table, n_rows: int, done: threading.Event) -> None:
         try:
             with table.stack.connect() as connection:
                 table.insert(min(left, sizes.choice((1, 1, 1, 50, 1_000, 3_000))), connection=connection)
+            time.sleep(0.2)
         except psycopg.Error:
             time.sleep(0.1)
     done.set()
@@ -57,7 +58,7 @@ class Chaos:
             self._workers.append(self._stack.score_worker(f"score{number}", batch_rows=2_000))
 
     def strike(self) -> None:
-        kind = self._moments.choices(tuple(self.n), weights=(6, 6, 1, 1))[0]
+        kind = self._moments.choices(tuple(self.n), weights=(4, 4, 1, 1))[0]
         self.n[kind] += 1
         if kind == "worker":
             self._moments.choice(self._workers).kill()
