@@ -78,11 +78,13 @@ def joined(
     if way == "by_first":
         return compose(
             "{queue} q JOIN {t} t ON {column} OPERATOR(pg_catalog.=) ANY ({array}){p}"
-            # A sublink that is compared once more stays a hash table, where the planner would else join.
-            " AND (({theirs}) OPERATOR(pg_catalog.=) ANY (SELECT {ours} FROM {queue} q CROSS JOIN LATERAL {keys}"
-            " WHERE q.id OPERATOR(pg_catalog.=) ANY (%(ids)s))) IS TRUE",
+            # A sublink that is compared once more stays a hash table, where the planner would else join. With the queue
+            # row: a key may stand in one claimed row, and its value of this column in another, of another change.
+            " AND ((q.id, {theirs}) OPERATOR(pg_catalog.=) ANY (SELECT c.id, {ours} FROM {queue} c"
+            " CROSS JOIN LATERAL {of_claimed} WHERE c.id OPERATOR(pg_catalog.=) ANY (%(ids)s))) IS TRUE",
             theirs=key.theirs("t"),
             ours=key.ours("w"),
+            of_claimed=key.unnested("c", "w"),
             **parts,
         )
     if way == "in_groups":

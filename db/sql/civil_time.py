@@ -1,7 +1,8 @@
 """Times as PostgreSQL counts them, and as the text that stands for them in a key.
 
 PostgreSQL counts microseconds (dates: days) from 2000-01-01, in the proleptic Gregorian calendar, from 4713 BC to the
-year 294276 (https://www.postgresql.org/docs/current/datatype-datetime.html), more than Python's datetime holds.
+year 294276 (dates: 5874897; https://www.postgresql.org/docs/current/datatype-datetime.html), more than Python's
+datetime holds.
 The text is that of to_jsonb under TimeZone UTC: no setting of a session changes it.
 """
 
@@ -10,12 +11,16 @@ from __future__ import annotations
 import re
 
 _DAY = 86_400_000_000
+# The first one that there is, and the one behind the last: IS_VALID_DATE and IS_VALID_TIMESTAMP in PostgreSQL's
+# src/include/datatype/timestamp.h.
+_DATES = range(-2_451_545, 2_145_031_949)
+_TIMES = range(-2_451_545 * _DAY, 106_751_983 * _DAY)
 _SPECIAL = {"infinity": 1, "-infinity": -1}
 # From the first of March of the year 0 to 2000-01-01: years that begin in March end with the leap day.
 _MARCH_OF_YEAR_0 = 730_425
 _DAYS_IN_400_YEARS = 146_097
 _TEXT = re.compile(
-    r"\s*(?P<year>\d{4,6})-(?P<month>\d\d)-(?P<day>\d\d)"
+    r"\s*(?P<year>\d{4,7})-(?P<month>\d\d)-(?P<day>\d\d)"
     r"(?:[T ](?P<hour>\d\d):(?P<minute>\d\d)(?::(?P<second>\d\d)(?:\.(?P<fraction>\d{1,6}))?)?)?"
     r"\s*(?P<zone>Z|[+-]\d\d(?::?\d\d)?)?(?P<before_christ>\s+BC)?\s*",
     re.ASCII | re.IGNORECASE,
@@ -62,15 +67,23 @@ def canonical(text: str, kind: str) -> str:
     if kind == "date" and parts["hour"] is not None:
         raise ValueError(f"write it as {form}")
     year = int(parts["year"])
+    if year == 0:
+        raise ValueError("there is no year 0")
     days = _days(1 - year if parts["before_christ"] else year, int(parts["month"]), int(parts["day"]))
     if kind == "date":
-        return to_text(days, kind)
+        return to_text(_within(days, _DATES), kind)
     hour, minute, second = (int(parts[name] or 0) for name in ("hour", "minute", "second"))
     if hour > 23 or minute > 59 or second > 59:
         raise ValueError("there is no such time of day")
     seconds = (hour * 60 + minute) * 60 + second - _offset(parts["zone"])
     microseconds = int((parts["fraction"] or "").ljust(6, "0"))
-    return to_text(days * _DAY + seconds * 1_000_000 + microseconds, kind)
+    return to_text(_within(days * _DAY + seconds * 1_000_000 + microseconds, _TIMES), kind)
+
+
+def _within(count: int, there_are: range) -> int:
+    if count not in there_are:
+        raise ValueError("PostgreSQL has no time so far away")
+    return count
 
 
 def _offset(zone: str | None) -> int:

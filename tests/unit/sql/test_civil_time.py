@@ -22,7 +22,7 @@ def test_a_moment_is_read_as_it_is_written(count: int, kind: str) -> None:
     assert civil_time.canonical(text, kind) == text
 
 
-@given(st.integers(-2_451_545, 107_483_000))
+@given(st.integers(-2_451_545, 2_145_031_948))
 def test_a_date_is_read_as_it_is_written(days: int) -> None:
     text = civil_time.to_text(days, "date")
     assert civil_time.canonical(text, "date") == text
@@ -48,6 +48,10 @@ def test_a_moment_is_one_text_in_every_zone(moment: datetime) -> None:
         ("2026-02-30", "date", "no such day"),
         ("2026-13-01", "date", "no such day"),
         ("2026-01-31 24:00", "timestamp", "no such time of day"),
+        ("0000-01-31", "date", "no year 0"),
+        ("294277-01-01", "timestamp", "no time so far away"),
+        ("4714-11-24 00:00+00:01 BC", "timestamptz", "no time so far away"),
+        ("5874898-01-01", "date", "no time so far away"),
         ("31.1.2026", "date", "write it as 2026-01-31"),
         ("", "timestamptz", "write it as"),
     ],
