@@ -32,7 +32,8 @@ _KEY_TYPES = {
 class ColumnInfo:
     """A column and its type as format_type prints it without a modifier, domains resolved to their base.
 
-    is_written: pgoutlier made it, and writes it (db.scoring.write_back).
+    is_written: pgoutlier made it, and writes it (db.scoring.write_back). loose_collation: of a text, where that
+    takes texts that differ for equal.
     """
 
     name: str
@@ -40,6 +41,7 @@ class ColumnInfo:
     not_null: bool
     is_virtual: bool = False
     is_written: bool = False
+    loose_collation: str | None = None
 
     @property
     def feature_kind(self) -> str | None:
@@ -119,7 +121,9 @@ def inspect(connection: Connection, relation: Relation) -> RelationInfo:
         " WHERE t.typtype = 'd')"
         " SELECT a.attname AS name, a.attnotnull AS not_null, a.attgenerated = 'v' AS is_virtual,"
         " coalesce(starts_with(col_description(a.attrelid, a.attnum), %s), false) AS is_written,"
-        " format_type(t.oid, NULL) AS type_name"
+        " format_type(t.oid, NULL) AS type_name,"
+        " (SELECT c.collname::text FROM pg_collation c WHERE c.oid = a.attcollation AND NOT c.collisdeterministic)"
+        " AS loose_collation"
         " FROM pg_attribute a JOIN base b ON b.domain = a.atttypid JOIN pg_type t ON t.oid = b.oid AND t.typtype <> 'd'"
         " WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
         (oid, WRITTEN_MARK, oid),
@@ -145,6 +149,7 @@ def inspect(connection: Connection, relation: Relation) -> RelationInfo:
                 c["not_null"],
                 c["is_virtual"],
                 is_written=c["is_written"] and c["name"] in WRITTEN_COLUMNS,
+                loose_collation=c["loose_collation"],
             )
             for c in columns
         },

@@ -67,6 +67,11 @@ def _check(table: RelationInfo, column: ColumnInfo, *, alone: bool) -> None:
         raise SourceError(
             f"The key {name} has type {column.type_name}; a key is smallint, integer, bigint, uuid{times} or text."
         )
+    if column.loose_collation is not None:
+        raise SourceError(
+            f"The key {name} has the collation {display(column.loose_collation)}, which takes different texts for"
+            " equal, as no key of ours does; name another key, or give it a deterministic collation."
+        )
     if not column.not_null:
         raise SourceError(
             f"The key {name} may be NULL; declare it: ALTER TABLE {table.relation} ALTER COLUMN {name} SET NOT NULL;"

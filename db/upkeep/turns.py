@@ -76,9 +76,11 @@ def n_rows(connection: Connection, relation: Relation) -> int:
     return int(
         one(
             connection,
-            "SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint FROM to_regclass(%s) r (oid), pg_class c"
-            " WHERE c.relkind = 'r' AND (c.oid = r.oid OR c.oid IN (SELECT relid FROM pg_partition_tree(r.oid)))",
-            (as_text(relation.sql()),),
+            # The partitions once, and not for each relation of the database. A table without any is in no tree.
+            "SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint FROM pg_class c WHERE c.relkind = 'r'"
+            " AND c.oid IN (SELECT to_regclass(%(table)s)::oid"
+            " UNION ALL SELECT relid FROM pg_partition_tree(to_regclass(%(table)s)))",
+            {"table": as_text(relation.sql())},
         )
     )
 

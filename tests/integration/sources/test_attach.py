@@ -184,6 +184,20 @@ def test_an_index_that_does_not_make_every_key_unique_is_not_enough(
     assert "a is not unique in public.t" in refusal(runtime, relation="t", key="a", features="x")
 
 
+@pytest.mark.parametrize("key", ["a", "n,a"], ids=["single", "of several"])
+def test_a_key_in_which_different_texts_are_equal_is_refused(user: User, runtime: Runtime, key: str) -> None:
+    try:
+        user.execute(
+            "CREATE COLLATION any_case (provider = icu, locale = 'und-u-ks-level2', deterministic = false)"
+        )
+    except psycopg.errors.FeatureNotSupported:
+        pytest.skip("this server has no ICU, and so no such collation")
+    user.execute("CREATE DOMAIN name AS varchar(9) COLLATE any_case")
+    user.execute(f"CREATE TABLE t (n int, a public.name, x float8, PRIMARY KEY ({key}))".encode())
+    said = refusal(runtime, relation="t", key=key, features="x")
+    assert said.startswith("The key a has the collation any_case, which takes different texts for equal")
+
+
 def test_a_temporary_table_is_refused(user: User, runtime: Runtime) -> None:
     with runtime.engine.begin() as connection:
         connection.exec_driver_sql("CREATE TEMPORARY TABLE t (id int PRIMARY KEY, x float8)")

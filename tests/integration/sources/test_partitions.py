@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pgoutlier.db.scoring import claimed_rows, queue
+from pgoutlier.db.upkeep import turns
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.upkeep import maintenance
 from tests.conftest import Connect
@@ -164,3 +165,13 @@ def test_partitions_are_made_attached_detached_and_dropped_while_rows_are_writte
     assert payments.rows(
         "SELECT (SELECT count(*) FROM outlier.scores_payments) = (SELECT count(*) FROM payments)"
     ) == [(True,)]
+
+
+def test_rows_of_partitions_are_estimated_by_looking_the_partitions_up_once(payments: Table) -> None:
+    insert(payments.user, 1, 100, months=(2, 3))
+    payments.user.execute("ANALYZE payments_2, payments_3")
+    with payments.runtime.engine.begin() as connection, plans(connection) as found:
+        assert turns.n_rows(connection, payments.source.definition.relation) == 200
+    [plan] = [text for text in found if "reltuples" in text]
+    assert "pg_partition_tree" in plan
+    assert "SubPlan" not in plan  # which would be run for each relation of the database
