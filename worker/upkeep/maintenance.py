@@ -42,6 +42,8 @@ def sweep(
     """
     with runtime.engine.begin() as connection:
         source = sources.at_work(connection, source_name)
+        if not whole and not locks.try_hold(connection, turns.SWEEP, source.id):
+            return 0
         # Before anything is looked at: what comes meanwhile is new to the next look.
         newest = sweeping.newest(connection, source.definition)
     task = Task(
