@@ -13,7 +13,7 @@ from math import prod
 from typing import Literal
 
 from psycopg import sql
-from sqlalchemy import Connection
+from sqlalchemy import URL, Connection
 
 from pgoutlier.db.scoring.queue import KEYS_PER_QUEUE_ROW, Claim
 from pgoutlier.db.source.definition import SourceDefinition
@@ -114,12 +114,12 @@ def _same_but(key: Key, place: int) -> sql.Composable:
     )
 
 
-_known: dict[tuple[str, SourceDefinition], tuple[float, Layout]] = {}
+_known: dict[tuple[URL, SourceDefinition], tuple[float, Layout]] = {}
 
 
 def _layout(connection: Connection, source: SourceDefinition) -> Layout:
     """Looked at anew from time to time, as tables grow: any of them finds the same rows."""
-    now, which = time.monotonic(), (str(connection.engine.url), source)
+    now, which = time.monotonic(), (connection.engine.url, source)
     until, layout = _known.get(which, (0.0, Layout()))
     if now < until:
         return layout

@@ -20,6 +20,7 @@ from pgoutlier.db.errors import JobError, ModelError, SourceError
 from pgoutlier.db.jobs import jobs
 from pgoutlier.db.jobs.jobs import JobFigures
 from pgoutlier.db.sql import key_ranges
+from pgoutlier.db.sql.keys import Key
 from pgoutlier.detector import exceeds
 from pgoutlier.worker.jobs import job_control, job_work
 from pgoutlier.worker.jobs.job_control import Started
@@ -583,8 +584,10 @@ def test_every_text_key_is_in_one_range_and_no_other(
     (job,) = text_keys.execute(
         "INSERT INTO outlier.jobs (source_id, kind) SELECT id, 'backfill' FROM outlier.sources RETURNING id"
     ).fetchone() or (0,)
-    text_keys.execute(key_ranges.plan(sql.SQL("k.k"), sql.SQL("k WHERE true")), {"job": job, "size": size})
-    within = key_ranges.within(sql.SQL("k.k"), "text")
+    key = Key(("k",), ("text",))
+    planned = key_ranges.plan(key, key.theirs_as_ours("k"), sql.SQL("k WHERE true"))
+    text_keys.execute(planned, {"job": job, "size": size})
+    within = key_ranges.within(key, "k", of_row=True)
     found = []
     for row in text_keys.execute("SELECT first_key, last_key, n_keys FROM outlier.job_ranges").fetchall():
         part = text_keys.execute(

@@ -118,8 +118,10 @@ def test_a_sweep_goes_where_another_of_the_source_is_under_way(
     other.execute("LOCK TABLE transactions IN ACCESS EXCLUSIVE MODE")
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(maintenance.sweep, transactions.runtime, "transactions")
-        until(lambda: waits(transactions.user), "the first sweep waits for the table")
-        assert maintenance.sweep(transactions.runtime, "transactions") == 0
-        assert not first.done()
-        other.rollback()
+        try:
+            until(lambda: waits(transactions.user), "the first sweep waits for the table")
+            assert maintenance.sweep(transactions.runtime, "transactions") == 0
+            assert not first.done()
+        finally:
+            other.rollback()
         assert first.result() == 3

@@ -131,7 +131,7 @@ def test_a_score_of_one_row_makes_no_plan_that_the_next_of_many_suffers_from(
     source = transactions.source
     made = {
         "history": [*history_objects.table(source.definition), *history_objects.trigger(source.definition)],
-        "notices": notice_objects.create(source.name),
+        "notices": notice_objects.create(source.definition),
     }[follower]
     user = transactions.user
     for statement in made:

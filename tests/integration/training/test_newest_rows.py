@@ -95,7 +95,8 @@ def test_a_span_begins_at_the_smallest_number_there_is(user: User, runtime: Runt
     assert span is not None
     with runtime.engine.begin() as connection:
         statement = compose(
-            "SELECT count(*) FROM public.payments t WHERE {there}", there=span.has(compose("t.id"), kind)
+            "SELECT count(*) FROM public.payments t WHERE {there}",
+            there=span.has(table.source.definition.key.in_theirs("t")),
         )
         assert one(connection, statement) == 1
 
