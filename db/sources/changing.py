@@ -12,7 +12,7 @@ from pgoutlier.db.errors import SourceError, first_line
 from pgoutlier.db.source import catalog, identity
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sql import key_types
-from pgoutlier.db.sql.identifiers import SCHEMA, Relation, identifier, ours
+from pgoutlier.db.sql.identifiers import SCHEMA, Relation, as_argument, identifier, ours
 from pgoutlier.db.sql.statements import compose, run
 
 # Scores whose rows are looked for under another key, to see that the keys are the same.
@@ -26,7 +26,7 @@ def rekey(connection: Connection, source: Source, definition: SourceDefinition) 
     same with the queue, to be run last. Raises SourceError if the keys cannot be the same ones.
     """
     old, new = source.definition, definition.key.type_shown
-    anew = f"to score all rows anew under it: pgoutlier adopt {source.name} --key {definition.key.shown}"
+    anew = f"to score all rows anew under it: pgoutlier adopt {source.name} --key {as_argument(definition.key.columns)}"
     if not rekeying.can_be_cast(old.key, definition.key):
         raise SourceError(
             f"The keys of {source.name} are of type {old.key.type_shown}, and scores cannot be kept under a key of type"

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from pgoutlier.db.errors import SourceError
 from pgoutlier.db.source import catalog
 from pgoutlier.db.source.catalog import ColumnInfo, RelationInfo
-from pgoutlier.db.sql.identifiers import display, parse_identifiers
+from pgoutlier.db.sql.identifiers import as_argument, display, parse_identifiers
 from pgoutlier.db.sql.key_types import KEY_TYPES
 from pgoutlier.db.sql.keys import MOST_COLUMNS
 
@@ -51,12 +51,12 @@ def _check_unique(connection: Connection, table: RelationInfo, names: list[str])
     if longer is not None:
         raise SourceError(
             f"{what} only part of the key of {table.relation}{why}; take all of it: --key"
-            f" {','.join(map(display, longer))}"
+            f" {as_argument(longer)}"
         )
     whole = [*names, *by]
     raise SourceError(
         f"{what} not unique in {table.relation}{why}; declare a key, and name it with --key"
-        f" {','.join(map(display, whole))}: ALTER TABLE {table.relation} ADD UNIQUE ({_list(whole)});"
+        f" {as_argument(whole)}: ALTER TABLE {table.relation} ADD UNIQUE ({_list(whole)});"
     )
 
 

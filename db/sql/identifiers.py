@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +51,11 @@ def display(identifier: str) -> str:
     if re.fullmatch(r"[a-z_][a-z0-9_$]*", identifier) and identifier not in _RESERVED:
         return identifier
     return '"' + identifier.replace('"', '""') + '"'
+
+
+def as_argument(identifiers: Iterable[str]) -> str:
+    """Identifiers as one argument of a command: a shell would take the quotes of SQL for its own."""
+    return shlex.quote(",".join(map(display, identifiers)))
 
 
 def split_identifiers(text: str, separator: str) -> list[str]:

@@ -159,6 +159,14 @@ def test_what_is_wrong_is_said(shop: Runtime, request_changes: dict[str, Any], s
             "TABLE t (a int, x float8, PRIMARY KEY (a, x)) PARTITION BY RANGE (x)",
             "take all of it: --key a,x",
         ),
+        (
+            'TABLE t (a int, "B" int, x float8, PRIMARY KEY (a, "B"))',
+            """take all of it: --key 'a,"B"'""",
+        ),
+        (
+            """TABLE t (a int, "it's" int, x float8) PARTITION BY LIST ("it's")""",
+            """with --key 'a,"it'"'"'s"': ALTER TABLE public.t ADD UNIQUE (a, "it's");""",
+        ),
     ],
 )
 def test_what_cannot_be_watched_is_refused(shop: Runtime, definition: str, sentence: str) -> None:
