@@ -5,6 +5,8 @@ A look goes through what is new since the last one, which an index finds, and th
 
 from __future__ import annotations
 
+from typing import Literal
+
 from psycopg import sql
 from sqlalchemy import Connection
 
@@ -111,11 +113,13 @@ def enter_new(connection: Connection, source: Source, since: str) -> tuple[int, 
     Returns (how many, the key to go on behind, or None).
     """
     definition = source.definition
-    if definition.key.rises:
+    by = _by(connection, definition)
+    # Of a key of several columns the text is JSON. What was noted the other way says nothing any more.
+    if by is None or (not definition.key.is_single and (by == "key") != since.startswith("[")):
+        return 0, None
+    if by == "key":
         stretch = turns.next_stretch(connection, keys_of(definition), since, n_keys=turns.KEYS_PER_STRETCH)
         return enter(connection, source, stretch), stretch.up_to
-    if not _by_time(connection, definition):
-        return 0, None
     moment = compose("t.{time}", time=identifier(definition.time_column or ""))
     rows = compose(
         "SELECT {key} FROM {rows} AND {moment} >= {since} AND {newer} ORDER BY {order} LIMIT {at_most}",
@@ -140,10 +144,11 @@ def newest(connection: Connection, source: SourceDefinition) -> str | None:
     """The key, or the time, behind which all but the last rows of now will be; None where there are few, or nothing
     tells which are the last."""
     order: sql.Composable
-    if source.key.rises:
+    by = _by(connection, source)
+    if by == "key":
         key = source.key.in_theirs("t")
         found, known, order = key.text(), key.are_known(), key.listed(descending=True)
-    elif _by_time(connection, source):
+    elif by == "time":
         time = identifier("t", source.time_column or "")
         found, known = compose("{t}::text", t=time), compose("{t} IS NOT NULL", t=time)
         order = catalog.newest_first(connection, source.relation, source.time_column or "", "t")
@@ -159,6 +164,16 @@ def newest(connection: Connection, source: SourceDefinition) -> str | None:
     )
     last: str | None = one(connection, statement)
     return last
+
+
+def _by(connection: Connection, source: SourceDefinition) -> Literal["key", "time"] | None:
+    """What says which rows are new: the key, where it is one number; else the time, where an index leads with it; else
+    the key again, where its first column is a number."""
+    if source.key.rises and source.key.is_single:
+        return "key"
+    if _by_time(connection, source):
+        return "time"
+    return "key" if source.key.rises else None
 
 
 def _by_time(connection: Connection, source: SourceDefinition) -> bool:

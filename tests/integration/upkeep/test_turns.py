@@ -143,6 +143,31 @@ def test_rows_that_come_in_order_of_time_are_new_by_an_index_on_it(user: User, r
     assert sweep(table) == 50
 
 
+def test_under_a_key_of_several_columns_what_is_new_is_told_by_time_once_an_index_leads_with_it(
+    user: User, runtime: Runtime
+) -> None:
+    user.execute(
+        "CREATE TABLE transactions (tenant int, id int, amount float8, at timestamptz, PRIMARY KEY (tenant, id))"
+    )
+    table = attach_table(user, runtime, relation="transactions", features="amount", time="at")
+    new = "INSERT INTO transactions SELECT i % 9, {n} + i, 1, clock_timestamp() FROM generate_series(1, {rows}) i"
+    score = (
+        "INSERT INTO outlier.scores_transactions"
+        " (key_1, key_2, change_id, reconstruction_error, model_version, flagged)"
+        " SELECT tenant, id, 1, 1, 1, false FROM transactions ON CONFLICT DO NOTHING"
+    )
+    past_the_triggers(table, new.format(n=0, rows=900))
+    user.execute(score)
+    sweep(table)
+    past_the_triggers(table, new.format(n=1_000, rows=90))
+    assert sweep(table) < 90  # those of the last tenants, and those whose turn it is
+    user.execute(score)
+    user.execute("TRUNCATE outlier.queue_transactions; CREATE INDEX ON transactions (at)")
+    sweep(table)
+    past_the_triggers(table, new.format(n=2_000, rows=90))
+    assert sweep(table) == 90
+
+
 def test_the_longer_ago_the_last_look_was_the_more_a_look_goes_through(
     thousand: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
