@@ -18,29 +18,7 @@ down_revision = "0013"
 branch_labels = None
 depends_on = None
 
-_RENAMED_BEFORE = """
-CREATE OR REPLACE FUNCTION outlier.renamed(definition jsonb, relation regclass, numbers jsonb) RETURNS jsonb
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $outlier$
-DECLARE
-    names jsonb;
-BEGIN
-    SELECT coalesce(jsonb_object_agg(n.key, a.attname), '{}') INTO names FROM jsonb_each_text(numbers) n
-    JOIN pg_attribute a ON a.attrelid = relation AND a.attnum = n.value::integer AND NOT a.attisdropped;
-    SELECT definition || jsonb_build_object('relation_schema', n.nspname, 'relation_name', c.relname) INTO definition
-    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = relation;
-    definition := definition || (
-        SELECT coalesce(jsonb_object_agg(r, names -> (definition ->> r)), '{}')
-        FROM unnest('{key_column,time_column,entity_column,label_column}'::text[]) r WHERE names ? (definition ->> r));
-    IF definition ->> 'feature_view_name' IS NULL THEN
-        definition := jsonb_set(definition, '{features}', (
-            SELECT jsonb_agg(CASE WHEN names ->> (f ->> 'column') <> f ->> 'column' THEN f || jsonb_build_object(
-                'column', names -> (f ->> 'column'), 'known_as', coalesce(f ->> 'known_as', f ->> 'column'))
-                ELSE f END ORDER BY place)
-            FROM jsonb_array_elements(definition -> 'features') WITH ORDINALITY e (f, place)));
-    END IF;
-    RETURN definition;
-END
-$outlier$"""
+# {further}: what is new of it.
 _RENAMED = """
 CREATE OR REPLACE FUNCTION outlier.renamed(definition jsonb, relation regclass, numbers jsonb) RETURNS jsonb
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $outlier$
@@ -54,14 +32,7 @@ BEGIN
     definition := definition || (
         SELECT coalesce(jsonb_object_agg(r, names -> (definition ->> r)), '{}')
         FROM unnest('{key_column,time_column,entity_column,label_column}'::text[]) r WHERE names ? (definition ->> r));
-    IF definition ? 'further_key_columns' THEN
-        definition := jsonb_set(definition, '{further_key_columns}', (
-            SELECT coalesce(jsonb_agg(k || CASE WHEN names ? (k ->> 'column')
-                                                THEN jsonb_build_object('column', names -> (k ->> 'column'))
-                                                ELSE '{}' END ORDER BY place), '[]')
-            FROM jsonb_array_elements(definition -> 'further_key_columns') WITH ORDINALITY e (k, place)));
-    END IF;
-    IF definition ->> 'feature_view_name' IS NULL THEN
+{further}    IF definition ->> 'feature_view_name' IS NULL THEN
         definition := jsonb_set(definition, '{features}', (
             SELECT jsonb_agg(CASE WHEN names ->> (f ->> 'column') <> f ->> 'column' THEN f || jsonb_build_object(
                 'column', names -> (f ->> 'column'), 'known_as', coalesce(f ->> 'known_as', f ->> 'column'))
@@ -71,64 +42,22 @@ BEGIN
     RETURN definition;
 END
 $outlier$"""
+_FURTHER = """    IF definition ? 'further_key_columns' THEN
+        definition := jsonb_set(definition, '{further_key_columns}', (
+            SELECT coalesce(jsonb_agg(k || CASE WHEN names ? (k ->> 'column')
+                                                THEN jsonb_build_object('column', names -> (k ->> 'column'))
+                                                ELSE '{}' END ORDER BY place), '[]')
+            FROM jsonb_array_elements(definition -> 'further_key_columns') WITH ORDINALITY e (k, place)));
+    END IF;
+"""
 
-_WITH_NAMES_BEFORE = """
-CREATE OR REPLACE FUNCTION outlier.with_names(statement text, relation regclass, definition jsonb, taken text[])
-RETURNS text LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $outlier$
-DECLARE
-    place constant text := 't[.]"outlier:shown" AS "outlier:shown"|(r|o|NEW|OLD)[.]"outlier:shown"'
-                           '|"outlier:(schema|relation|key|time|entity|label|quote|feature [0-9]+)"';
-    quote constant text := '$outlier_' || replace(gen_random_uuid()::text, '-', '') || '$';
-    columns text[];
-    shown text;
-    other text;
-    found text;
-    written text;
-    made text := '';
-BEGIN
-    SELECT array_agg(a.attname::text ORDER BY a.attnum) INTO columns FROM pg_attribute a
-    WHERE a.attrelid = relation AND a.attnum > 0 AND NOT a.attisdropped
-        AND NOT (a.attname IN ('reconstruction_error', 'flagged')
-                 AND starts_with(coalesce(col_description(a.attrelid, a.attnum), ''), 'Written by pgoutlier'));
-    FOREACH found IN ARRAY columns LOOP
-        other := found;
-        WHILE other = ANY (taken) OR (other <> found AND other = ANY (columns)) LOOP
-            other := 'source_' || other;
-        END LOOP;
-        shown := concat_ws(', ', shown, format('t.%I AS %I', found, other));
-    END LOOP;
-    WHILE regexp_instr(statement, place) > 0 LOOP
-        found := regexp_substr(statement, place);
-        made := made || left(statement, regexp_instr(statement, place) - 1);
-        statement := substr(statement, regexp_instr(statement, place) + length(found));
-        IF found LIKE 't.%' THEN
-            written := shown;
-        ELSIF found LIKE '%.%' THEN
-            written := (SELECT string_agg(format('%s.%I', split_part(found, '.', 1), c), ', ' ORDER BY p)
-                        FROM unnest(columns) WITH ORDINALITY u (c, p));
-        ELSIF found = '"outlier:quote"' THEN
-            written := quote;
-        ELSIF found LIKE '%feature%' THEN
-            written := quote_ident(
-                definition -> 'features' -> regexp_substr(found, '[0-9]+')::integer ->> 'column');
-        ELSE
-            found := trim(BOTH '"' FROM substr(found, 10));
-            written := quote_ident(
-                definition ->> CASE WHEN found IN ('schema', 'relation')
-                                    THEN replace('relation_' || found, 'relation_relation', 'relation_name')
-                                    ELSE found || '_column' END);
-        END IF;
-        made := made || written;
-    END LOOP;
-    RETURN made || statement;
-END
-$outlier$"""
+# {place}, {filled}: what is new of it.
 _WITH_NAMES = """
 CREATE OR REPLACE FUNCTION outlier.with_names(statement text, relation regclass, definition jsonb, taken text[])
 RETURNS text LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $outlier$
 DECLARE
     place constant text := 't[.]"outlier:shown" AS "outlier:shown"|(r|o|NEW|OLD)[.]"outlier:shown"'
-                           '|"outlier:(schema|relation|key|time|entity|label|quote|feature [0-9]+|key [0-9]+)"';
+                           '|"outlier:(schema|relation|key|time|entity|label|quote|feature [0-9]+{place})"';
     quote constant text := '$outlier_' || replace(gen_random_uuid()::text, '-', '') || '$';
     columns text[];
     shown text;
@@ -162,10 +91,7 @@ BEGIN
         ELSIF found LIKE '%feature%' THEN
             written := quote_ident(
                 definition -> 'features' -> regexp_substr(found, '[0-9]+')::integer ->> 'column');
-        ELSIF found LIKE '"outlier:key %' THEN
-            written := quote_ident(definition -> 'further_key_columns'
-                                   -> regexp_substr(found, '[0-9]+')::integer - 1 ->> 'column');
-        ELSE
+{filled}        ELSE
             found := trim(BOTH '"' FROM substr(found, 10));
             written := quote_ident(
                 definition ->> CASE WHEN found IN ('schema', 'relation')
@@ -177,6 +103,11 @@ BEGIN
     RETURN made || statement;
 END
 $outlier$"""
+_PLACE = "|key [0-9]+"
+_FILLED = """        ELSIF found LIKE '"outlier:key %' THEN
+            written := quote_ident(definition -> 'further_key_columns'
+                                   -> regexp_substr(found, '[0-9]+')::integer - 1 ->> 'column');
+"""
 
 _CHECK_BEFORE = """
 CREATE OR REPLACE FUNCTION outlier.check_verdict() RETURNS trigger
@@ -278,9 +209,14 @@ $function$
 """
 
 
+def _make(function: str) -> None:
+    op.get_bind().exec_driver_sql(function.replace("%", "%%"))
+
+
 def upgrade() -> None:
-    for function in (_RENAMED, _WITH_NAMES, _CHECK):
-        op.get_bind().exec_driver_sql(function.replace("%", "%%"))
+    _make(_RENAMED.replace("{further}", _FURTHER))
+    _make(_WITH_NAMES.replace("{place}", _PLACE).replace("{filled}", _FILLED))
+    _make(_CHECK)
 
 
 def downgrade() -> None:
@@ -298,5 +234,6 @@ def downgrade() -> None:
         )
     # The program of before knows no such field.
     op.execute("UPDATE outlier.sources SET definition = definition - 'further_key_columns'")
-    for function in (_RENAMED_BEFORE, _WITH_NAMES_BEFORE, _CHECK_BEFORE):
-        op.get_bind().exec_driver_sql(function.replace("%", "%%"))
+    _make(_RENAMED.replace("{further}", ""))
+    _make(_WITH_NAMES.replace("{place}", "").replace("{filled}", ""))
+    _make(_CHECK_BEFORE)
