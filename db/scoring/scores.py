@@ -193,9 +193,7 @@ def _upsert(
 
 
 def _key_parameters(key: Key, keys: key_types.Keys) -> dict[str, Any]:
-    """The keys as one array a column; those of several columns as they came, so that nothing is made of each row."""
-    if key.is_single:
-        return {"keys": key.to_parameters(keys)}
+    """The keys as one array a column; but for texts as they came, so that nothing is made of each row."""
     return {
         name: key_types.to_values(part, kind) if kind == "text" else wire.Array(key_types.OIDS[kind], part)
         for name, kind, part in zip(key.array_names, key.types, key.parts(keys), strict=True)
