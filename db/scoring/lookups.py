@@ -16,6 +16,7 @@ from psycopg import sql
 from sqlalchemy import URL, Connection
 
 from pgoutlier.db.scoring.queue import KEYS_PER_QUEUE_ROW, Claim
+from pgoutlier.db.source import catalog
 from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.sql import key_types
 from pgoutlier.db.sql.identifiers import Relation, as_literal, identifier, ours
@@ -132,15 +133,8 @@ def _layout(connection: Connection, source: SourceDefinition) -> Layout:
 
 def _look(connection: Connection, source: SourceDefinition) -> Layout:
     key, table = source.key, as_text(source.relation.sql())
-    strategies = run(
-        connection,
-        "SELECT a.attname::text, bool_and(p.partstrat = 'r') FROM pg_partition_tree(to_regclass(%s)) t"
-        " JOIN pg_partitioned_table p ON p.partrelid = t.relid"
-        " CROSS JOIN LATERAL unnest(p.partattrs::smallint[]) k (attnum)"
-        " JOIN pg_attribute a ON a.attrelid = t.relid AND a.attnum = k.attnum GROUP BY 1",
-        (table,),
-    ).fetchall()
-    by = tuple((key.columns.index(name), ranged) for name, ranged in strategies if name in key.columns)
+    columns = catalog.partition_columns(connection, source.relation)
+    by = tuple((key.columns.index(name), ranged) for name, ranged in columns.items() if name in key.columns)
     if key.is_single:
         return Layout(partitioned_by=by)
     found = run(
@@ -182,48 +176,50 @@ def _partitions(
     connection: Connection, source: SourceDefinition, claim: Claim, layout: Layout
 ) -> sql.Composable:
     """AND and a condition on rows t, of constants, that all claimed rows meet; nothing without partitions."""
-    key, conditions = source.key, []
-    for place, ranged in layout.partitioned_by:
-        column = identifier("k", key.names[place])
-        parts = {
-            "c": column,
-            "in_order": compose("{c}::text", c=column) if key.types[place] == "uuid" else column,
-            "keys": compose(
-                "FROM {queue} q, {keys} WHERE q.id = ANY (%(ids)s)",
-                queue=ours("queue", source.name),
-                keys=key.unnested("q"),
-            ),
-            "most": sql.Literal(_FEW_VALUES + 1),
-            "theirs": identifier("t", key.columns[place]),
-            "type": key_types.scalar_type(key.types[place]),
-            "array": key_types.array_type(key.types[place]),
-        }
-        ids = {"ids": claim.queue_ids}
-        values: list[str] = []
-        is_text = key.types[place] == "text"
-        if claim.n_keys <= _FEW_VALUES or is_text or not ranged:
-            distinct = compose("SELECT DISTINCT {c}::text {keys} LIMIT {most}", **parts)
-            values = [value for (value,) in run(connection, distinct, ids).fetchall()]
+    conditions = [
+        _partition(connection, source, claim, place, ranged=ranged) for place, ranged in layout.partitioned_by
+    ]
+    return sql.SQL("").join(condition for condition in conditions if condition is not None)
+
+
+def _partition(
+    connection: Connection, source: SourceDefinition, claim: Claim, place: int, *, ranged: bool
+) -> sql.Composable | None:
+    """The same of the column at this place of the key; None where its values tell nothing."""
+    key, kind = source.key, source.key.types[place]
+    column = identifier("k", key.names[place])
+    parts = {
+        "c": column,
+        "in_order": compose("{c}::text", c=column) if kind == "uuid" else column,
+        "keys": compose(
+            "FROM {queue} q, {keys} WHERE q.id = ANY (%(ids)s)",
+            queue=ours("queue", source.name),
+            keys=key.unnested("q"),
+        ),
+        "theirs": identifier("t", key.columns[place]),
+        "type": key_types.scalar_type(kind),
+        "array": key_types.array_type(kind),
+    }
+    ids = {"ids": claim.queue_ids}
+    # Which texts lie between two of them depends on the collation of the user's column.
+    by_ends = ranged and kind != "text"
+    if claim.n_keys <= _FEW_VALUES or not by_ends:
+        most = sql.Literal(_FEW_VALUES + 1)
+        distinct = compose("SELECT DISTINCT {c}::text {keys} LIMIT {most}", most=most, **parts)
+        values = [value for (value,) in run(connection, distinct, ids).fetchall()]
         if 0 < len(values) <= _FEW_VALUES:
             few = as_literal(values)
-            conditions.append(
-                compose(" AND {theirs} OPERATOR(pg_catalog.=) ANY ({few}::{array})", few=few, **parts)
-            )
-            continue
-        if is_text:  # which texts lie between two of them depends on the collation of the user's column
-            continue
-        ends = run(
-            connection, compose("SELECT min({in_order})::text, max({in_order})::text {keys}", **parts), ids
-        )
-        first, last = ends.fetchone() or (None, None)
-        if first is not None:
-            conditions.append(
-                compose(
-                    " AND {theirs} OPERATOR(pg_catalog.>=) {first}::{type}"
-                    " AND {theirs} OPERATOR(pg_catalog.<=) {last}::{type}",
-                    first=as_literal(first),
-                    last=as_literal(last),
-                    **parts,
-                )
-            )
-    return sql.SQL("").join(conditions)
+            return compose(" AND {theirs} OPERATOR(pg_catalog.=) ANY ({few}::{array})", few=few, **parts)
+    if kind == "text":
+        return None
+    ends = compose("SELECT min({in_order})::text, max({in_order})::text {keys}", **parts)
+    first, last = run(connection, ends, ids).fetchone() or (None, None)
+    if first is None:
+        return None
+    return compose(
+        " AND {theirs} OPERATOR(pg_catalog.>=) {first}::{type}"
+        " AND {theirs} OPERATOR(pg_catalog.<=) {last}::{type}",
+        first=as_literal(first),
+        last=as_literal(last),
+        **parts,
+    )

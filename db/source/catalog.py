@@ -230,18 +230,17 @@ def family(connection: Connection, table: RelationInfo) -> tuple[Relation | None
     return found[0], found[1]
 
 
-def partition_columns(connection: Connection, table: RelationInfo) -> list[str]:
-    """The columns that a table is partitioned by, on any level; none of an ordinary table."""
-    if table.kind != "p":
-        return []
+def partition_columns(connection: Connection, relation: Relation) -> dict[str, bool]:
+    """The columns that a table is partitioned by, on any level, and whether each is a range; none if it is not."""
     found = run(
         connection,
-        "SELECT a.attname::text FROM pg_partition_tree(%s::oid) t JOIN pg_partitioned_table p ON p.partrelid = t.relid"
+        "SELECT a.attname::text, bool_and(p.partstrat = 'r') FROM pg_partition_tree(to_regclass(%s)) t"
+        " JOIN pg_partitioned_table p ON p.partrelid = t.relid"
         " CROSS JOIN LATERAL unnest(p.partattrs::smallint[]) k (attnum)"
         " JOIN pg_attribute a ON a.attrelid = t.relid AND a.attnum = k.attnum GROUP BY 1 ORDER BY min(t.level), 1",
-        (table.oid,),
+        (as_text(relation.sql()),),
     )
-    return [name for (name,) in found.fetchall()]
+    return dict(found.fetchall())
 
 
 def role_with_hidden_rows(connection: Connection, table: RelationInfo) -> str | None:

@@ -43,7 +43,7 @@ def _check_unique(connection: Connection, table: RelationInfo, names: list[str])
     if any(set(unique) <= set(names) for unique in table.unique_columns):
         return
     what = f"{_list(names)} {'is' if len(names) == 1 else 'are'}"
-    by = [name for name in catalog.partition_columns(connection, table) if name not in names]
+    by = [name for name in catalog.partition_columns(connection, table.relation) if name not in names]
     why = ""
     if by:
         why = f", which is partitioned by {_list(by)}, so that no key of it is unique without {_list(by)}"
