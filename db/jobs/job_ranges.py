@@ -20,6 +20,7 @@ from pgoutlier.db.scoring.queue import NEIGHBOUR, Claim, next_id
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sql import key_ranges
 from pgoutlier.db.sql.identifiers import ours
+from pgoutlier.db.sql.key_columns import KeyColumns
 from pgoutlier.db.sql.key_ranges import KeyRange
 from pgoutlier.db.sql.statements import compose, one, run
 from pgoutlier.db.versions.version_rows import SAME_ERRORS
@@ -83,10 +84,10 @@ def claim_rows(connection: Connection, source: Source, job: Job, keys: KeyRange)
             queue=ours("queue", source.name),
             # Nothing changed, so the rows behind these need no new score.
             change=sql.Literal(NEIGHBOUR if definition.time_column else 0),
-            key=_key(job.kind, definition),
+            key=_key(job.kind, definition).as_ours(),
             rescore=sql.Literal(job.kind == RESCORE),
             to_do=_to_do(source, job.kind),
-            within=_within(job.kind, definition),
+            within=key_ranges.within(_key(job.kind, definition)),
         ),
         {**_params(source, job.version), **keys.params},
     ).fetchone()
@@ -112,7 +113,7 @@ def waiting(connection: Connection, source: Source, claim: Claim) -> list[Any]:
             compose(
                 "SELECT {key} FROM (SELECT {columns} FROM {queue} q, {keys} WHERE q.id = ANY (%(ids)s)"
                 " INTERSECT SELECT {columns} FROM {queue} q, {keys} WHERE q.id <> ALL (%(ids)s)) w",
-                key=source.definition.key.as_parameter("w"),
+                key=source.definition.key.in_ours("w").as_value(),
                 columns=source.definition.key.ours("k"),
                 queue=ours("queue", source.name),
                 keys=source.definition.key.unnested("q"),
@@ -140,7 +141,7 @@ def reflag(connection: Connection, source: Source, job: Job, keys: KeyRange) -> 
             to_do=_to_do(source, REFLAG),
             key=source.definition.key.ours("s"),
             same=source.definition.key.same("s", "p"),
-            within=_within(REFLAG, source.definition),
+            within=key_ranges.within(_key(REFLAG, source.definition)),
             in_order=source.definition.key.in_writing_order("s"),
             scores=ours("scores", source.name),
         ),
@@ -171,15 +172,9 @@ def postpone_range(connection: Connection, keys: KeyRange, *, error: str, delay_
     )
 
 
-def _key(kind: str, source: SourceDefinition) -> sql.Composable:
-    """The columns of the key of what `_to_do` has, under our names."""
-    return source.key.theirs_as_ours("t") if kind == BACKFILL else source.key.ours("s")
-
-
-def _within(kind: str, source: SourceDefinition) -> sql.Composable:
-    if kind == BACKFILL:
-        return key_ranges.within(source.key, "t", of_row=True)
-    return key_ranges.within(source.key, "s")
+def _key(kind: str, source: SourceDefinition) -> KeyColumns:
+    """The key of what `_to_do` has."""
+    return source.key.in_theirs("t") if kind == BACKFILL else source.key.in_ours("s")
 
 
 def _to_do(source: Source, kind: str) -> sql.Composable:
@@ -190,7 +185,7 @@ def _to_do(source: Source, kind: str) -> sql.Composable:
             "{relation} t WHERE {known} AND NOT EXISTS (SELECT FROM {scores} s WHERE {same})"
             " AND NOT EXISTS (SELECT FROM outlier.quarantine h WHERE h.source_id = %(source)s AND h.key = {text})",
             relation=source.definition.relation.sql(),
-            known=source.definition.key.is_known("t"),
+            known=source.definition.key.in_theirs("t").are_known(),
             same=source.definition.key.is_of("t", "s"),
             text=source.definition.key.text_of_row("t"),
             scores=scores,

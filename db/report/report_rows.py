@@ -73,7 +73,7 @@ def scored_rows(
         "SELECT {key} AS key, s.reconstruction_error, coalesce(w.fraud, false), w.moment::text, s.flagged"
         " FROM ({window}) w JOIN {scores} s ON {same}{there} WHERE s.model_version = %(version)s"
         " ORDER BY w.moment, {columns}",
-        key=source.key.as_parameter("w"),
+        key=source.key.in_ours("w").as_value(),
         same=source.key.same("s", "w"),
         columns=source.key.ours("w"),
         window=window.rows,

@@ -81,7 +81,7 @@ def read(
             connection,
             compose(
                 "SELECT {key}, ({number})::bigint {chosen}",
-                key=source.key.as_parameter("w"),
+                key=source.key.in_ours("w").as_value(),
                 number=number,
                 chosen=chosen,
             ),

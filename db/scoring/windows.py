@@ -120,7 +120,7 @@ def _needed(source: SourceDefinition, window: int, rows: sql.Composable) -> sql.
             run_of(
                 identifier(source.entity_column) if source.entity_column else None,
                 identifier(_time(source)),
-                source.key.as_value(None),
+                source.key.in_theirs(None).as_value(),
             )
         ),
     )

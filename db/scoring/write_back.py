@@ -22,6 +22,7 @@ from pgoutlier.db.source import catalog
 from pgoutlier.db.source.definition import WRITTEN_COLUMNS, Source, SourceDefinition
 from pgoutlier.db.sql import key_types, locks
 from pgoutlier.db.sql.identifiers import SCHEMA, Relation, identifier, ours
+from pgoutlier.db.sql.key_columns import values_in
 from pgoutlier.db.sql.keys import Key
 from pgoutlier.db.sql.statements import as_text, compose, dollar_quote, run
 
@@ -343,10 +344,13 @@ def fill(
             key_of_p=key.ours("p"),
             behind=sql.SQL("")
             if after is None
-            else compose("WHERE {behind}", behind=key.compared("p", sql.SQL(">"), sql.SQL("%(after)s"))),
+            else compose(
+                "WHERE {behind}",
+                behind=key.in_ours("p").beside(">", values_in(key.types, sql.SQL("%(after)s"))),
+            ),
             order=key.in_writing_order("s"),
             text=key.text("l"),
-            last_first=key.ours_descending("l"),
+            last_first=key.in_ours("l").listed(descending=True),
             gathered=key.gathered("h"),
             writer=_writer(source.name),
         ),

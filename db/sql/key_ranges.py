@@ -11,7 +11,8 @@ from psycopg import sql
 from sqlalchemy import Connection
 
 from pgoutlier.db.sql import key_types
-from pgoutlier.db.sql.keys import Key, KeyColumns
+from pgoutlier.db.sql.key_columns import KeyColumns, constants, values_in
+from pgoutlier.db.sql.keys import Key
 from pgoutlier.db.sql.statements import compose, run
 
 # Reading so many keys one after the other takes no longer than looking for one of them.
@@ -34,10 +35,10 @@ class KeyRange:
         return {"first_key": self.first_key, "last_key": self.last_key}
 
 
-def plan(key: Key, columns: sql.Composable, to_do: sql.Composable) -> sql.Composed:
+def plan(key: Key, columns: KeyColumns, to_do: sql.Composable) -> sql.Composed:
     """The statement that cuts rows into ranges of so many (%(size)s) keys, for a job (%(job)s).
 
-    columns: those of the key of these rows, under our names. to_do: FROM and WHERE of the rows.
+    columns: those of the key of these rows. to_do: FROM and WHERE of the rows.
     """
     return compose(
         """
@@ -50,19 +51,18 @@ def plan(key: Key, columns: sql.Composable, to_do: sql.Composable) -> sql.Compos
         GROUP BY place / %(size)s
         """,
         text=key.text("ends"),
-        columns=columns,
+        columns=columns.as_ours(),
         key=key.ours("k"),
         to_do=to_do,
     )
 
 
-def within(key: Key, table: str, *, of_row: bool = False) -> sql.Composed:
-    """The condition that a key of ours, or of a row of the user's, is in a range, see KeyRange.params."""
-    compared = key.row_compared if of_row else key.compared
+def within(key: KeyColumns) -> sql.Composed:
+    """The condition that a key is in a range, see KeyRange.params."""
     return compose(
         "{from_first} AND {to_last}",
-        from_first=compared(table, sql.SQL(">="), sql.SQL("%(first_key)s")),
-        to_last=compared(table, sql.SQL("<="), sql.SQL("%(last_key)s")),
+        from_first=key.beside(">=", values_in(key.types, sql.SQL("%(first_key)s"))),
+        to_last=key.beside("<=", values_in(key.types, sql.SQL("%(last_key)s"))),
     )
 
 
@@ -80,9 +80,9 @@ class Stretch:
         """
         conditions: list[sql.Composable] = []
         if self.after is not None:
-            conditions.append(key.beside(">", self.after))
+            conditions.append(key.beside(">", constants(key.types, self.after)))
         if self.up_to is not None:
-            conditions.append(key.beside("<=", self.up_to))
+            conditions.append(key.beside("<=", constants(key.types, self.up_to)))
         return sql.SQL(" AND ").join(conditions or [key.are_known()])
 
 

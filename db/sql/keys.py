@@ -14,61 +14,19 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, LiteralString
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from psycopg import sql
 
 from pgoutlier.db.sql import key_types
-from pgoutlier.db.sql.identifiers import as_literal, display, identifier
+from pgoutlier.db.sql.identifiers import display, identifier
+from pgoutlier.db.sql.key_columns import AND, COMMA, KeyColumns, named, values_in
 from pgoutlier.db.sql.key_types import Keys
 from pgoutlier.db.sql.statements import compose
 
 MOST_COLUMNS = 4
-_COMMA = sql.SQL(", ")
-_AND = sql.SQL(" AND ")
-# Of a moment with a time zone the JSON that PostgreSQL writes depends on the session's TimeZone, unless it is told one.
-_MOMENT: LiteralString = (
-    "(CASE WHEN NOT pg_catalog.isfinite({c}) THEN {c}::text"
-    " WHEN {c} OPERATOR(pg_catalog.<) '0001-01-01 00:00:00+00'::timestamptz"
-    " THEN pg_catalog.to_char(pg_catalog.timezone('UTC', {c}), 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"+00:00 BC\"')"
-    " ELSE (pg_catalog.to_jsonb(pg_catalog.timezone('UTC', {c})) OPERATOR(pg_catalog.#>>) '{{}}'::text[])"
-    " OPERATOR(pg_catalog.||) '+00:00' END)"
-)
-
-
-@dataclass(frozen=True)
-class KeyColumns:
-    """The columns of a key in some table: SQL of each."""
-
-    key: Key
-    columns: tuple[sql.Composable, ...]
-
-    def listed(self, *, descending: bool = False) -> sql.Composable:
-        suffix = sql.SQL(" DESC" if descending else "")
-        return _COMMA.join(compose("{c}{suffix}", c=column, suffix=suffix) for column in self.columns)
-
-    def as_ours(self) -> sql.Composable:
-        """The columns, under our names."""
-        pairs = zip(self.columns, self.key.names, strict=True)
-        return _COMMA.join(compose("{c} AS {name}", c=c, name=identifier(name)) for c, name in pairs)
-
-    def are_known(self) -> sql.Composable:
-        return _AND.join(compose("{c} IS NOT NULL", c=column) for column in self.columns)
-
-    def text(self) -> sql.Composable:
-        """The key as one text."""
-        return self.key.text_of(self.columns)
-
-    def beside(self, sign: LiteralString, text: str) -> sql.Composable:
-        """They are before or behind (<, <=, >, >=) a key that is kept as this text, a constant in the SQL."""
-        return compose(
-            "({columns}) OPERATOR(pg_catalog.{sign}) ({values})",
-            columns=self.listed(),
-            sign=sql.SQL(sign),
-            values=_COMMA.join(self.key.constants(text)),
-        )
 
 
 @dataclass(frozen=True)
@@ -120,35 +78,33 @@ class Key:
 
     # Lists of columns
 
+    def in_ours(self, table: str | None) -> KeyColumns:
+        """Its columns in one of our tables, or in what has their names."""
+        return KeyColumns(tuple(_of(table, self.names)), self.types, self.names)
+
+    def in_theirs(self, table: str | None) -> KeyColumns:
+        """Its columns in the user's table."""
+        return KeyColumns(tuple(_of(table, self.columns)), self.types, self.names)
+
     def ours(self, table: str | None = None) -> sql.Composable:
-        """Its columns of one of our tables, or of what has their names."""
-        return _COMMA.join(_of(table, self.names))
+        """A list of the former."""
+        return self.in_ours(table).listed()
 
     def theirs(self, table: str | None = None) -> sql.Composable:
-        """Its columns of the user's table."""
-        return _COMMA.join(_of(table, self.columns))
+        """A list of the latter."""
+        return self.in_theirs(table).listed()
 
     def theirs_as_ours(self, table: str | None = None) -> sql.Composable:
         """The same, under our names."""
-        pairs = zip(_of(table, self.columns), self.names, strict=True)
-        return _COMMA.join(compose("{c} AS {name}", c=c, name=identifier(name)) for c, name in pairs)
-
-    def arrays(self, table: str | None = None) -> sql.Composable:
-        """Its columns of the queue."""
-        return _COMMA.join(_of(table, self.array_names))
-
-    def ours_descending(self, table: str) -> sql.Composable:
-        """What orders by it, the last first."""
-        return _COMMA.join(compose("{c} DESC", c=column) for column in _of(table, self.names))
-
-    def theirs_descending(self) -> sql.Composable:
-        """The same of rows of the user's."""
-        return _COMMA.join(compose("{c} DESC", c=column) for column in _of(None, self.columns))
+        return self.in_theirs(table).as_ours()
 
     def ours_as_theirs(self, table: str) -> sql.Composable:
         """Our columns, under the user's names."""
-        pairs = zip(_of(table, self.names), self.columns, strict=True)
-        return _COMMA.join(compose("{c} AS {name}", c=c, name=identifier(name)) for c, name in pairs)
+        return named(_of(table, self.names), self.columns)
+
+    def arrays(self, table: str | None = None) -> sql.Composable:
+        """Its columns of the queue."""
+        return COMMA.join(_of(table, self.array_names))
 
     def definitions(self) -> list[sql.Composable]:
         """Its columns for CREATE TABLE."""
@@ -166,7 +122,7 @@ class Key:
 
     def in_writing_order(self, table: str) -> sql.Composable:
         """SQL that orders our rows as workers write scores: as `sortable` does."""
-        return _COMMA.join(
+        return COMMA.join(
             key_types.writing_order(column, kind)
             for column, kind in zip(_of(table, self.names), self.types, strict=True)
         )
@@ -175,54 +131,34 @@ class Key:
         """SQL of the bytes of the longest text in a key of ours."""
         return compose(
             "greatest({lengths})",
-            lengths=_COMMA.join(
+            lengths=COMMA.join(
                 compose("pg_catalog.octet_length(pg_catalog.convert_to({c}, 'UTF8'))", c=column)
                 for column, kind in zip(_of(table, self.names), self.types, strict=True)
                 if kind == "text"
             ),
         )
 
-    def in_ours(self, table: str) -> KeyColumns:
-        """The columns of one of our tables."""
-        return KeyColumns(self, tuple(_of(table, self.names)))
-
-    def in_theirs(self, table: str) -> KeyColumns:
-        """Those of the user's table."""
-        return KeyColumns(self, tuple(_of(table, self.columns)))
-
-    def constants(self, text: str) -> list[sql.Composable]:
-        """The values of a key that is kept as this text."""
-        values = [text] if self.is_single else json.loads(text)
-        return [
-            compose("{v}::{type}", v=as_literal(str(value)), type=key_types.scalar_type(kind))
-            for value, kind in zip(values, self.types, strict=True)
-        ]
-
     # Conditions
 
     def same(self, one: str, other: str) -> sql.Composable:
         """Both have the same key; both are ours."""
-        return _equal(_of(one, self.names), _of(other, self.names))
+        return self.in_ours(one).equal(_of(other, self.names))
 
     def is_of(self, row: str, ours: str) -> sql.Composable:
         """A row of the user's has the key that one of ours has."""
-        return _equal(_of(row, self.columns), _of(ours, self.names))
+        return self.in_theirs(row).equal(_of(ours, self.names))
 
     def same_row(self, one: str, other: str) -> sql.Composable:
         """Both have the same key; both are the user's."""
-        return _equal(_of(one, self.columns), _of(other, self.columns))
-
-    def is_known(self, row: str) -> sql.Composable:
-        """No column of a row of the user's is NULL."""
-        return _AND.join(compose("{c} IS NOT NULL", c=column) for column in _of(row, self.columns))
+        return self.in_theirs(one).equal(_of(other, self.columns))
 
     def is_text(self, ours: str, text: sql.Composable) -> sql.Composable:
         """One of ours has the key that this text says."""
-        return _equal(_of(ours, self.names), self._values_of(text))
+        return self.in_ours(ours).equal(values_in(self.types, text))
 
     def is_text_of(self, row: str, text: sql.Composable) -> sql.Composable:
         """A row of the user's has the key that this text says."""
-        return _equal(_of(row, self.columns), self._values_of(text))
+        return self.in_theirs(row).equal(values_in(self.types, text))
 
     def are_among(self, row: str, keys: sql.Composable) -> sql.Composable:
         """Each column of a row of the user's is among those of keys that `to_parameters` made: true of all of them."""
@@ -231,72 +167,26 @@ class Key:
         else:
             arrays = [
                 compose("ARRAY(SELECT {v} FROM pg_catalog.unnest({k}::text[]) AS u (key))", v=value, k=keys)
-                for value in self._values_of(sql.SQL("u.key"))
+                for value in values_in(self.types, sql.SQL("u.key"))
             ]
-        return _AND.join(
+        return AND.join(
             compose("{c} OPERATOR(pg_catalog.=) ANY ({array})", c=column, array=array)
             for column, array in zip(_of(row, self.columns), arrays, strict=True)
-        )
-
-    def compared(self, ours: str, operator: sql.SQL, text: sql.Composable) -> sql.Composable:
-        """One of ours is before or behind (<, <=, >, >=) the key that this text says, in the order of its columns."""
-        return compose(
-            "({keys}) {operator} ({values})",
-            keys=self.ours(ours),
-            operator=operator,
-            values=_COMMA.join(self._values_of(text)),
-        )
-
-    def row_compared(self, row: str, operator: sql.SQL, text: sql.Composable) -> sql.Composable:
-        """The same of a row of the user's."""
-        return compose(
-            "({keys}) {operator} ({values})",
-            keys=self.theirs(row),
-            operator=operator,
-            values=_COMMA.join(self._values_of(text)),
         )
 
     # Keys as one text
 
     def text(self, table: str) -> sql.Composable:
         """Of one of ours."""
-        return self.text_of(_of(table, self.names))
+        return self.in_ours(table).text()
 
-    def text_of_row(self, row: str | None) -> sql.Composable:
+    def text_of_row(self, row: str) -> sql.Composable:
         """Of a row of the user's."""
-        return self.text_of(_of(row, self.columns))
+        return self.in_theirs(row).text()
 
     def from_text(self, text: sql.Composable) -> sql.Composable:
         """Its columns, under our names, out of a text."""
-        pairs = zip(self._values_of(text), self.names, strict=True)
-        return _COMMA.join(compose("{v} AS {name}", v=value, name=identifier(name)) for value, name in pairs)
-
-    def text_of(self, columns: Sequence[sql.Composable]) -> sql.Composable:
-        """Of these columns."""
-        if self.is_single:
-            return compose("{c}::text", c=columns[0])
-        return compose(
-            "pg_catalog.jsonb_build_array({values})::text", values=_COMMA.join(self._in_json(columns))
-        )
-
-    def _in_json(self, columns: Sequence[sql.Composable]) -> Iterable[sql.Composable]:
-        for column, kind in zip(columns, self.types, strict=True):
-            # A domain, or varchar, is of the type of our keys in JSON as well.
-            cast = compose("{c}::{type}", c=column, type=key_types.scalar_type(kind))
-            yield compose(_MOMENT, c=cast) if kind == "timestamptz" else cast
-
-    def _values_of(self, text: sql.Composable) -> list[sql.Composable]:
-        if self.is_single:
-            return [compose("({t})::{type}", t=text, type=key_types.scalar_type(self.types[0]))]
-        return [
-            compose(
-                "(({t})::pg_catalog.jsonb OPERATOR(pg_catalog.->>) {n})::{type}",
-                t=text,
-                n=sql.Literal(n),
-                type=key_types.scalar_type(kind),
-            )
-            for n, kind in enumerate(self.types)
-        ]
+        return named(values_in(self.types, text), self.names)
 
     # Arrays of keys
 
@@ -312,7 +202,7 @@ class Key:
     def gathered(self, table: str | None, *, ordered: bool = False) -> sql.Composable:
         """Rows with our names as the arrays of one queue row."""
         order = compose(" ORDER BY {o}", o=self.ours(table)) if ordered else sql.SQL("")
-        return _COMMA.join(
+        return COMMA.join(
             compose("pg_catalog.array_agg({c}{order})", c=column, order=order)
             for column in _of(table, self.names)
         )
@@ -334,7 +224,7 @@ class Key:
         columns = [*others, *(["place"] if numbered else [])]
         arrays = _unnest([compose("{k}::{type}", k=keys, type=self.parameter_type()), *others.values()])
         ordinality = sql.SQL(" WITH ORDINALITY" if numbered else "")
-        named = _COMMA.join(identifier(column) for column in ("key", *columns))
+        named = COMMA.join(identifier(column) for column in ("key", *columns))
         if self.is_single:
             return compose(
                 "{arrays}{ordinality} AS {name} ({named})",
@@ -345,7 +235,7 @@ class Key:
             )
         return compose(
             "(SELECT {values} FROM {arrays}{ordinality} AS u ({named})) AS {name}",
-            values=_COMMA.join([self.from_text(sql.SQL("u.key")), *_of("u", columns)]),
+            values=COMMA.join([self.from_text(sql.SQL("u.key")), *_of("u", columns)]),
             arrays=arrays,
             ordinality=ordinality,
             named=named,
@@ -353,16 +243,8 @@ class Key:
         )
 
     def parameter_type(self) -> sql.Composable:
-        """The type of the array that `to_parameters` makes."""
+        """The type of the array that `to_parameters` makes, of `KeyColumns.as_value` each."""
         return key_types.array_type(self.types[0] if self.is_single else "text")
-
-    def as_parameter(self, table: str) -> sql.Composable:
-        """SQL of a key of ours as `to_parameters` would have it: as one value."""
-        return self.ours(table) if self.is_single else self.text(table)
-
-    def as_value(self, row: str | None) -> sql.Composable:
-        """The same of a row of the user's."""
-        return self.theirs(row) if self.is_single else self.text_of_row(row)
 
     # Values
 
@@ -460,7 +342,7 @@ class Key:
 def _unnest(arrays: list[sql.Composable]) -> sql.Composable:
     """Of several arrays at once it is a form of its own, which is always PostgreSQL's and cannot say its schema."""
     name = sql.SQL("pg_catalog.unnest" if len(arrays) == 1 else "unnest")
-    return compose("{name}({arrays})", name=name, arrays=_COMMA.join(arrays))
+    return compose("{name}({arrays})", name=name, arrays=COMMA.join(arrays))
 
 
 def _json(values: Iterable[Any]) -> str:
@@ -474,9 +356,3 @@ def _of(table: str | None, names: Iterable[str]) -> list[sql.Composable]:
     if table is None:
         return [identifier(name) for name in names]
     return [identifier(table, name) for name in names]
-
-
-def _equal(left: Iterable[sql.Composable], right: Iterable[sql.Composable]) -> sql.Composable:
-    return _AND.join(
-        compose("{a} OPERATOR(pg_catalog.=) {b}", a=a, b=b) for a, b in zip(left, right, strict=True)
-    )

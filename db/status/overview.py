@@ -137,7 +137,7 @@ def flagged(
             "SELECT * FROM {view} WHERE scored_at >= coalesce(%(since)s::timestamptz, '-infinity')"
             " ORDER BY scored_at DESC, {last_first} LIMIT %(limit)s",
             view=ours("flagged", source.name),
-            last_first=source.key.theirs_descending(),
+            last_first=source.key.in_theirs(None).listed(descending=True),
         ),
         {"since": since, "limit": limit},
     )

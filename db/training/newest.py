@@ -11,8 +11,8 @@ from pgoutlier.db.source import catalog, labels, moments
 from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.sql import key_ranges
 from pgoutlier.db.sql.identifiers import display, identifier
+from pgoutlier.db.sql.key_columns import KeyColumns
 from pgoutlier.db.sql.key_ranges import Stretch
-from pgoutlier.db.sql.keys import KeyColumns
 from pgoutlier.db.sql.statements import compose
 
 

@@ -223,7 +223,9 @@ def _number(source: SourceDefinition, *, in_runs: bool) -> sql.Composed:
 
 def _in_runs(source: SourceDefinition, window: sql.Composable, reason: sql.Composable) -> sql.Composable:
     """The window's rows with the reason to leave each out, and its run: a row that is left out ends one."""
-    entity, alone = windows.run_of(sql.SQL("w.entity"), sql.SQL("w.moment"), source.key.as_parameter("w"))
+    entity, alone = windows.run_of(
+        sql.SQL("w.entity"), sql.SQL("w.moment"), source.key.in_ours("w").as_value()
+    )
     return compose(
         "(SELECT w.*, dense_rank() OVER (ORDER BY {entity}, {alone}, w.n_left_out) AS run FROM (SELECT w.*,"
         " count(w.reason) OVER (PARTITION BY w.entity ORDER BY w.moment, {key}) AS n_left_out"

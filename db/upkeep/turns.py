@@ -15,8 +15,8 @@ from sqlalchemy import Connection
 
 from pgoutlier.db.sql import key_ranges
 from pgoutlier.db.sql.identifiers import Relation
+from pgoutlier.db.sql.key_columns import KeyColumns
 from pgoutlier.db.sql.key_ranges import Stretch
-from pgoutlier.db.sql.keys import KeyColumns
 from pgoutlier.db.sql.statements import as_text, one, run
 
 SWEEP = "sweep"

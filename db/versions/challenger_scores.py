@@ -127,8 +127,8 @@ def disagreements(connection: Connection, source: SourceDefinition, *, limit: in
         compose(
             "SELECT {key} AS key, reconstruction_error, flagged, challenger_error, would_flag, scored_at"
             " FROM {view} WHERE flagged <> would_flag ORDER BY scored_at DESC, {last_first} LIMIT %s",
-            key=source.key.as_value(None),
-            last_first=source.key.theirs_descending(),
+            key=source.key.in_theirs(None).as_value(),
+            last_first=source.key.in_theirs(None).listed(descending=True),
             view=ours("compared", source.name),
         ),
         (limit,),

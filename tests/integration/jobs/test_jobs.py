@@ -585,9 +585,9 @@ def test_every_text_key_is_in_one_range_and_no_other(
         "INSERT INTO outlier.jobs (source_id, kind) SELECT id, 'backfill' FROM outlier.sources RETURNING id"
     ).fetchone() or (0,)
     key = Key(("k",), ("text",))
-    planned = key_ranges.plan(key, key.theirs_as_ours("k"), sql.SQL("k WHERE true"))
+    planned = key_ranges.plan(key, key.in_theirs("k"), sql.SQL("k WHERE true"))
     text_keys.execute(planned, {"job": job, "size": size})
-    within = key_ranges.within(key, "k", of_row=True)
+    within = key_ranges.within(key.in_theirs("k"))
     found = []
     for row in text_keys.execute("SELECT first_key, last_key, n_keys FROM outlier.job_ranges").fetchall():
         part = text_keys.execute(
