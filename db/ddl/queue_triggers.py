@@ -442,7 +442,7 @@ def _changed(
         return _compared(of, operator, new=new, old=old)
 
     if source.feature_view is None:
-        looked_at = dict.fromkeys(feature.column for feature in source.features)
+        looked_at = dict.fromkeys(column for feature in source.features for column in feature.columns)
         # A row that moves to another place in time, or to another entity, has other rows before it.
         if source.time_column is not None:
             looked_at |= dict.fromkeys(filter(None, (source.time_column, source.entity_column)))

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from psycopg import sql
 from sqlalchemy import Connection
 
+from pgoutlier.db.scoring import past_rows
 from pgoutlier.db.scoring.rows import FeatureRows
 from pgoutlier.db.source.definition import Feature, SourceDefinition
 from pgoutlier.db.sql import key_types, search_path, wire
@@ -56,11 +57,16 @@ def read(
             else compose("GROUP BY number / {n}", n=sql.Literal(rows_per_block)),
         )
         with search_path.of_the_role(connection) if source.feature_view else nullcontext():
-            rows = binary_rows(connection, statement, params)
+            rows, types = binary_rows(connection, statement, params)
         blocks = [dict(zip(names, row, strict=True)) for row in rows if row[0] is not None]
-        found = _assemble(blocks, source, longest_key_bytes, tolerant=tolerant or blank)
-        if found is not None:
-            return found
+        parts = _assemble(blocks, source, longest_key_bytes, tolerant=tolerant or blank)
+        if parts is None:
+            continue
+        if source.past_features and not blank:
+            oids = dict(zip(names, types, strict=True))
+            for block, (_, part) in zip(blocks, parts, strict=True):
+                past_rows.fill(connection, source, block, oids, part.matrix)
+        return _together(parts, source, longest_key_bytes)
     raise AssertionError("a read with NULLs replaced still holds NULLs")
 
 
@@ -102,6 +108,8 @@ def _columns(
                 n=sql.Literal(max(longest_key_bytes, 1)),
             )
     columns |= values(source, tolerant=tolerant, blank=blank)
+    if not blank:
+        columns |= past_rows.asked(source)
     if tolerant and not blank:
         columns["problem"] = _first_problem(source.features)
     return columns
@@ -191,20 +199,28 @@ def _first_problem(features: tuple[Feature, ...]) -> sql.Composable:
 
 def _assemble(
     blocks: list[dict[str, bytes]], source: SourceDefinition, longest_key_bytes: int, *, tolerant: bool
-) -> tuple[npt.NDArray[np.int64], FeatureRows] | None:
-    """Numbers and rows, or None if a NULL or a guarded array means that the tolerant read has to tell what is wrong."""
+) -> list[tuple[npt.NDArray[np.int64], FeatureRows]] | None:
+    """Numbers and rows of each block; None if a NULL or a guarded array means that the tolerant read has to tell why."""
     has_arrays = any(feature.length for feature in source.features)
     key_dtype = source.key.wire_dtype(text_bytes=max(longest_key_bytes, 1))
+    may_be_null = past_rows.asked(source).keys()
     parts = []
     for block in blocks:
-        if any(map(wire.has_null, block.values())):
+        if any(wire.has_null(array) for name, array in block.items() if name not in may_be_null):
             return None
         part = _block(block, source, key_dtype)
         if has_arrays and not tolerant and np.isnan(part[1].matrix).any():
             return None
         parts.append(part)
+    return parts
+
+
+def _together(
+    parts: list[tuple[npt.NDArray[np.int64], FeatureRows]], source: SourceDefinition, longest_key_bytes: int
+) -> tuple[npt.NDArray[np.int64], FeatureRows]:
     if len(parts) == 1:
         return parts[0]
+    key_dtype = source.key.wire_dtype(text_bytes=max(longest_key_bytes, 1))
     nothing = FeatureRows(np.empty(0, key_dtype), np.empty((0, source.n_features)), np.empty(0, np.int32))
     parts = parts or [(np.empty(0, np.int64), nothing)]
     return np.concatenate([numbers for numbers, _ in parts]), FeatureRows.together(

@@ -15,6 +15,19 @@ from pgoutlier.db.sql.identifiers import SCHEMA, Relation, display, identifier
 from pgoutlier.db.sql.statements import as_text, compose, one, run, run_dicts
 
 _NUMBERS = {"smallint", "integer", "bigint", "numeric", "real"}
+_WITHOUT_ORDER = {
+    "json",
+    "xml",
+    "point",
+    "line",
+    "lseg",
+    "box",
+    "path",
+    "polygon",
+    "circle",
+    "jsonb",
+    "bytea",
+}
 _KEY_TYPES = {
     "smallint": "smallint",
     "integer": "integer",
@@ -64,6 +77,13 @@ class ColumnInfo:
     def has_order_in_time(self) -> bool:
         """Whether its values can say what came before what: times and dates, and numbers, of seconds for instance."""
         return self.feature_kind in {"timestamptz", "timestamp", "double", "number"}
+
+    @property
+    def can_tell_entities(self) -> bool:
+        """Whether its values can be compared, so that rows with the same one belong together."""
+        return (
+            not self.type_name.endswith("[]") and self.type_name not in _WITHOUT_ORDER and not self.is_virtual
+        )
 
     @property
     def key_type(self) -> str | None:

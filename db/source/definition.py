@@ -10,6 +10,7 @@ from typing import Any, Literal
 from psycopg import sql
 from pydantic import BaseModel, ConfigDict, Field
 
+from pgoutlier.db.past.entries import Past
 from pgoutlier.db.sql.identifiers import Relation, display, identifier
 from pgoutlier.db.sql.keys import Key
 from pgoutlier.db.sql.statements import compose
@@ -46,21 +47,26 @@ class Frozen(BaseModel):
 
 
 class Feature(Frozen):
-    """One declared feature: a column taken as it is, an array column of fixed length, or a transform of a time.
+    """One declared feature: a column taken as it is, an array column of fixed length, a transform of a time, or
+    something of the rows before.
 
-    kind "number" includes every numeric type; `length` > 0 for arrays only.
+    kind "number" includes every numeric type, "any" is for features over the rows before alone; `length` > 0 for
+    arrays only. column: where a feature over the rows before takes none, that of its entity, or of the time.
     """
 
     column: str
-    kind: Literal["double", "number", "boolean", "array", "timestamp", "timestamptz"]
+    kind: Literal["double", "number", "boolean", "array", "timestamp", "timestamptz", "any"]
     transform: str | None = None
     length: int = Field(0, ge=0, le=MAX_FEATURES)
-    # The name that models know it by, where the column has been renamed.
+    past: Past | None = None
+    # The name that models know it by, where the column has been renamed; of one over the rows before, always.
     known_as: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the matrix columns it fills."""
+        if self.past is not None:
+            return (self.known_as or self.declaration,)
         name = self.known_as or self.column
         if self.length:
             return tuple(f"{name}[{i}]" for i in range(1, self.length + 1))
@@ -69,12 +75,29 @@ class Feature(Frozen):
     @property
     def declaration(self) -> str:
         """As it is declared to attach."""
+        if self.past is not None:
+            return self.past.shown(display(self.column))
         if self.length:
             return f"{display(self.column)}[{self.length}]"
         return f"{self.transform}({display(self.column)})" if self.transform else display(self.column)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Those of its own row that it is made of, but for the time."""
+        by = None if self.past is None else self.past.by
+        return (self.column,) if by is None else (self.column, by)
+
     def expression(self, table: str) -> sql.Composable:
-        """SQL for its value as double precision, or double precision[] for an array."""
+        """SQL for its value as double precision, or double precision[] for an array.
+
+        Of a feature over the rows before: what it is with nothing before is made of that, see db.past.kernel.
+        """
+        if self.past is not None and not self.past.needs_own_value:
+            return sql.SQL("0::double precision")
+        return self.value(table)
+
+    def value(self, table: str) -> sql.Composable:
+        """SQL for the same of its column alone."""
         column = compose("{t}.{c}", t=identifier(table), c=identifier(self.column))
         if self.transform:
             moment = compose("({c} AT TIME ZONE 'UTC')", c=column) if self.kind == "timestamptz" else column
@@ -153,6 +176,16 @@ class SourceDefinition(Frozen):
     def feature_relation(self) -> Relation:
         """Where features are read from: the feature view if there is one, else the table."""
         return self.feature_view or self.relation
+
+    @cached_property
+    def past_features(self) -> tuple[tuple[int, Feature], ...]:
+        """Those over the rows before, each after the place of its column in the matrix."""
+        place, found = 0, []
+        for feature in self.features:
+            if feature.past is not None:
+                found.append((place, feature))
+            place += feature.length or 1
+        return tuple(found)
 
     @cached_property
     def feature_names(self) -> tuple[str, ...]:

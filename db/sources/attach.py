@@ -9,6 +9,8 @@ from sqlalchemy import Connection
 
 from pgoutlier.db.ddl import written_columns
 from pgoutlier.db.errors import MissingPrivilege, SourceError
+from pgoutlier.db.past import entries
+from pgoutlier.db.past.entries import MOST_PAST_FEATURES, Entry
 from pgoutlier.db.source import catalog
 from pgoutlier.db.source.catalog import ColumnInfo, RelationInfo
 from pgoutlier.db.source.definition import MAX_FEATURES, TRANSFORMS, Feature, KeyColumn, SourceDefinition
@@ -98,11 +100,19 @@ def resolve(connection: Connection, request: AttachRequest) -> tuple[SourceDefin
         _check_feature_view(feature_table, table, key)
     _check_privileges(connection, table, feature_table if request.feature_view else None)
     features = _features(
-        connection, feature_table, request, kept_out={*(c.name for c in key), *others.values()}
+        connection,
+        feature_table,
+        request,
+        kept_out={*(c.name for c in key), *others.values()},
+        time=table.columns[others["time"]] if "time" in others else None,
     )
+    _check_rows_before(table, feature_table, features)
     view = feature_table.relation if request.feature_view is not None else None
     _check_not_written(
-        connection, table, view, {*others.values(), *(f.column for f in features if view is None)}
+        connection,
+        table,
+        view,
+        {*others.values(), *(c for f in features for c in f.columns if view is None or f.past)},
     )
     name = check_source_name(request.name) if request.name else default_source_name(table.relation)
     write_columns = request.write_columns
@@ -139,7 +149,7 @@ def check_table(connection: Connection, source: SourceDefinition) -> None:
 def not_features(connection: Connection, source: SourceDefinition) -> dict[str, str]:
     """The columns of the user's that are neither features nor key, time, entity or label, and the type of each."""
     table = catalog.inspect(connection, source.feature_relation)
-    used = {feature.column for feature in source.features}
+    used = {column for feature in source.features for column in feature.columns}
     used |= {
         *source.key.columns,
         source.time_column or "",
@@ -205,12 +215,19 @@ def _check_feature_view(view: RelationInfo, table: RelationInfo, key: list[Colum
 
 
 def _features(
-    connection: Connection, table: RelationInfo, request: AttachRequest, *, kept_out: set[str]
+    connection: Connection,
+    table: RelationInfo,
+    request: AttachRequest,
+    *,
+    kept_out: set[str],
+    time: ColumnInfo | None,
 ) -> tuple[Feature, ...]:
     if request.features is not None and request.all_numeric_except is not None:
         raise SourceError("Give either --features or --all-numeric-except, not both.")
     if request.features is not None:
-        features = [_declared(connection, table, text) for text in split_identifiers(request.features, ",")]
+        features = [
+            _declared(connection, table, text, time) for text in split_identifiers(request.features, ",")
+        ]
     else:
         if request.all_numeric_except is None and request.feature_view is None:
             raise SourceError("Name the features: --features amount,hour or --all-numeric-except a,b.")
@@ -230,13 +247,17 @@ def _features(
         raise SourceError(f"No numeric column of {table.relation} is left to be a feature.")
     if len(names) > MAX_FEATURES:
         raise SourceError(f"{len(names)} features are more than the {MAX_FEATURES} that one query can read.")
+    if (n_past := sum(feature.past is not None for feature in features)) > MOST_PAST_FEATURES:
+        raise SourceError(f"{n_past} features over the rows before are more than {MOST_PAST_FEATURES}.")
     return tuple(features)
 
 
-def _declared(connection: Connection, table: RelationInfo, text: str) -> Feature:
-    """One entry of --features: column, transform(column) or array_column[length]."""
+def _declared(connection: Connection, table: RelationInfo, text: str, time: ColumnInfo | None) -> Feature:
+    """One entry of --features: column, transform(column), array_column[length] or one of `db.past.entries`."""
     if text in table.columns:
         return _plain(connection, table, table.columns[text])
+    if (entry := entries.parse(text)) is not None:
+        return _over_rows_before(table, text, entry, time)
     if match := _WITH_ARGUMENT.match(text):
         return _transformed(
             table, match["transform"], table.column(parse_identifier(match["column"].strip()))
@@ -249,6 +270,55 @@ def _declared(connection: Connection, table: RelationInfo, text: str) -> Feature
             raise SourceError(f"{text} is longer than the {MAX_FEATURES} features that one query can read.")
         return Feature(column=column.name, kind="array", length=int(match["length"]))
     return _plain(connection, table, table.column(parse_identifier(text)))
+
+
+def _over_rows_before(table: RelationInfo, text: str, entry: Entry, time: ColumnInfo | None) -> Feature:
+    past = entry.past
+    if time is None:
+        raise SourceError(
+            f"{text} looks at the rows before, so it has to be known which these are; name the column that says when"
+            " a row happened with --time."
+        )
+    if past.by is not None:
+        by = table.column(past.by)
+        if not by.can_tell_entities:
+            raise SourceError(
+                f"{text} is by {display(by.name)}, whose type {by.type_name} tells no entities apart; name a column of"
+                " text, whole numbers, UUIDs or an enum."
+            )
+    kind = "any"
+    column = table.column(entry.column) if entry.column is not None else None
+    if column is not None and past.takes_number:
+        if column.feature_kind not in {"double", "number", "boolean"}:
+            raise SourceError(f"{text} needs numbers, but {display(column.name)} is {column.type_name}.")
+        kind = column.feature_kind
+    if column is not None and past.takes_any_value and not column.can_tell_entities:
+        raise SourceError(
+            f"{text} needs values that can be compared, but {display(column.name)} is {column.type_name}."
+        )
+    in_numbers = time.feature_kind in {"double", "number"}
+    feature = Feature(
+        column=column.name if column is not None else past.by or time.name,
+        kind=kind,
+        past=past.model_copy(update={"in_numbers": in_numbers}),
+    )
+    return feature.model_copy(update={"known_as": feature.declaration})
+
+
+def _check_rows_before(table: RelationInfo, view: RelationInfo, features: tuple[Feature, ...]) -> None:
+    """The rows before are read from the table, and compared with what the view shows of a row."""
+    if view is table:
+        return
+    for feature in features:
+        if feature.past is None:
+            continue
+        for name in feature.columns:
+            if table.column(name).type_name != view.column(name).type_name:
+                raise SourceError(
+                    f"{feature.declaration} is of the rows of {table.relation}, where {display(name)} is"
+                    f" {table.columns[name].type_name}, but in {view.relation} {view.columns[name].type_name}; show it"
+                    " there as it is."
+                )
 
 
 def _plain(connection: Connection, table: RelationInfo, column: ColumnInfo) -> Feature:

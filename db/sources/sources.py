@@ -12,9 +12,10 @@ from sqlalchemy import Connection
 from pgoutlier.db.ddl import challenger_objects, core_objects, installation, source_views, written_columns
 from pgoutlier.db.ddl.lock_waits import run_ddl
 from pgoutlier.db.errors import SourceError, TableReplaced, first_line
+from pgoutlier.db.past.entries import Past
 from pgoutlier.db.scoring import write_back
 from pgoutlier.db.source import catalog, identity
-from pgoutlier.db.source.definition import Source, SourceDefinition
+from pgoutlier.db.source.definition import Feature, Source, SourceDefinition
 from pgoutlier.db.source.identity import Found
 from pgoutlier.db.sources import changing
 from pgoutlier.db.sql import locks, owners
@@ -234,9 +235,15 @@ def _renamed(connection: Connection, source: Source, table_oid: int) -> Source:
 
 def _with_known_names(definition: SourceDefinition, old: SourceDefinition) -> SourceDefinition:
     """The definition with the names by which models know the features of columns that were renamed."""
-    known = {feature.column: feature.known_as for feature in old.features if feature.known_as}
-    features = tuple(f.model_copy(update={"known_as": known.get(f.column)}) for f in definition.features)
+    known = {_unnamed(feature): feature.known_as for feature in old.features if feature.known_as}
+    features = tuple(
+        f.model_copy(update={"known_as": known.get(_unnamed(f), f.known_as)}) for f in definition.features
+    )
     return definition.model_copy(update={"features": features})
+
+
+def _unnamed(feature: Feature) -> tuple[str, Past | None]:
+    return feature.column, feature.past
 
 
 def adopt(

@@ -137,14 +137,18 @@ def show_what_policies_allow(connection: Connection) -> None:
 
 def binary_rows(
     connection: Connection, statement: sql.SQL | sql.Composed, params: Params = ()
-) -> list[tuple[Any, ...]]:
-    """Every value of every row in PostgreSQL's binary format, as bytes that nothing has parsed; None for NULL."""
+) -> tuple[list[tuple[Any, ...]], tuple[int, ...]]:
+    """Every value of every row in PostgreSQL's binary format, as bytes that nothing has parsed; None for NULL.
+
+    And the pg_type.oid of each column.
+    """
     with driver_connection(connection).cursor(binary=True) as cursor:
         result = cursor.execute(statement, params).pgresult
         if result is None:
-            return []
+            return [], ()
         columns = range(result.nfields)
-        return [tuple(result.get_value(row, c) for c in columns) for row in range(result.ntuples)]
+        types = tuple(result.ftype(c) for c in columns)
+        return [tuple(result.get_value(row, c) for c in columns) for row in range(result.ntuples)], types
 
 
 def copy_in(connection: Connection, statement: sql.Composed, blocks: Iterable[memoryview | bytes]) -> None:

@@ -7,13 +7,13 @@ src/backend/utils/adt/arrayfuncs.c.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import psycopg
-from psycopg.abc import AdaptContext
-from psycopg.adapt import Dumper
+from psycopg.abc import AdaptContext, DumperKey
+from psycopg.adapt import Dumper, PyFormat
 from psycopg.pq import Format
 
 # Signature, flags, and the length of an extension that there is none of; then rows; then a row of -1 fields.
@@ -50,7 +50,31 @@ class _ArrayDumper(Dumper):
         return header.tobytes() + written.tobytes()
 
 
+@dataclass(frozen=True)
+class Received:
+    """A parameter that is a value as PostgreSQL sent it in binary, of the type with this pg_type.oid."""
+
+    oid: int
+    value: bytes
+
+
+class _ReceivedDumper(Dumper):
+    format = Format.BINARY
+
+    def get_key(self, received: Received, format: PyFormat) -> DumperKey:
+        return (self.cls, cast(type, received.oid))
+
+    def upgrade(self, received: Received, format: PyFormat) -> Dumper:
+        dumper = _ReceivedDumper(self.cls)
+        dumper.oid = received.oid
+        return dumper
+
+    def dump(self, received: Received) -> bytes:
+        return received.value
+
+
 psycopg.adapters.register_dumper(Array, _ArrayDumper)
+psycopg.adapters.register_dumper(Received, _ReceivedDumper)
 
 
 def has_null(array: bytes) -> bool:

@@ -1,0 +1,148 @@
+"""What features over the rows before cost: the same table drained without them and with six of two kinds of entity.
+
+python -m benchmarks.history --rows 2000000
+
+Payments of half a year by 50,000 customers at 10,000 terminals, in order of time; the plain source has 30 columns, the
+other these and the six. Ratios are medians of rounds, each of the one after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import threading
+
+from benchmarks.ground import COLUMNS, DECLARED, FEATURES, Ground, ground, median, seconds_of
+from pgoutlier import detector
+from pgoutlier.db.scoring.queue import KEYS_PER_QUEUE_ROW
+from pgoutlier.db.sources.attach import AttachRequest
+from pgoutlier.db.training import training_rows
+from pgoutlier.models_store import registry
+from pgoutlier.models_store.registry import TrainingWindow
+from pgoutlier.worker.logs import configure_logs
+from pgoutlier.worker.scoring import draining
+from pgoutlier.worker.sources import attaching
+
+N_CUSTOMERS, N_TERMINALS, DAYS = 50_000, 10_000, 180
+PAST = (
+    "count(24h) by customer_id",
+    "sum(f1, 7d) by customer_id",
+    "z(f1, 30d) by customer_id",
+    "is_new(terminal_id, 30d) by customer_id",
+    "count(24h) by terminal_id",
+    "mean(f1, 30d) by terminal_id",
+)
+SOURCES = ("plain", "past")
+_TRAINED_ON = 30_000
+
+
+def make(base: Ground, n_rows: int) -> None:
+    """The table, its indexes, and both sources with a champion each."""
+    user = base.connection
+    user.execute(
+        "CREATE TABLE payments (id bigint PRIMARY KEY, at timestamptz NOT NULL, customer_id integer NOT NULL,"
+        f" terminal_id integer NOT NULL, {DECLARED})"
+    )
+    user.execute(
+        f"INSERT INTO payments SELECT i, timestamptz '2026-01-01' + i * interval '{DAYS} days' / %s,"
+        f" hashint8(i) %% {N_CUSTOMERS}, hashint8(-i) %% {N_TERMINALS}, {COLUMNS}"
+        " FROM (SELECT i, t.* FROM generate_series(1, %s::bigint) i JOIN transactions t"
+        " ON t.id = i %% (SELECT max(id) FROM transactions) + 1) r",
+        (n_rows, n_rows),
+    )
+    user.execute("CREATE INDEX ON payments (customer_id, at, id) INCLUDE (f1, terminal_id)")
+    user.execute("CREATE INDEX ON payments (terminal_id, at, id) INCLUDE (f1)")
+    user.execute("VACUUM ANALYZE payments")
+    for name in SOURCES:
+        features = ", ".join((*FEATURES, *(PAST if name == "past" else ())))
+        request = AttachRequest(relation="payments", key="id", features=features, time="at", name=name)
+        source = attaching.attach(
+            base.runtime, request, detector.recipe_named("default"), old_rows="swept"
+        ).source
+        with base.runtime.engine.begin() as connection:
+            rows = training_rows.read(connection, source, newest=_TRAINED_ON)
+        fitted = detector.fit(detector.recipe_named("default"), rows.matrix, source.definition.feature_names)
+        with base.runtime.engine.begin() as connection:
+            number = registry.register(
+                connection,
+                source,
+                fitted.detector,
+                window=TrainingWindow(_TRAINED_ON, None, None),
+                metrics=fitted.metrics,
+                seal=base.runtime.seal,
+            )
+            registry.promote(connection, source, number, reason="bench", seal=base.runtime.seal)
+
+
+def drain_seconds(base: Ground, name: str, n_rows: int, *, n_threads: int) -> float:
+    """From a queue of the newest rows to an empty one."""
+    base.connection.execute(f"TRUNCATE outlier.scores_{name}, outlier.queue_{name}")
+    base.connection.execute(
+        f"INSERT INTO outlier.queue_{name} (keys, n_keys) SELECT array_agg(id ORDER BY id), count(*) FROM payments"
+        f" WHERE id > (SELECT max(id) FROM payments) - %s GROUP BY (id - 1) / {KEYS_PER_QUEUE_ROW}"
+        f" ORDER BY (id - 1) / {KEYS_PER_QUEUE_ROW}",
+        (n_rows,),
+    )
+    base.connection.execute(f"VACUUM ANALYZE outlier.queue_{name}")
+    base.connection.execute("CHECKPOINT")
+    results: list[draining.DrainResult] = []
+
+    def work() -> None:
+        threads = [
+            threading.Thread(target=lambda: results.append(draining.drain(base.runtime, name)))
+            for _ in range(n_threads)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    seconds = seconds_of(work)
+    if sum(result.n_scored for result in results) != n_rows:
+        raise RuntimeError(f"{[r.n_scored for r in results]} rows of {name} were scored instead of {n_rows}")
+    return seconds
+
+
+def training_seconds(base: Ground, n_rows: int) -> dict[str, float]:
+    """Of reading so many rows to train on."""
+    found = {}
+    for name in SOURCES:
+        with base.runtime.engine.begin() as connection:
+            source = attaching.sources.find(connection, name)
+            found[name] = seconds_of(lambda s=source, c=connection: training_rows.read(c, s, newest=n_rows))
+    return found
+
+
+def measure(base: Ground, *, n_rows: int, n_rounds: int) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for n_threads in (1, 2):
+        drain_seconds(base, "past", n_rows, n_threads=n_threads)  # unmeasured
+        rounds = [
+            {name: drain_seconds(base, name, n_rows, n_threads=n_threads) for name in SOURCES}
+            for _ in range(n_rounds)
+        ]
+        which = "one_thread" if n_threads == 1 else "two_threads"
+        figures[f"{which}_rows_per_second"] = round(n_rows / median([r["past"] for r in rounds]))
+        figures[f"{which}_plain_rows_per_second"] = round(n_rows / median([r["plain"] for r in rounds]))
+        figures[f"{which}_over_plain"] = round(median([r["plain"] / r["past"] for r in rounds]), 3)
+    seconds = training_seconds(base, 200_000)
+    figures |= {f"training_read_{name}_seconds": round(value, 1) for name, value in seconds.items()}
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=2_000_000)
+    parser.add_argument("--drained", type=int, default=200_000, help="the newest rows, which are drained")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    configure_logs("WARNING")
+    with ground(100_000) as base:
+        make(base, arguments.rows)
+        print(json.dumps(measure(base, n_rows=arguments.drained, n_rounds=arguments.rounds)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Features over the rows before: how they are written, and how they are computed."""

@@ -1,0 +1,193 @@
+"""How a feature over the rows before is written: `sum(amount, 7d) by customer_id`.
+
+A row sees the rows with an earlier (time, key), of the same value of `by`, or without `by` of the whole table: never
+itself, never a later one. A window is the time before the row, its far end included. Where the function takes a column,
+rows before that hold NULL in it are passed over.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pgoutlier.db.errors import SourceError
+from pgoutlier.db.sql.identifiers import display, parse_identifier, split_identifiers
+
+Function = Literal[
+    "count",
+    "sum",
+    "mean",
+    "min",
+    "max",
+    "std",
+    "z",
+    "ratio",
+    "distinct",
+    "is_new",
+    "since_last",
+    "lag",
+    "diff",
+]
+MOST_PAST_FEATURES = 200
+LONGEST_WINDOW_SECONDS = 400 * 86_400
+# since_last tells apart no gaps that are longer, unless a window is given.
+_LONGEST_GAP_SECONDS = 30 * 86_400
+MOST_STEPS = 1_000
+# Of an entity with more rows in the window than these, the newest ones before the row are looked at.
+MOST_ROWS = 10_000
+_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+# Of each function: the arguments that it takes, what it is, and what it is when there is nothing before the row.
+FORMS: dict[str, tuple[str, str, str]] = {
+    "count": ("(WINDOW)", "how many rows", "0"),
+    "sum": ("(COLUMN, WINDOW)", "sum of their values", "0"),
+    "mean": ("(COLUMN, WINDOW)", "mean of their values", "this row's value"),
+    "min": ("(COLUMN, WINDOW)", "smallest of their values", "this row's value"),
+    "max": ("(COLUMN, WINDOW)", "largest of their values", "this row's value"),
+    "std": ("(COLUMN, WINDOW)", "sample standard deviation of their values", "0, with one value too"),
+    "z": (
+        "(COLUMN, WINDOW)",
+        "(x - m) / sqrt((n s² + m²) / (n + 1)), of this row's value x, and of their number n, mean m and population"
+        " standard deviation s: with few rows before a spread as large as the mean is taken for granted",
+        "0",
+    ),
+    "ratio": ("(COLUMN, WINDOW)", "this row's value by their mean", "1, with a mean of 0 too"),
+    "distinct": ("(COLUMN, WINDOW)", "how many different values they have", "0"),
+    "is_new": (
+        "(COLUMN, WINDOW)",
+        "1 if none of them has this row's value, else 0; NULL counts as a value",
+        "1",
+    ),
+    "since_last": (
+        "[(WINDOW)]",
+        "seconds since the row before, at most the window, which is 30d",
+        "the window",
+    ),
+    "lag": ("(COLUMN, ROWS)", "value of the row so many rows before", "this row's value"),
+    "diff": ("(COLUMN, ROWS)", "this row's value less that", "0"),
+}
+OF_NUMBERS = frozenset({"sum", "mean", "min", "max", "std", "z", "ratio", "lag", "diff"})
+OF_ANY_VALUE = frozenset({"distinct", "is_new"})
+_BY_STEPS = frozenset({"lag", "diff"})
+
+_ENTRY = re.compile(r"(?P<function>[a-z_]+)\s*(?:\((?P<arguments>.*)\))?(?:\s+by\s+(?P<by>.+))?", re.DOTALL)
+_WINDOW = re.compile(r"(?P<n>[0-9]{1,9})\s*(?P<unit>[smhd])", re.ASCII)
+
+
+class Past(BaseModel):
+    """What of the rows before a feature is: window_seconds 0 and steps 0 where the function has none.
+
+    by: the column whose value tells the entities apart; None: the whole table is one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    function: Function
+    by: str | None = None
+    window_seconds: int = Field(0, ge=0, le=LONGEST_WINDOW_SECONDS)
+    steps: int = Field(0, ge=0, le=MOST_STEPS)
+    # Whether the time column holds numbers, which are taken for seconds.
+    in_numbers: bool = False
+
+    @property
+    def takes_number(self) -> bool:
+        return self.function in OF_NUMBERS
+
+    @property
+    def needs_own_value(self) -> bool:
+        """Whether a row that holds NULL in the column it takes has no such feature."""
+        return self.takes_number and self.function not in ("sum", "std")
+
+    @property
+    def takes_any_value(self) -> bool:
+        return self.function in OF_ANY_VALUE
+
+    @property
+    def rows_before(self) -> int:
+        """How many rows before it looks at, however old they are."""
+        return 1 if self.function == "since_last" else self.steps
+
+    def shown(self, column: str) -> str:
+        """As it is declared to attach. column: the one that it takes, shown or known to models so."""
+        arguments = [column] if self.takes_number or self.takes_any_value else []
+        if self.steps:
+            arguments.append(str(self.steps))
+        elif self.function != "since_last" or self.window_seconds != _LONGEST_GAP_SECONDS:
+            arguments.append(window_shown(self.window_seconds))
+        said = f"{self.function}({', '.join(arguments)})" if arguments else self.function
+        return said if self.by is None else f"{said} by {display(self.by)}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry of --features that is one of these. column: the one that the function takes, if any."""
+
+    past: Past
+    column: str | None
+
+
+def parse(text: str) -> Entry | None:
+    """None if the text is no call of one of the functions. Raises SourceError if it is one, and wrong."""
+    match = _ENTRY.fullmatch(text.strip())
+    if match is None or match["function"] not in FORMS:
+        return None
+    function, arguments = match["function"], match["arguments"]
+    if arguments is None and function != "since_last":
+        return None
+    given = split_identifiers(arguments, ",") if arguments is not None and arguments.strip() else []
+    by = None if match["by"] is None else parse_identifier(match["by"].strip())
+    takes_column = function in OF_NUMBERS | OF_ANY_VALUE
+    least, most = (2, 2) if takes_column else (0 if function == "since_last" else 1, 1)
+    if not least <= len(given) <= most:
+        raise SourceError(f"{text!r} is not written as {_form(function)}.")
+    column = parse_identifier(given[0]) if takes_column else None
+    if function in _BY_STEPS:
+        return Entry(_past(function, by, steps=_steps(given[-1], text, function)), column)
+    seconds = window_of(given[-1], text, function) if given else _LONGEST_GAP_SECONDS
+    return Entry(_past(function, by, window_seconds=seconds), column)
+
+
+def _past(function: str, by: str | None, **others: int) -> Past:
+    return Past.model_validate({"function": function, "by": by, **others})
+
+
+def _form(function: str) -> str:
+    return f"{function}{FORMS[function][0]} [by COLUMN]"
+
+
+def window_of(text: str, entry: str, function: str) -> int:
+    """The seconds of a window such as 24h or 30d. Raises SourceError if it is none, or longer than 400 days."""
+    match = _WINDOW.fullmatch(text)
+    if match is None or int(match["n"]) == 0:
+        raise SourceError(
+            f"The window {text!r} of {entry!r} is not a number of s, m, h or d, as in 24h; write {_form(function)}."
+        )
+    seconds = int(match["n"]) * _UNITS[match["unit"]]
+    if seconds > LONGEST_WINDOW_SECONDS:
+        raise SourceError(f"The window {text} of {entry!r} is longer than 400d.")
+    return seconds
+
+
+def window_shown(seconds: int) -> str:
+    """As window_of reads it, in the largest unit that it is a whole number of; a day is 24h."""
+    unit = next(
+        u for u in ("d", "h", "m", "s") if seconds % _UNITS[u] == 0 and (u != "d" or seconds > 86_400)
+    )
+    return f"{seconds // _UNITS[unit]}{unit}"
+
+
+def _steps(text: str, entry: str, function: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text, re.ASCII) or not 1 <= int(text) <= MOST_STEPS:
+        raise SourceError(
+            f"{text!r} in {entry!r} is not a number of rows from 1 to {MOST_STEPS:,}; write {_form(function)}."
+        )
+    return int(text)
+
+
+def entities(features: Sequence[Past]) -> list[str | None]:
+    """The columns that tell entities apart, each once, in the order of the features."""
+    return list(dict.fromkeys(past.by for past in features))

@@ -1,0 +1,275 @@
+"""Features over the rows before, of many rows at once: every path computes them here, from a database or a file.
+
+Rows come in order, entity by entity. A window is a stretch of them, from `low` to the row itself, which is left out.
+What is asked of a stretch is put together from blocks of 1, 2, 4, ... rows, each made once: so a window of a million
+rows costs twenty times one of a single row, and no sum is the difference of two larger ones, which would lose digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pgoutlier.db.past import entries
+from pgoutlier.db.past.entries import Past
+
+Vector = npt.NDArray[np.float64]
+Places = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """m rows, those of one entity together, by (time, key) there.
+
+    entities (m,): int64, which do not fall. times (m,): float64, or int64 in so many units_per_second. values: by
+    column, (m,) float64, NaN where there is none. codes: by column, (m,) int64, equal where the values are; -1 where
+    there is none.
+    """
+
+    entities: Places
+    times: npt.NDArray[Any]
+    units_per_second: int
+    values: Mapping[str, Vector] = field(default_factory=dict)
+    codes: Mapping[str, Places] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.entities)
+
+
+def compute(wanted: Sequence[tuple[Past, str]], rows: Rows, places: Places) -> Vector:
+    """(n, k) of the rows at these places (n,): the k features wanted, each with the column that it takes."""
+    found = np.empty((len(places), len(wanted)))
+    if len(places) == 0:
+        return found
+    kernel = _Kernel(rows, places)
+    for column, (past, name) in enumerate(wanted):
+        found[:, column] = kernel.feature(past, name)
+    return found
+
+
+def of_no_rows(past: Past, own: Vector) -> Vector:
+    """What the feature is (n,) where there is nothing before. own (n,): the rows' values of the column it takes."""
+    if past.function in ("mean", "min", "max", "lag"):
+        return own
+    if past.function in ("z", "diff"):
+        return np.where(np.isnan(own), np.nan, 0.0)
+    if past.function == "ratio":
+        return np.where(np.isnan(own), np.nan, 1.0)
+    fixed = {"is_new": 1.0, "since_last": float(past.window_seconds)}
+    return np.full(len(own), fixed.get(past.function, 0.0))
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Of n stretches how many values there are, their sum, mean, and sum of squared differences from it, (n,) each."""
+
+    number: Vector
+    total: Vector
+    mean: Vector
+    squares: Vector
+
+
+class _Kernel:
+    """Keeps what several features need."""
+
+    def __init__(self, rows: Rows, places: Places) -> None:
+        self._rows, self._places = rows, places
+        begins = np.flatnonzero(np.diff(rows.entities, prepend=rows.entities[0] - 1))
+        self._first = begins[np.searchsorted(begins, places, side="right") - 1]
+        self._lows: dict[int, Places] = {}
+        self._moments: dict[tuple[str, int], _Moments] = {}
+        self._earlier: dict[str, Places] = {}
+
+    def feature(self, past: Past, column: str) -> Vector:
+        match past.function:
+            case "count":
+                return (self._places - self._low(past)).astype(np.float64)
+            case "since_last":
+                return self._since_last(past)
+            case "lag" | "diff":
+                return self._by_steps(past, column)
+            case "min" | "max":
+                return self._extreme(past, column)
+            case "is_new":
+                return (self._equal_before(column)[self._places] < self._low(past)).astype(np.float64)
+            case "distinct":
+                return self._distinct(past, column)
+        return self._of_moments(past, column)
+
+    def _low(self, past: Past) -> Places:
+        """Where the window of each row begins, (n,)."""
+        found = self._lows.get(past.window_seconds)
+        if found is None:
+            rows, places = self._rows, self._places
+            reach = past.window_seconds * rows.units_per_second
+            found = _first_since(rows, places, self._first, rows.times[places] - reach)
+            found = np.maximum(found, places - entries.MOST_ROWS)
+            self._lows[past.window_seconds] = found
+        return found
+
+    def _since_last(self, past: Past) -> Vector:
+        before = np.maximum(self._places - 1, 0)
+        times = self._rows.times
+        gaps = (times[self._places] - times[before]) / self._rows.units_per_second
+        longest = float(past.window_seconds)
+        return np.where(self._places > self._first, np.minimum(gaps, longest), longest)
+
+    def _by_steps(self, past: Past, column: str) -> Vector:
+        values = self._rows.values[column]
+        own, before = values[self._places], self._places - past.steps
+        found = np.where(before >= self._first, values[np.maximum(before, 0)], np.nan)
+        found = np.where(np.isnan(found), own, found)
+        return found if past.function == "lag" else own - found
+
+    def _extreme(self, past: Past, column: str) -> Vector:
+        values = self._rows.values[column]
+        smallest = past.function == "min"
+        pick, none = (np.minimum, np.inf) if smallest else (np.maximum, -np.inf)
+        missing = np.isnan(values)
+        found = np.full(len(self._places), none)
+        seen = np.zeros(len(self._places), dtype=np.bool_)
+        levels = zip(
+            _levels(np.where(missing, none, values), none, pick),
+            _levels((~missing).astype(np.int8), 0, np.maximum),
+            strict=False,
+        )
+        for (block, some), pieces in zip(levels, _pieces(self._low(past), self._places), strict=False):
+            for who, where in pieces:
+                found[who] = pick(found[who], block[where])
+                seen[who] |= some[where] > 0
+        return np.where(seen, found, values[self._places])
+
+    def _of_moments(self, past: Past, column: str) -> Vector:
+        found, own = self._moments_of(past, column), self._rows.values[column][self._places]
+        n = found.number
+        if past.function == "sum":
+            return found.total
+        nothing = of_no_rows(past, own)
+        with np.errstate(all="ignore"):
+            if past.function == "mean":
+                return np.where(n > 0, found.mean, nothing)
+            if past.function == "std":
+                return np.where(n > 1, np.sqrt(found.squares / np.maximum(n - 1, 1)), 0.0)
+            if past.function == "ratio":
+                return np.where((n > 0) & (found.mean != 0), own / found.mean, nothing)
+            spread = np.sqrt((found.squares + np.square(found.mean)) / (n + 1))
+            # All of them 0: as far as so many rows can tell.
+            none = np.sign(own) * np.sqrt(n + 1)
+            return np.where(n > 0, np.where(spread > 0, (own - found.mean) / spread, none), nothing)
+
+    def _moments_of(self, past: Past, column: str) -> _Moments:
+        which = column, past.window_seconds
+        found = self._moments.get(which)
+        if found is None:
+            found = self._moments[which] = _moments(self._rows.values[column], self._low(past), self._places)
+        return found
+
+    def _equal_before(self, column: str) -> Places:
+        """Of every row the last one before it that has its value, of the same entity, (m,); -1 if there is none."""
+        found = self._earlier.get(column)
+        if found is None:
+            codes, entities = self._rows.codes[column], self._rows.entities
+            order = np.lexsort((codes, entities))
+            same = (codes[order][1:] == codes[order][:-1]) & (entities[order][1:] == entities[order][:-1])
+            found = np.full(len(codes), -1)
+            found[order[1:][same]] = order[:-1][same]
+            self._earlier[column] = found
+        return found
+
+    def _distinct(self, past: Past, column: str) -> Vector:
+        """Those of the stretch whose value no other before them in it has."""
+        codes, low = self._rows.codes[column], self._low(past)
+        size = len(codes) + 1
+        # Shifted, so that none before is 0. One without a value is never the first to have it.
+        earlier = np.where(codes >= 0, self._equal_before(column) + 1, size)
+        found = np.zeros(len(low))
+        for level, pieces in enumerate(_pieces(low, self._places)):
+            width = 1 << level
+            n_blocks = -(-len(earlier) // width)
+            padded = np.full(n_blocks * width, size)
+            padded[: len(earlier)] = earlier
+            block = np.sort(padded.reshape(n_blocks, width), axis=1)
+            in_order = (block + np.arange(n_blocks)[:, None] * (size + 1)).reshape(-1)
+            for who, where in pieces:
+                reached = np.searchsorted(in_order, where * (size + 1) + low[who] + 1)
+                found[who] += reached - where * width
+        return found
+
+
+def _first_since(rows: Rows, places: Places, first: Places, since: npt.NDArray[Any]) -> Places:
+    """The first row of each one's entity that is not before `since` (n,), (n,)."""
+    low, high = first.copy(), places.copy()
+    # All at once, each in its own stretch: so many steps as the longest has bits.
+    while (open_ := low < high).any():
+        middle = (low + high) // 2
+        earlier = rows.times[middle] < since
+        low = np.where(open_ & earlier, middle + 1, low)
+        high = np.where(open_ & ~earlier, middle, high)
+    return low
+
+
+def _pieces(low: Places, high: Places) -> Iterator[Iterator[tuple[Places, Places]]]:
+    """The stretches from low to high (n,), without the last, as blocks: for each size of block, which stretches have
+    one of it, and its number. Sizes double."""
+    left, right = low.copy(), high.copy()
+
+    def of_this_size() -> Iterator[tuple[Places, Places]]:
+        who = np.flatnonzero((left < right) & (left & 1 == 1))
+        if len(who):
+            yield who, left[who]
+            left[who] += 1
+        who = np.flatnonzero((left < right) & (right & 1 == 1))
+        if len(who):
+            right[who] -= 1
+            yield who, right[who]
+
+    while (left < right).any():
+        yield of_this_size()
+        left >>= 1
+        right >>= 1
+
+
+def _levels(
+    values: npt.NDArray[Any], none: Any, join: Callable[[Any, Any], Any]
+) -> Iterator[npt.NDArray[Any]]:
+    """The values of blocks of 1, 2, 4, ... rows."""
+    while True:
+        yield values
+        if len(values) % 2:
+            values = np.append(values, none)
+        values = join(values[::2], values[1::2])
+
+
+def _moments(values: Vector, low: Places, high: Places) -> _Moments:
+    known = ~np.isnan(values)
+    plain = np.where(known, values, 0.0)
+    block: tuple[Vector, ...] = (known.astype(np.float64), plain, np.zeros(len(values)))
+    n_rows = len(low)
+    found = (np.zeros(n_rows), np.zeros(n_rows), np.zeros(n_rows))
+    with np.errstate(all="ignore"):
+        for pieces in _pieces(low, high):
+            for who, where in pieces:
+                joined = _joined(tuple(part[who] for part in found), tuple(part[where] for part in block))
+                for part, new in zip(found, joined, strict=True):
+                    part[who] = new
+            if len(block[0]) % 2:
+                block = tuple(np.append(part, 0.0) for part in block)
+            block = _joined(tuple(part[::2] for part in block), tuple(part[1::2] for part in block))
+        number, total, squares = found
+        return _Moments(number, total, total / np.maximum(number, 1), squares)
+
+
+def _joined(one: tuple[Vector, ...], other: tuple[Vector, ...]) -> tuple[Vector, Vector, Vector]:
+    """Numbers, sums and squared differences from the mean of both together.
+
+    Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979).
+    """
+    n, m = one[0], other[0]
+    both = n + m
+    difference = other[1] / np.maximum(m, 1) - one[1] / np.maximum(n, 1)
+    squares = one[2] + other[2] + np.square(difference) * (n * m / np.maximum(both, 1))
+    return both, one[1] + other[1], squares

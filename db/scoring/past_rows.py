@@ -1,0 +1,340 @@
+"""Reading the rows before: once for all rows of a block, entity by entity, by one index for each kind of entity.
+
+The rows of an entity that are asked for are parted into stretches, where two of them lie further apart than the longest
+window. Of each stretch PostgreSQL reads the rows from a window before its first row to its last one, newest first, and
+so many at most; db.past.kernel makes the features of them. Rows that need more than came are asked for again.
+
+Columns of the rows asked for (time, entity, key) travel as PostgreSQL sent them, and are not looked at here.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from psycopg import sql
+from sqlalchemy import Connection
+
+from pgoutlier.db.past import entries, kernel
+from pgoutlier.db.past.kernel import Places, Rows, Vector
+from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.sql import wire
+from pgoutlier.db.sql.identifiers import identifier
+from pgoutlier.db.sql.statements import binary_rows, compose, in_one_piece
+from pgoutlier.db.sql.wire import Received
+
+_MICROSECONDS = 1_000_000
+_DAY = 86_400 * _MICROSECONDS
+# pg_type.oid of arrays of them.
+_TIMESTAMPS, _DATES = (1115, 1185), 1182
+# So far from either end of the range no sum overflows.
+_FARTHEST = 2**61
+_PLACE_BITS = 32
+# Of one stretch so many times what its last row needs at most.
+_MOST_READ = 2
+
+
+def asked(source: SourceDefinition) -> dict[str, sql.Composable]:
+    """What is read of each row t so that `fill` finds those before it, by name; nothing without such features."""
+    if not source.past_features:
+        return {}
+    columns = {"tag": _tag(source, "t"), "at": identifier("t", _time(source))}
+    for n, column in enumerate(source.key.columns):
+        columns[f"of_key{n}"] = identifier("t", column)
+    for n, by in enumerate(_entities(source)):
+        if by is not None:
+            columns[f"by{n}"] = identifier("t", by)
+    return columns
+
+
+def fill(
+    connection: Connection,
+    source: SourceDefinition,
+    block: dict[str, bytes],
+    types: dict[str, int],
+    matrix: Vector,
+) -> None:
+    """Put the features over the rows before into the matrix (n, d) of the rows of a block.
+
+    block: what was read, of `asked` at least; types: the pg_type.oid of each column of it.
+    """
+    tags = wire.elements(block["tag"], ">i8").astype(np.int64)
+    own, which = np.unique(tags, return_inverse=True)
+    for n, by in enumerate(_entities(source)):
+        names = [name for name in ("at", f"by{n}", *_key_names(source)) if name in block]
+        given = {name: Received(types[name], block[name]) for name in names}
+        _fill_of(connection, source, n, by, given, own, which, matrix)
+
+
+def _fill_of(
+    connection: Connection,
+    source: SourceDefinition,
+    n: int,
+    by: str | None,
+    given: dict[str, Received],
+    own: Places,
+    which: Places,
+    matrix: Vector,
+) -> None:
+    """The same of the features of one kind of entity."""
+    places, features = zip(
+        *((place, f) for place, f in source.past_features if f.past and f.past.by == by), strict=True
+    )
+    wanted = [(feature.past, feature.column) for feature in features]
+    found = np.empty((len(own), len(wanted)))
+    is_open = np.ones(len(own), dtype=np.bool_)
+    most = entries.MOST_ROWS
+    while is_open.any():
+        params = {**given, "open": wire.Array(16, is_open[which]), "most": _MOST_READ * most}
+        rows, positions, is_cut = _read(connection, source, by, n, params, own)
+        n_before = _rows_before(rows, positions)
+        # A row that was not found is gone by now, or has no time or entity: its stretch tells nothing of it.
+        done = is_open & (positions >= 0)
+        done[done] &= ~is_cut[rows.entities[positions[done]]] | (n_before[done] >= most)
+        if not done.any():
+            break
+        found[done] = kernel.compute(wanted, rows, positions[done])
+        is_open &= ~done
+    lonely = is_open[which]
+    for column, (past, _), values in zip(places, wanted, found.T, strict=True):
+        # The matrix has their own values still.
+        nothing = kernel.of_no_rows(past, matrix[:, column]) if lonely.any() else values
+        matrix[:, column] = np.where(lonely, nothing, values[which])
+
+
+def _rows_before(rows: Rows, positions: Places) -> Places:
+    """How many rows of its stretch lie before the one at each position (k,), (k,); 0 where that is -1."""
+    if not len(rows):
+        return np.zeros(len(positions), dtype=np.int64)
+    begins = np.searchsorted(rows.entities, rows.entities[np.maximum(positions, 0)])
+    found: Places = np.maximum(positions - begins, 0)
+    return found
+
+
+def _read(
+    connection: Connection,
+    source: SourceDefinition,
+    by: str | None,
+    n: int,
+    params: dict[str, Any],
+    own: Places,
+) -> tuple[Rows, Places, npt.NDArray[np.bool_]]:
+    """The rows of all stretches, where among them the rows with these tags (k,) are (k,), -1 where they are not, and
+    by number of the stretch whether it was cut short."""
+    names, statement = _statement(source, by, n)
+    (found, types) = binary_rows(connection, statement, params)
+    if found[0][0] is None:
+        nothing = np.empty(0, np.int64)
+        return Rows(nothing, nothing, 1), np.full(len(own), -1), np.zeros(0, np.bool_)
+    block = dict(zip(names, found[0], strict=True))
+    oids = dict(zip(names, types, strict=True))
+    place = wire.elements(block["place"], ">i8").astype(np.int64)
+    order = np.argsort(place, kind="stable") if (place[1:] < place[:-1]).any() else slice(None)
+    # They come newest first, and are counted from the last stretch on, so that turned round both are in order.
+    stretch = (place[order] >> _PLACE_BITS)[::-1]
+    stretch = stretch[0] - stretch if len(stretch) else stretch
+
+    def column(name: str, kind: str) -> npt.NDArray[Any]:
+        return wire.elements(block[name], kind)[order][::-1]
+
+    times, units = _times(column, oids["at"])
+    values = {name: column(name, ">f8").astype(np.float64) for name in names if name.startswith("value")}
+    codes = {name: column(name, ">i8").astype(np.int64) for name in names if name.startswith("code")}
+    of_column = _value_names(source, by)
+    rows = Rows(
+        stretch,
+        times,
+        units,
+        {column: values[name] for (column, kind), name in of_column.items() if kind == "value"},
+        {column: codes[name] for (column, kind), name in of_column.items() if kind == "code"},
+    )
+    tags = column("tag", ">i8").astype(np.int64)
+    at = np.minimum(np.searchsorted(own, tags), len(own) - 1)
+    hit = np.flatnonzero(own[at] == tags)
+    positions = np.full(len(own), -1)
+    positions[at[hit]] = hit
+    return rows, positions, np.bincount(stretch) >= params["most"]
+
+
+def _times(column: Any, oid: int) -> tuple[npt.NDArray[Any], int]:
+    if oid in _TIMESTAMPS:
+        return np.clip(column("at", ">i8").astype(np.int64), -_FARTHEST, _FARTHEST), _MICROSECONDS
+    if oid == _DATES:
+        days = column("at", ">i4").astype(np.int64)
+        return np.clip(days, -(_FARTHEST // _DAY), _FARTHEST // _DAY) * _DAY, _MICROSECONDS
+    return column("at", ">f8").astype(np.float64), 1
+
+
+@lru_cache(maxsize=64)
+def _statement(source: SourceDefinition, by: str | None, n: int) -> tuple[tuple[str, ...], sql.SQL]:
+    """The columns that are read, and the statement that reads an array of each."""
+    features = [f for _, f in source.past_features if f.past and f.past.by == by]
+    window = max(f.past.window_seconds if f.past and f.past.function != "since_last" else 0 for f in features)
+    steps = max(f.past.rows_before if f.past else 0 for f in features)
+    in_numbers = any(f.past and f.past.in_numbers for f in features)
+    time = _time(source)
+    columns = {
+        "place": compose("(s.n << {bits}) | h.rn", bits=sql.Literal(_PLACE_BITS)),
+        "at": sql.SQL("h.at::double precision" if in_numbers else "h.at"),
+        "tag": sql.SQL("h.tag"),
+    }
+    read = {"tag": _tag(source, "h"), "at": identifier("h", time)}
+    for (column, kind), name in _value_names(source, by).items():
+        feature = next(f for f in features if f.column == column)
+        value = feature.value("h") if kind == "value" else _code(identifier("h", column))
+        read[name] = compose(
+            "coalesce({v}, {none})", v=value, none=sql.SQL("'NaN'" if kind == "value" else "-1")
+        )
+        columns[name] = identifier("h", name)
+    statement = compose(
+        """
+        WITH own AS (
+            SELECT {at}, {e} AS e, {keys} FROM unnest({arrays}, %(open)s::boolean[]) AS o ({given}, is_open)
+            WHERE o.is_open AND {known}
+        ), begun AS (
+            SELECT o.*, CASE WHEN {since_own} <= lag(o.at) OVER w THEN 0 ELSE 1 END AS begins
+            FROM own o WINDOW w AS (PARTITION BY o.e ORDER BY o.at, {keys})
+        ), counted AS (
+            SELECT b.*, sum(b.begins) OVER (PARTITION BY b.e ORDER BY b.at, {keys}) AS part FROM begun b
+        ), ends AS (
+            SELECT c.*, min(c.at) OVER (PARTITION BY c.e, c.part) AS first,
+                   row_number() OVER (PARTITION BY c.e, c.part ORDER BY c.at DESC, {keys_down}) AS from_last
+            FROM counted c
+        ), stretches AS MATERIALIZED (
+            SELECT row_number() OVER () AS n, d.* FROM ends d WHERE d.from_last = 1
+        )
+        SELECT {gathered} FROM stretches s CROSS JOIN LATERAL (
+            SELECT h.*, row_number() OVER (ORDER BY h.at DESC, {keys_down}) AS rn FROM ({rows}) h
+        ) h
+        """,
+        at=sql.SQL("o.at"),
+        e=sql.SQL("true" if by is None else "o.e"),
+        keys=_keys(source),
+        keys_down=_keys(source, descending=True),
+        arrays=sql.SQL(", ").join(
+            sql.Placeholder(name)
+            for name in ("at", *(() if by is None else (f"by{n}",)), *_key_names(source))
+        ),
+        given=sql.SQL(", ").join(
+            identifier(name) for name in ("at", *(() if by is None else ("e",)), *_key_names(source))
+        ),
+        known=sql.SQL("o.at IS NOT NULL" if by is None else "o.at IS NOT NULL AND o.e IS NOT NULL"),
+        since_own=_before(sql.SQL("o.at"), window, in_numbers=in_numbers),
+        gathered=sql.SQL(", ").join(compose("array_agg({v})", v=value) for value in columns.values()),
+        rows=_rows(source, by, read, window, steps, in_numbers=in_numbers),
+    )
+    return tuple(columns), in_one_piece(statement)
+
+
+def _rows(
+    source: SourceDefinition,
+    by: str | None,
+    read: dict[str, sql.Composable],
+    window: int,
+    steps: int,
+    *,
+    in_numbers: bool,
+) -> sql.Composable:
+    """SQL of the rows h of a stretch s: those of the windows, and so many before them."""
+    time = identifier("h", _time(source))
+    key = source.key.in_theirs("h")
+    parts = {
+        "columns": sql.SQL(", ").join(
+            [
+                *(compose("{v} AS {name}", v=value, name=identifier(name)) for name, value in read.items()),
+                *(
+                    compose("{c} AS {name}", c=column, name=identifier(name))
+                    for column, name in zip(key.columns, _key_names(source), strict=True)
+                ),
+            ]
+        ),
+        "relation": source.relation.sql(),
+        "of_entity": sql.SQL("true") if by is None else compose("{e} = s.e", e=identifier("h", by)),
+        "place": compose("({time}, {key})", time=time, key=key.listed()),
+        "last": compose("(s.at, {key})", key=_keys(source, "s")),
+        "since": compose(
+            "{time} >= {first}",
+            time=time,
+            first=_before(sql.SQL("s.first"), window, in_numbers=in_numbers),
+        ),
+        "before": compose(
+            "{time} < {first}",
+            time=time,
+            first=_before(sql.SQL("s.first"), window, in_numbers=in_numbers),
+        ),
+        "down": compose("{time} DESC, {key}", time=time, key=key.listed(descending=True)),
+        "steps": sql.Literal(steps),
+    }
+    within = compose(
+        "SELECT {columns} FROM {relation} h WHERE {of_entity} AND {since} AND {place} <= {last}"
+        " ORDER BY {down} LIMIT %(most)s",
+        **parts,
+    )
+    if not steps:
+        return within
+    further = compose(
+        "SELECT {columns} FROM {relation} h WHERE {of_entity} AND {before} ORDER BY {down} LIMIT {steps}",
+        **parts,
+    )
+    return compose("({within}) UNION ALL ({further})", within=within, further=further)
+
+
+def _before(moment: sql.Composable, seconds: int, *, in_numbers: bool) -> sql.Composable:
+    """SQL of the moment so many seconds earlier."""
+    if seconds == 0:
+        return moment
+    if in_numbers:
+        return compose("{m} - {s}::bigint", m=moment, s=sql.Literal(seconds))
+    return compose("{m} - make_interval(secs => {s})", m=moment, s=sql.Literal(seconds))
+
+
+def missing_indexes(connection: Connection, source: SourceDefinition) -> list[str]:
+    """The CREATE INDEX of each kind of entity that has no index which finds the rows before."""
+    raise NotImplementedError
+
+
+def _value_names(source: SourceDefinition, by: str | None) -> dict[tuple[str, str], str]:
+    """What is read of the rows before: (column, "value" or "code"), and its name in the statement."""
+    found: dict[tuple[str, str], str] = {}
+    for _, feature in source.past_features:
+        past = feature.past
+        if past is None or past.by != by or not (past.takes_number or past.takes_any_value):
+            continue
+        kind = "value" if past.takes_number else "code"
+        found.setdefault((feature.column, kind), f"{kind}{len(found)}")
+    return found
+
+
+def _code(column: sql.Composable) -> sql.Composable:
+    """SQL of a number, not negative, that is the same where the values are."""
+    return compose("(hashtextextended({c}::text, 0) & {mask})", c=column, mask=sql.Literal(2**63 - 1))
+
+
+def _tag(source: SourceDefinition, table: str) -> sql.Composable:
+    """SQL of a bigint that tells a row from others: its key if that is a whole number, else a hash of it."""
+    key = source.key
+    if key.is_counted:
+        return compose("{k}::bigint", k=key.theirs(table))
+    return compose("hash_record_extended(ROW({k}), 0)", k=key.theirs(table))
+
+
+def _entities(source: SourceDefinition) -> list[str | None]:
+    return entries.entities([feature.past for _, feature in source.past_features if feature.past])
+
+
+def _key_names(source: SourceDefinition) -> list[str]:
+    return [f"of_key{n}" for n in range(len(source.key.columns))]
+
+
+def _keys(source: SourceDefinition, table: str | None = None, *, descending: bool = False) -> sql.Composable:
+    names = [identifier(*([table] if table else []), name) for name in _key_names(source)]
+    suffix = sql.SQL(" DESC" if descending else "")
+    return sql.SQL(", ").join(compose("{n}{s}", n=name, s=suffix) for name in names)
+
+
+def _time(source: SourceDefinition) -> str:
+    if source.time_column is None:
+        raise AssertionError("attach refuses features over the rows before without a time column")
+    return source.time_column

@@ -1,0 +1,59 @@
+"""Features over the rows before are what their documentation says, row by row."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pgoutlier.db.past import entries, kernel
+from pgoutlier.db.past.kernel import Rows
+from tests import brute_force
+
+ENTRIES = (
+    "count(10s) by card", "sum(amount, 10s) by card", "mean(amount, 10s) by card", "min(amount, 7s) by card",
+    "max(amount, 7s) by card", "std(amount, 30s) by card", "z(amount, 30s) by card", "ratio(amount, 30s) by card",
+    "distinct(shop, 20s) by card", "is_new(shop, 20s) by card", "since_last by card", "since_last(5s) by card",
+    "lag(amount, 1) by card", "lag(amount, 3) by card", "diff(amount, 2) by card",
+)  # fmt: skip
+_amounts = st.none() | st.sampled_from([0.0, 1.0, -3.5, 1e-3, 1e9, 12.25, 100.0])
+_rows = st.lists(
+    st.tuples(st.integers(0, 2), st.integers(0, 40), _amounts, st.none() | st.integers(0, 3)),
+    min_size=1,
+    max_size=60,
+)
+
+
+@pytest.mark.parametrize("text", ENTRIES)
+@given(rows=_rows)
+def test_a_feature_over_the_rows_before_is_what_one_row_at_a_time_gives(text, rows):
+    frame = pd.DataFrame(rows, columns=["card", "time", "amount", "shop"]).astype(
+        {"amount": float, "shop": float}
+    )
+    frame["key"] = np.random.default_rng(1).permutation(len(frame))
+    entry = entries.parse(text)
+    column = entry.column or "card"
+
+    found = kernel_on(frame, [(entry.past, column)])[:, 0]
+
+    expected = brute_force.compute(frame, entry.past, column)
+    np.testing.assert_allclose(
+        found, expected, rtol=1e-9, atol=1e-9 * frame["amount"].abs().fillna(1.0).max()
+    )
+
+
+def kernel_on(frame: pd.DataFrame, wanted):
+    order = np.lexsort((frame["key"], frame["time"], frame["card"]))
+    in_order = frame.iloc[order]
+    rows = Rows(
+        in_order["card"].to_numpy(np.int64),
+        in_order["time"].to_numpy(np.float64),
+        1,
+        {"amount": in_order["amount"].to_numpy(np.float64)},
+        {"shop": np.where(in_order["shop"].isna(), -1, in_order["shop"].fillna(0)).astype(np.int64)},
+    )
+    found = np.empty((len(frame), len(wanted)))
+    found[order] = kernel.compute(wanted, rows, np.arange(len(frame)))
+    return found
