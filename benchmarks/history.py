@@ -11,10 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import threading
+from functools import partial
 
 from benchmarks.ground import COLUMNS, DECLARED, FEATURES, Ground, ground, median, seconds_of
 from pgoutlier import detector
 from pgoutlier.db.scoring.queue import KEYS_PER_QUEUE_ROW
+from pgoutlier.db.sources import sources
 from pgoutlier.db.sources.attach import AttachRequest
 from pgoutlier.db.training import training_rows
 from pgoutlier.models_store import registry
@@ -37,25 +39,26 @@ _TRAINED_ON = 30_000
 
 
 def make(base: Ground, n_rows: int) -> None:
-    """The table, its indexes, and both sources with a champion each."""
+    """The same rows as two tables, with a source and a champion each."""
     user = base.connection
-    user.execute(
-        "CREATE TABLE payments (id bigint PRIMARY KEY, at timestamptz NOT NULL, customer_id integer NOT NULL,"
-        f" terminal_id integer NOT NULL, {DECLARED})"
-    )
-    user.execute(
-        f"INSERT INTO payments SELECT i, timestamptz '2026-01-01' + i * interval '{DAYS} days' / %s,"
-        f" hashint8(i) %% {N_CUSTOMERS}, hashint8(-i) %% {N_TERMINALS}, {COLUMNS}"
-        " FROM (SELECT i, t.* FROM generate_series(1, %s::bigint) i JOIN transactions t"
-        " ON t.id = i %% (SELECT max(id) FROM transactions) + 1) r",
-        (n_rows, n_rows),
-    )
-    user.execute("CREATE INDEX ON payments (customer_id, at, id) INCLUDE (f1, terminal_id)")
-    user.execute("CREATE INDEX ON payments (terminal_id, at, id) INCLUDE (f1)")
-    user.execute("VACUUM ANALYZE payments")
     for name in SOURCES:
+        user.execute(
+            f"CREATE TABLE {name} (id bigint PRIMARY KEY, at timestamptz NOT NULL, customer_id integer NOT NULL,"
+            f" terminal_id integer NOT NULL, {DECLARED})"
+        )
+        user.execute(
+            f"INSERT INTO {name} SELECT i, timestamptz '2026-01-01' + i * interval '{DAYS} days' / %s,"
+            f" (hashint8(i)::bigint + 2147483648) %% {N_CUSTOMERS},"
+            f" (hashint8(-i)::bigint + 2147483648) %% {N_TERMINALS}, {COLUMNS} FROM (SELECT i, t.* FROM generate_series(1, %s::bigint) i JOIN transactions t"
+            " ON t.id = i %% (SELECT max(id) FROM transactions) + 1) r ORDER BY i",
+            (n_rows, n_rows),
+        )
+        if name == "past":
+            user.execute("CREATE INDEX ON past (customer_id, at, id) INCLUDE (f1, terminal_id)")
+            user.execute("CREATE INDEX ON past (terminal_id, at, id) INCLUDE (f1)")
+        user.execute(f"VACUUM ANALYZE {name}")
         features = ", ".join((*FEATURES, *(PAST if name == "past" else ())))
-        request = AttachRequest(relation="payments", key="id", features=features, time="at", name=name)
+        request = AttachRequest(relation=name, key="id", features=features, time="at", name=name)
         source = attaching.attach(
             base.runtime, request, detector.recipe_named("default"), old_rows="swept"
         ).source
@@ -78,8 +81,8 @@ def drain_seconds(base: Ground, name: str, n_rows: int, *, n_threads: int) -> fl
     """From a queue of the newest rows to an empty one."""
     base.connection.execute(f"TRUNCATE outlier.scores_{name}, outlier.queue_{name}")
     base.connection.execute(
-        f"INSERT INTO outlier.queue_{name} (keys, n_keys) SELECT array_agg(id ORDER BY id), count(*) FROM payments"
-        f" WHERE id > (SELECT max(id) FROM payments) - %s GROUP BY (id - 1) / {KEYS_PER_QUEUE_ROW}"
+        f"INSERT INTO outlier.queue_{name} (keys, n_keys) SELECT array_agg(id ORDER BY id), count(*) FROM {name}"
+        f" WHERE id > (SELECT max(id) FROM {name}) - %s GROUP BY (id - 1) / {KEYS_PER_QUEUE_ROW}"
         f" ORDER BY (id - 1) / {KEYS_PER_QUEUE_ROW}",
         (n_rows,),
     )
@@ -108,8 +111,8 @@ def training_seconds(base: Ground, n_rows: int) -> dict[str, float]:
     found = {}
     for name in SOURCES:
         with base.runtime.engine.begin() as connection:
-            source = attaching.sources.find(connection, name)
-            found[name] = seconds_of(lambda s=source, c=connection: training_rows.read(c, s, newest=n_rows))
+            source = sources.find(connection, name)
+            found[name] = seconds_of(partial(training_rows.read, connection, source, newest=n_rows))
     return found
 
 

@@ -11,6 +11,7 @@ from psycopg import sql
 from sqlalchemy import Connection
 
 from pgoutlier.db.ddl import challenger_objects, queue_triggers, source_views
+from pgoutlier.db.past.entries import Past
 from pgoutlier.db.scoring import write_back
 from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.sql.identifiers import identifier, ours
@@ -116,7 +117,9 @@ def _with_places(source: SourceDefinition) -> SourceDefinition:
             "relation_schema": "outlier:schema",
             "relation_name": "outlier:relation",
             "features": tuple(
-                feature.model_copy(update={"column": f"outlier:feature {place}"})
+                feature.model_copy(
+                    update={"column": f"outlier:feature {place}", "past": _with_place(feature.past, place)}
+                )
                 for place, feature in enumerate(source.features)
             ),
             "further_key_columns": tuple(
@@ -126,6 +129,12 @@ def _with_places(source: SourceDefinition) -> SourceDefinition:
             **roles,
         }
     )
+
+
+def _with_place(past: Past | None, place: int) -> Past | None:
+    if past is None or past.by is None:
+        return past
+    return past.model_copy(update={"by": f"outlier:by {place}"})
 
 
 def _executed(statements: list[sql.Composed], taken: tuple[str, ...]) -> sql.Composed:

@@ -200,7 +200,7 @@ def _first_problem(features: tuple[Feature, ...]) -> sql.Composable:
 def _assemble(
     blocks: list[dict[str, bytes]], source: SourceDefinition, longest_key_bytes: int, *, tolerant: bool
 ) -> list[tuple[npt.NDArray[np.int64], FeatureRows]] | None:
-    """Numbers and rows of each block; None if a NULL or a guarded array means that the tolerant read has to tell why."""
+    """Numbers and rows of each block; None if a NULL or a guarded array calls for the tolerant read, to tell why."""
     has_arrays = any(feature.length for feature in source.features)
     key_dtype = source.key.wire_dtype(text_bytes=max(longest_key_bytes, 1))
     may_be_null = past_rows.asked(source).keys()

@@ -184,6 +184,20 @@ def is_time(connection: Connection, relation: Relation, column: str | None) -> b
     return found is not None and found.feature_kind in {"timestamp", "timestamptz"}
 
 
+def indexed_columns(connection: Connection, relation: Relation) -> list[list[str]]:
+    """The columns of each index of whole rows that finds them in order, without those that are only stored in it."""
+    found = run(
+        connection,
+        "SELECT ARRAY(SELECT coalesce(a.attname::text, '') FROM unnest(i.indkey[0 : i.indnkeyatts - 1])"
+        " WITH ORDINALITY k (attnum, place) LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid"
+        " AND a.attnum = k.attnum ORDER BY k.place)"
+        " FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid JOIN pg_am m ON m.oid = x.relam"
+        " WHERE i.indrelid = to_regclass(%s) AND m.amname = 'btree' AND i.indisvalid AND i.indpred IS NULL",
+        (as_text(relation.sql()),),
+    )
+    return [columns for (columns,) in found]
+
+
 def index_on(connection: Connection, relation: Relation, column: str) -> str | None:
     """The order, ASC or DESC and where NULLs are, of an index of whole rows that leads with a column; None without."""
     found: str | None = one(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Annotated
 
 import typer
@@ -16,7 +17,7 @@ from pgoutlier.worker.cli.context import open_runtime
 from pgoutlier.worker.console import console, new_bar, print_json, print_table
 from pgoutlier.worker.jobs import job_control
 from pgoutlier.worker.runtime import Runtime
-from pgoutlier.worker.sources import attaching, filling, listing
+from pgoutlier.worker.sources import attaching, filling, indexing, listing
 from pgoutlier.worker.sources.attaching import Attached
 from pgoutlier.worker.training import recipes
 from pgoutlier.worker.upkeep import maintenance
@@ -35,7 +36,10 @@ def attach(
     ] = None,
     features: Annotated[
         str | None,
-        typer.Option(help="Columns, comma-separated; also hour(a_time), weekday(a_time), an_array[16]."),
+        typer.Option(
+            help="Columns, comma-separated; also hour(a_time), weekday(a_time), an_array[16], and of the rows before"
+            " count(24h) by card, z(amount, 30d) by card: see the guide."
+        ),
     ] = None,
     all_numeric_except: Annotated[
         str | None,
@@ -83,6 +87,13 @@ def attach(
             " made where a subscription writes the table, else as it is.",
         ),
     ] = None,
+    make_indexes: Annotated[
+        bool,
+        typer.Option(
+            "--make-indexes",
+            help="Make the indexes that the source needs on the table, while it is written; else they are printed.",
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the SQL and change nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -117,13 +128,16 @@ def attach(
     if done.job is not None:
         tasks.ask_for_work(done.job.id)
     n_copied = filling.fill(runtime, done.source.name)
+    made = _make_indexes(runtime, done, as_json=as_json) if make_indexes else []
+    if made:
+        done = replace(done, indexes=indexing.lacking(runtime, done.source.definition, chosen))
     if as_json:
-        print_json(_attached_json(done, n_copied=n_copied))
+        print_json(_attached_json(done, n_copied=n_copied, made=made))
     else:
         _print_attached(done, n_copied=n_copied, n_old=_n_old(runtime, done))
 
 
-def _attached_json(done: Attached, *, n_copied: int) -> dict[str, object]:
+def _attached_json(done: Attached, *, n_copied: int, made: Sequence[str] = ()) -> dict[str, object]:
     return {
         "source": done.source.name,
         "attached": done.made,
@@ -133,8 +147,10 @@ def _attached_json(done: Attached, *, n_copied: int) -> dict[str, object]:
         "backfill_job": done.job.id if done.job else None,
         "write_columns": done.source.definition.write_columns,
         "n_scores_copied": n_copied,
-        "index_advice": done.index_advice,
-        "time_index_advice": done.time_index_advice,
+        "index_advice": done.indexes.before_each,
+        "time_index_advice": done.indexes.newest,
+        "past_index_advice": done.indexes.past,
+        "indexes_made": made,
         "workers_without_table": done.workers_without_table,
         "analysts_without_rows": done.analysts_without_rows,
     }
@@ -198,10 +214,20 @@ def _print_attached(done: Attached, *, n_copied: int, n_old: int | None) -> None
         console.print(f"Next: pgoutlier train {definition.name}", highlight=False)
 
 
+def _make_indexes(runtime: Runtime, done: Attached, *, as_json: bool) -> list[str]:
+    made = []
+    for statement in indexing.make(runtime, done.source.definition, done.indexes):
+        if not as_json:
+            console.print(f"Making: {statement}", highlight=False, markup=False, soft_wrap=True)
+        made.append(statement)
+    return made
+
+
 def _print_indexes(done: Attached) -> None:
     for why, index in (
-        ("To find the rows before each quickly", done.index_advice),
-        ("To find the newest rows of a large table quickly", done.time_index_advice),
+        ("To find the rows before each quickly", done.indexes.before_each),
+        *(("For the features over the rows before", statement) for statement in done.indexes.past),
+        ("To find the newest rows of a large table quickly", done.indexes.newest),
     ):
         if index:
             console.print(f"{why}, first run: {index}", highlight=False, markup=False, soft_wrap=True)

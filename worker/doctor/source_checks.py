@@ -12,7 +12,7 @@ from pgoutlier.db.ddl import installation, queue_triggers, written_columns
 from pgoutlier.db.errors import PgoutlierError, first_line
 from pgoutlier.db.notices import notices
 from pgoutlier.db.roles import grants
-from pgoutlier.db.scoring import write_back
+from pgoutlier.db.scoring import past_rows, write_back
 from pgoutlier.db.source import catalog
 from pgoutlier.db.source.catalog import RelationInfo
 from pgoutlier.db.source.definition import Source
@@ -41,6 +41,7 @@ def of_source(connection: Connection, runtime: Runtime, source: Source) -> Itera
     checks: tuple[Check, ...] = (_relation, _triggers, _views, _owners, _champion, _order, _newest, _problem)
     for check in checks:
         yield from allowed(connection, source.name, partial(_single, check, connection, runtime, source))
+    yield from allowed(connection, source.name, partial(_rows_before, connection, source))
     yield from allowed(connection, source.name, partial(_challenger, connection, runtime, source))
     yield from allowed(connection, source.name, partial(_webhook, connection, runtime, source))
     yield from allowed(connection, source.name, partial(_columns, connection, source))
@@ -63,7 +64,8 @@ def _relation(connection: Connection, _: Runtime, source: Source) -> Finding:
         attach.check_table(connection, definition)
         info = catalog.inspect(connection, definition.feature_relation)
         for feature in definition.features:
-            info.column(feature.column)
+            for column in feature.columns:
+                info.column(column)
         needed = [(r, "SELECT") for r in (definition.relation, definition.feature_relation)]
         grants = catalog.missing_grants(connection, needed)
     except PgoutlierError as error:
@@ -277,6 +279,18 @@ def _order(connection: Connection, runtime: Runtime, source: Source) -> Finding:
     if advice:
         return Finding(what, False, "no index finds the rows before a row; scoring will be slow", advice)
     return Finding(what, True, "by the time column" if source.definition.time_column else "not needed")
+
+
+def _rows_before(connection: Connection, source: Source) -> Iterator[Finding]:
+    """Nothing without features over the rows before."""
+    what, n = f"{source.name} rows before", len(source.definition.past_features)
+    if not n:
+        return
+    advice = past_rows.missing_indexes(connection, source.definition)
+    if advice:
+        yield Finding(what, False, "no index finds them; scoring will be slow", " ".join(advice))
+    else:
+        yield Finding(what, True, f"found by index, for {n} feature{'s' if n > 1 else ''}")
 
 
 def _newest(connection: Connection, _: Runtime, source: Source) -> Finding:

@@ -14,7 +14,7 @@ from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.scoring import challenger, failures
-from pgoutlier.worker.scoring.batches import BatchFailed, BatchReader, BatchResult, score_batch
+from pgoutlier.worker.scoring.batches import BatchFailed, BatchReader, BatchResult, most_rows, score_batch
 from pgoutlier.worker.scoring.pace import Pace
 
 # A batch of this share of PGOUTLIER_BATCH_ROWS hints at more to come, which is worth reading ahead. A live trickle
@@ -69,10 +69,10 @@ def drain(
     such source. A lost server or a lost race ends the drain quietly: everything is still queued.
     """
     deadline = time.monotonic() + (budget_seconds or runtime.settings.drain_budget_seconds)
-    full = _FULL_SHARE * runtime.settings.batch_rows
     result = DrainResult()
     with BatchReader(runtime, source_name) as reader, Pace(runtime, reader.source.id) as pace:
         source = reader.source
+        full = _FULL_SHARE * most_rows(runtime, source)
         while True:
             result.more = time.monotonic() > deadline or runtime.stopping.is_set()
             if result.more and result.n_batches + result.n_failed_batches:

@@ -15,12 +15,13 @@ from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.source.labels import LabelValue
 from pgoutlier.db.sources import sources
 from pgoutlier.db.sources.attach import AttachRequest, not_features, request_of, resolve
-from pgoutlier.db.training import newest
 from pgoutlier.detector import Recipe
 from pgoutlier.worker.jobs import job_control
 from pgoutlier.worker.jobs.job_control import Started
 from pgoutlier.worker.runtime import Runtime
-from pgoutlier.worker.scoring.sequences import index_advice, require_order
+from pgoutlier.worker.scoring.sequences import require_order
+from pgoutlier.worker.sources import indexing
+from pgoutlier.worker.sources.indexing import IndexAdvice
 from pgoutlier.worker.training import recipes
 
 log = structlog.get_logger()
@@ -35,9 +36,8 @@ class Attached:
 
     left_out: columns that are no features although nobody named those that are, with the type of each. labels: what
     the label column says. columns_taken_out: that its table had the scores in columns until now. job: the backfill, if
-    one was asked for. index_advice: the CREATE INDEX that finding the rows before each needs, or None.
-    time_index_advice: the one that finding the newest rows does. workers_without_table: roles of workers that may not
-    read the table. analysts_without_rows: roles that may read the views and not the table.
+    one was asked for. indexes: those that the table lacks. workers_without_table: roles of workers that may not read
+    the table. analysts_without_rows: roles that may read the views and not the table.
     """
 
     source: Source
@@ -46,8 +46,7 @@ class Attached:
     labels: list[LabelValue]
     columns_taken_out: bool
     job: Started | None
-    index_advice: str | None
-    time_index_advice: str | None
+    indexes: IndexAdvice
     workers_without_table: list[str]
     analysts_without_rows: list[str]
 
@@ -103,8 +102,7 @@ def _attached(
             labels=labels.values(connection, source.definition),
             columns_taken_out=columns_taken_out,
             job=job,
-            index_advice=index_advice(connection, source.definition, [recipe]),
-            time_index_advice=newest.missing_index(connection, source.definition),
+            indexes=indexing.advice(connection, source.definition, recipe),
             workers_without_table=grants.workers_without_table(connection, source.definition),
             analysts_without_rows=grants.analysts_without_rows(connection, source.definition),
         )
