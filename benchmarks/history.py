@@ -49,7 +49,8 @@ def make(base: Ground, n_rows: int) -> None:
         user.execute(
             f"INSERT INTO {name} SELECT i, timestamptz '2026-01-01' + i * interval '{DAYS} days' / %s,"
             f" (hashint8(i)::bigint + 2147483648) %% {N_CUSTOMERS},"
-            f" (hashint8(-i)::bigint + 2147483648) %% {N_TERMINALS}, {COLUMNS} FROM (SELECT i, t.* FROM generate_series(1, %s::bigint) i JOIN transactions t"
+            f" (hashint8(-i)::bigint + 2147483648) %% {N_TERMINALS}, {COLUMNS}"
+            " FROM (SELECT i, t.* FROM generate_series(1, %s::bigint) i JOIN transactions t"
             " ON t.id = i %% (SELECT max(id) FROM transactions) + 1) r ORDER BY i",
             (n_rows, n_rows),
         )

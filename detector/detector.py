@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pgoutlier.detector import reference
 from pgoutlier.detector.arrays import Arrays, Float32Matrix, Float64Matrix, Float64Vector, IntMatrix
+from pgoutlier.detector.encoding import Encoding, encoded
 from pgoutlier.detector.errors import FeatureMismatch, InvalidDetector, NonFiniteFeatures, WindowMismatch
 from pgoutlier.detector.layout import checked_arrays
 from pgoutlier.detector.preprocessing import apply_preprocessing
@@ -38,19 +39,25 @@ class Detector:
     Immutable and safe to share between threads.
     """
 
-    __slots__ = ("_lock", "_scorers", "arrays", "feature_names", "recipe", "threshold")
+    __slots__ = ("_lock", "_scorers", "arrays", "encodings", "feature_names", "recipe", "threshold")
 
     recipe: Recipe
     feature_names: tuple[str, ...]
     arrays: Mapping[str, NDArray[Any]]
     threshold: float
+    encodings: tuple[Encoding, ...]
     _lock: threading.Lock
     _scorers: dict[bool, Scorer]
 
     def __init__(
-        self, recipe: Recipe, feature_names: Sequence[str], arrays: Arrays, threshold: float
+        self,
+        recipe: Recipe,
+        feature_names: Sequence[str],
+        arrays: Arrays,
+        threshold: float,
+        encodings: Sequence[Encoding] = (),
     ) -> None:
-        """arrays: exactly those of `expected_arrays`.
+        """arrays: exactly those of `expected_arrays`. encodings: of columns that come as codes: `detector.encoding`.
 
         Raises InvalidDetector naming the array that is missing, unexpected, of another shape or dtype, or
         not finite, and for names that are not distinct or a threshold that is not finite; InvalidRecipe when the
@@ -66,6 +73,7 @@ class Detector:
             "feature_names": names,
             "arrays": checked_arrays(recipe, names, arrays),
             "threshold": float(threshold),
+            "encodings": tuple(encodings),
             "_lock": threading.Lock(),
             "_scorers": {},
         }
@@ -87,7 +95,15 @@ class Detector:
         threshold: in the unit of the reconstruction error. Raises InvalidRecipe if it cannot be one.
         """
         recipe = self.recipe.with_threshold({"policy": "fixed", "value": threshold})
-        return Detector(recipe, self.feature_names, self.arrays, threshold)
+        return Detector(recipe, self.feature_names, self.arrays, threshold, self.encodings)
+
+    def with_encodings(self, encodings: Sequence[Encoding]) -> Detector:
+        """This detector, which was fitted on rows that these had been applied to, for rows as they come."""
+        return Detector(self.recipe, self.feature_names, self.arrays, self.threshold, encodings)
+
+    def encoded(self, features: ArrayLike) -> Float64Matrix:
+        """Rows (..., n_features) as they come, with what comes as codes in numbers."""
+        return encoded(np.asarray(features, dtype=np.float64), self.encodings)
 
     def score(self, features: ArrayLike, *, groups: ArrayLike | None = None) -> Scores:
         """The reconstruction error of each row, dimensionless, and what each feature adds to it.
@@ -165,6 +181,7 @@ class Detector:
             raise WindowMismatch(
                 f"The detector scores windows of {self.recipe.window} rows, not of {matrix.shape[1]}."
             )
+        matrix = encoded(matrix, self.encodings)
         if self.recipe.missing == "quarantine":
             finite: NDArray[np.bool_] = np.isfinite(matrix)
             if n_axes == 3:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +14,7 @@ from pgoutlier.detector import reference
 from pgoutlier.detector.arrays import BoolVector, Float64Matrix, Float64Vector, IntVector
 from pgoutlier.detector.cleaning import isolation_forest_outliers
 from pgoutlier.detector.detector import Detector
+from pgoutlier.detector.encoding import Kind, encoded, fit_encodings
 from pgoutlier.detector.errors import TrainingDataError
 from pgoutlier.detector.far import decided_by_few, far_rows
 from pgoutlier.detector.fit_result import FitResult, error_metrics, not_normal_metrics
@@ -41,6 +42,7 @@ def fit(
     anomalous: ArrayLike | None = None,
     rows_per_day: float | None = None,
     groups: ArrayLike | None = None,
+    codes: Mapping[str, Kind] | None = None,
     seed: int | None = None,
     on_progress: ProgressCallback | None = None,
 ) -> FitResult:
@@ -55,6 +57,7 @@ def fit(
     anomalous: (n_rows,) bool, the labelled anomalies; None for all that are not normal.
     rows_per_day: how many such rows a day brings, for an alert budget only.
     groups: (n_rows,) whose row each is, for a recipe with a window, see `detector.windows`.
+    codes: features that come as codes, by name, see `detector.encoding`.
     seed: replaces the recipe's. on_progress is called after each epoch; what it raises ends the fit.
     Preprocessing, network and residual statistics see the fit part alone; the scales of the two distances and the
     threshold come from the calibration part, which also decides when the network stops.
@@ -64,6 +67,10 @@ def fit(
     """
     seed = recipe.seed if seed is None else seed
     matrix, is_normal, names = _checked(recipe, features, feature_names, normal)
+    encodings = fit_encodings(
+        matrix[is_normal], {names.index(name): kind for name, kind in (codes or {}).items()}
+    )
+    matrix = encoded(matrix, encodings)
     is_anomaly = _checked_anomalies(recipe, anomalous, is_normal, rows_per_day)
     far = _far(recipe, matrix, is_normal)
     few = decided_by_few(matrix[is_normal], names, left_out=far[is_normal])
@@ -94,7 +101,12 @@ def fit(
             seed=seed,
             on_progress=on_progress,
         )
-    return replace(fitted, far_rows=np.flatnonzero(far), decided_by_few=few)
+    return replace(
+        fitted,
+        detector=fitted.detector.with_encodings(encodings),
+        far_rows=np.flatnonzero(far),
+        decided_by_few=few,
+    )
 
 
 def _fit_rows(

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from pgoutlier.detector import Detector, DetectorError, Recipe, expected_arrays
+from pgoutlier.detector import Detector, DetectorError, Recipe, encoding, expected_arrays
 
 FORMAT_VERSION = 1
 _METADATA_KEY = "pgoutlier"
@@ -34,6 +34,8 @@ class _Description(BaseModel):
     recipe: Recipe
     feature_names: tuple[str, ...] = Field(min_length=1, max_length=10_000)
     threshold: float = Field(allow_inf_nan=False)
+    # Of columns that come as codes: place, kind, number of codes.
+    encodings: tuple[tuple[int, Literal["rarity", "share"], int], ...] = Field((), max_length=10_000)
 
 
 def pack(detector: Detector) -> bytes:
@@ -43,8 +45,14 @@ def pack(detector: Detector) -> bytes:
         recipe=detector.recipe,
         feature_names=detector.feature_names,
         threshold=detector.threshold,
+        encodings=tuple((each.place, each.kind, len(each.codes)) for each in detector.encodings),
     )
-    return save(dict(detector.arrays), metadata={_METADATA_KEY: description.model_dump_json()})
+    # Without encodings it is, byte for byte, what earlier versions of this program wrote.
+    left_out = None if description.encodings else {"encodings"}
+    return save(
+        {**detector.arrays, **encoding.arrays_of(detector.encodings)},
+        metadata={_METADATA_KEY: description.model_dump_json(exclude=left_out)},
+    )
 
 
 def digest(artifact: bytes) -> str:
@@ -77,10 +85,13 @@ def unpack(artifact: bytes) -> Detector:
         expected = expected_arrays(description.recipe, len(names), feature_names=names)
     except DetectorError as error:
         raise ArtifactRefused(f"its recipe does not fit its features: {error}") from None
-    _compare(header, expected)
+    of_encodings = encoding.expected_arrays(description.encodings)
+    _compare(header, {**expected, **of_encodings})
     try:
         arrays = load(artifact)
-        return Detector(description.recipe, description.feature_names, arrays, description.threshold)
+        found = encoding.of_arrays(description.encodings, arrays, len(names))
+        own = {name: array for name, array in arrays.items() if name not in of_encodings}
+        return Detector(description.recipe, description.feature_names, own, description.threshold, found)
     except (SafetensorError, DetectorError, ValueError, KeyError, TypeError) as error:
         raise ArtifactRefused(f"its arrays cannot be used: {error}") from None
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pgoutlier.db.past import entries
+from pgoutlier.db.past import entries, kernel
 from pgoutlier.db.past.entries import Past
 
 
@@ -19,6 +19,8 @@ def compute(frame: pd.DataFrame, past: Past, column: str) -> list[float]:
 
 def _of_row(frame: pd.DataFrame, row: Any, past: Past, column: str) -> float:
     before = _before(frame, row, past)
+    if past.function == "risk":
+        return _counts(before.iloc[-entries.MOST_ROWS :], row, past)
     own = row[column] if past.takes_number or past.takes_any_value else None
     if past.function == "since_last":
         return (
@@ -42,6 +44,19 @@ def _of_row(frame: pd.DataFrame, row: Any, past: Past, column: str) -> float:
     if past.function == "is_new":
         return float(not before[column].isna().any() if pd.isna(own) else own not in set(known))
     return _of_numbers(past.function, known.to_numpy(dtype=float), float(own))
+
+
+def _counts(before: pd.DataFrame, row: Any, past: Past) -> float:
+    """Rows in the window before the delay, and frauds among them as far as known then, in one number."""
+    n = frauds = 0
+    for _, other in before.iterrows():
+        age = _seconds(row["time"] - other["time"])
+        if past.delay_seconds <= age <= past.delay_seconds + past.window_seconds:
+            n += 1
+            told = [said for at, said in other["verdicts"] if at <= row["time"]]
+            known = told[-1] if told else "withdrawn"
+            frauds += bool(other["label"]) if known == "withdrawn" else known == "fraud"
+    return float(n * kernel.COUNT_UNIT + frauds)
 
 
 def _of_numbers(function: str, known: np.ndarray, own: float) -> float:

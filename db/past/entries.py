@@ -31,6 +31,7 @@ Function = Literal[
     "since_last",
     "lag",
     "diff",
+    "risk",
 ]
 MOST_PAST_FEATURES = 200
 LONGEST_WINDOW_SECONDS = 400 * 86_400
@@ -69,6 +70,13 @@ FORMS: dict[str, tuple[str, str, str]] = {
     ),
     "lag": ("(COLUMN, ROWS)", "value of the row so many rows before", "this row's value"),
     "diff": ("(COLUMN, ROWS)", "this row's value less that", "0"),
+    "risk": (
+        "(COLUMN, WINDOW[, delay WINDOW])",
+        "(f + 20 p) / (n + 20), of the number n of rows with this row's value of the column that lie in the window"
+        " before the delay, of those f that verdicts given by then, else the label column, say are fraud, and of the"
+        " share p of frauds among the rows so counted in training; a label counts from the delay on",
+        "p",
+    ),
 }
 OF_NUMBERS = frozenset({"sum", "mean", "min", "max", "std", "z", "ratio", "lag", "diff"})
 OF_ANY_VALUE = frozenset({"distinct", "is_new"})
@@ -90,6 +98,8 @@ class Past(BaseModel):
     by: str | None = None
     window_seconds: int = Field(0, ge=0, le=LONGEST_WINDOW_SECONDS)
     steps: int = Field(0, ge=0, le=MOST_STEPS)
+    # How old rows are at the least, of risk alone.
+    delay_seconds: int = Field(0, ge=0, le=LONGEST_WINDOW_SECONDS)
     # Whether the time column holds numbers, which are taken for seconds.
     in_numbers: bool = False
 
@@ -111,8 +121,16 @@ class Past(BaseModel):
         """How many rows before it looks at, however old they are."""
         return 1 if self.function == "since_last" else self.steps
 
+    @property
+    def reach_seconds(self) -> int:
+        """How far back it looks, wherever the rows are; 0 where it counts rows."""
+        return 0 if self.function == "since_last" else self.window_seconds + self.delay_seconds
+
     def shown(self, column: str) -> str:
         """As it is declared to attach. column: the one that it takes, shown or known to models so."""
+        if self.function == "risk":
+            delay = f", delay {window_shown(self.delay_seconds)}" if self.delay_seconds else ""
+            return f"risk({display(self.by or '')}, {window_shown(self.window_seconds)}{delay})"
         arguments = [column] if self.takes_number or self.takes_any_value else []
         if self.steps:
             arguments.append(str(self.steps))
@@ -140,6 +158,8 @@ def parse(text: str) -> Entry | None:
         return None
     given = split_identifiers(arguments, ",") if arguments is not None and arguments.strip() else []
     by = None if match["by"] is None else parse_identifier(match["by"].strip())
+    if function == "risk":
+        return Entry(_risk(text, given, by), None)
     takes_column = function in OF_NUMBERS | OF_ANY_VALUE
     least, most = (2, 2) if takes_column else (0 if function == "since_last" else 1, 1)
     if not least <= len(given) <= most:
@@ -155,8 +175,18 @@ def _past(function: str, by: str | None, **others: int) -> Past:
     return Past.model_validate({"function": function, "by": by, **others})
 
 
+def _risk(text: str, given: list[str], by: str | None) -> Past:
+    delay = given[2].partition(" ") if len(given) == 3 else ("delay", " ", "")
+    if by is not None or len(given) not in (2, 3) or delay[0] != "delay":
+        raise SourceError(f"{text!r} is not written as {_form('risk')}.")
+    seconds = {"window_seconds": window_of(given[1], text, "risk")}
+    if delay[2]:
+        seconds["delay_seconds"] = window_of(delay[2].strip(), text, "risk")
+    return _past("risk", parse_identifier(given[0]), **seconds)
+
+
 def _form(function: str) -> str:
-    return f"{function}{FORMS[function][0]} [by COLUMN]"
+    return f"{function}{FORMS[function][0]}{'' if function == 'risk' else ' [by COLUMN]'}"
 
 
 def window_of(text: str, entry: str, function: str) -> int:

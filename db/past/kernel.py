@@ -21,13 +21,38 @@ Vector = npt.NDArray[np.float64]
 Places = npt.NDArray[np.int64]
 
 
+# How the two counts of risk are one number: rows * COUNT_UNIT + frauds, which the version makes a share of.
+COUNT_UNIT = 2.0**26
+# Rows times what is known of those before them, at once.
+_MOST_PAIRS = 5_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What came to be known of which rows, when: k changes of the number of frauds, by place.
+
+    places (k,): of the rows, which do not fall. since (k,): from when on, as their times are. changes (k,): 1 or -1.
+    """
+
+    places: Places
+    since: npt.NDArray[Any]
+    changes: Vector
+
+    @staticmethod
+    def of_labels(is_fraud: npt.NDArray[np.bool_], dtype: np.dtype[Any]) -> Known:
+        """Of rows (m,) that a label says are fraud, which a row sees from the delay on."""
+        places = np.flatnonzero(is_fraud)
+        ever = np.iinfo(dtype).min if dtype.kind == "i" else -np.inf
+        return Known(places, np.full(len(places), ever, dtype=dtype), np.ones(len(places)))
+
+
 @dataclass(frozen=True, eq=False)
 class Rows:
     """m rows, those of one entity together, by (time, key) there.
 
     entities (m,): int64, which do not fall. times (m,): float64, or int64 in so many units_per_second. values: by
     column, (m,) float64, NaN where there is none. codes: by column, (m,) int64, equal where the values are; -1 where
-    there is none.
+    there is none. known: of frauds among them.
     """
 
     entities: Places
@@ -35,6 +60,7 @@ class Rows:
     units_per_second: int
     values: Mapping[str, Vector] = field(default_factory=dict)
     codes: Mapping[str, Places] = field(default_factory=dict)
+    known: Known | None = None
 
     def __len__(self) -> int:
         return len(self.entities)
@@ -98,6 +124,8 @@ class _Kernel:
                 return (self._equal_before(column)[self._places] < self._low(past)).astype(np.float64)
             case "distinct":
                 return self._distinct(past, column)
+            case "risk":
+                return self._risk(past)
         return self._of_moments(past, column)
 
     def _low(self, past: Past) -> Places:
@@ -109,6 +137,37 @@ class _Kernel:
             found = _first_since(rows, places, self._first, rows.times[places] - reach)
             found = np.maximum(found, places - entries.MOST_ROWS)
             self._lows[past.window_seconds] = found
+        return found
+
+    def _risk(self, past: Past) -> Vector:
+        rows, places = self._rows, self._places
+        now, units = rows.times[places], rows.units_per_second
+        low = _first_since(rows, places, self._first, now - past.reach_seconds * units)
+        low = np.maximum(low, places - entries.MOST_ROWS)
+        # The rows of the very moment are old enough.
+        after = _first_since(rows, places, self._first, now - past.delay_seconds * units, behind=True)
+        high = np.maximum(low, after)
+        return (high - low) * COUNT_UNIT + self._frauds(low, high)
+
+    def _frauds(self, low: Places, high: Places) -> Vector:
+        """How many of each stretch are known to be fraud at the time of its row, (n,)."""
+        known, found = self._rows.known, np.zeros(len(low))
+        if known is None or not len(known.places):
+            return found
+        first, last = np.searchsorted(known.places, low), np.searchsorted(known.places, high)
+        ends = np.cumsum(last - first)
+        begin = 0
+        while begin < len(low):
+            before = ends[begin - 1] if begin else 0
+            end = max(begin + 1, int(np.searchsorted(ends, before + _MOST_PAIRS, side="right")))
+            number = (last - first)[begin:end]
+            who = np.repeat(np.arange(begin, end), number)
+            which = np.arange(len(who)) + np.repeat(
+                first[begin:end] - (ends[begin:end] - number - before), number
+            )
+            told = known.since[which] <= self._rows.times[self._places[who]]
+            found += np.bincount(who[told], weights=known.changes[which[told]], minlength=len(low))
+            begin = end
         return found
 
     def _since_last(self, past: Past) -> Vector:
@@ -200,13 +259,15 @@ class _Kernel:
         return found
 
 
-def _first_since(rows: Rows, places: Places, first: Places, since: npt.NDArray[Any]) -> Places:
-    """The first row of each one's entity that is not before `since` (n,), (n,)."""
+def _first_since(
+    rows: Rows, places: Places, first: Places, since: npt.NDArray[Any], *, behind: bool = False
+) -> Places:
+    """The first row of each one's entity that is not before `since` (n,), or behind it; at most itself, (n,)."""
     low, high = first.copy(), places.copy()
     # All at once, each in its own stretch: so many steps as the longest has bits.
     while (open_ := low < high).any():
         middle = (low + high) // 2
-        earlier = rows.times[middle] < since
+        earlier = rows.times[middle] <= since if behind else rows.times[middle] < since
         low = np.where(open_ & earlier, middle + 1, low)
         high = np.where(open_ & ~earlier, middle, high)
     return low

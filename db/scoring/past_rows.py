@@ -9,6 +9,7 @@ Columns of the rows asked for (time, entity, key) travel as PostgreSQL sent them
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -18,11 +19,13 @@ from psycopg import sql
 from sqlalchemy import Connection
 
 from pgoutlier.db.past import entries, kernel
-from pgoutlier.db.past.kernel import Places, Rows, Vector
+from pgoutlier.db.past.kernel import Known, Places, Rows, Vector
+from pgoutlier.db.source import catalog, labels
 from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.sql import wire
-from pgoutlier.db.sql.identifiers import identifier
-from pgoutlier.db.sql.statements import binary_rows, compose, in_one_piece
+from pgoutlier.db.sql.identifiers import display, identifier
+from pgoutlier.db.sql.key_columns import KeyColumns
+from pgoutlier.db.sql.statements import binary_rows, compose, in_one_piece, one
 from pgoutlier.db.sql.wire import Received
 
 _MICROSECONDS = 1_000_000
@@ -123,8 +126,8 @@ def _read(
 ) -> tuple[Rows, Places, npt.NDArray[np.bool_]]:
     """The rows of all stretches, where among them the rows with these tags (k,) are (k,), -1 where they are not, and
     by number of the stretch whether it was cut short."""
-    names, statement = _statement(source, by, n)
-    (found, types) = binary_rows(connection, statement, params)
+    names, statement, of_verdicts = _statement(source, by, n)
+    found, types = binary_rows(connection, statement, params)
     if found[0][0] is None:
         nothing = np.empty(0, np.int64)
         return Rows(nothing, nothing, 1), np.full(len(own), -1), np.zeros(0, np.bool_)
@@ -151,11 +154,74 @@ def _read(
         {column: codes[name] for (column, kind), name in of_column.items() if kind == "code"},
     )
     tags = column("tag", ">i8").astype(np.int64)
+    if of_verdicts is not None:
+        is_fraud = column("label", "?") if "label" in block else np.zeros(len(tags), np.bool_)
+        told = (
+            _verdicts(connection, source, of_verdicts, params) if _has_verdicts(connection, source) else None
+        )
+        rows = replace(rows, known=_known(rows, tags, is_fraud, told))
     at = np.minimum(np.searchsorted(own, tags), len(own) - 1)
     hit = np.flatnonzero(own[at] == tags)
     positions = np.full(len(own), -1)
     positions[at[hit]] = hit
     return rows, positions, np.bincount(stretch) >= params["most"]
+
+
+def _has_verdicts(connection: Connection, source: SourceDefinition) -> bool:
+    return bool(
+        one(connection, "SELECT EXISTS (SELECT FROM outlier.verdicts WHERE source = %s)", (source.name,))
+    )
+
+
+def _verdicts(
+    connection: Connection, source: SourceDefinition, statement: sql.SQL, params: dict[str, Any]
+) -> tuple[Places, Places, Places]:
+    """Of each verdict on these rows the row's tag, when it was given, in microseconds, and 1 fraud, 0 normal, -1
+    withdrawn; in the order in which they were given."""
+    block, _ = binary_rows(connection, statement, params)
+    if block[0][0] is None:
+        return (np.empty(0, np.int64),) * 3
+    tags, at, said = (
+        wire.elements(array, kind).astype(np.int64)
+        for array, kind in zip(block[0], (">i8", ">i8", ">i4"), strict=True)
+    )
+    return tags, at, said
+
+
+def _known(
+    rows: Rows, tags: Places, is_fraud: npt.NDArray[np.bool_], told: tuple[Places, Places, Places] | None
+) -> Known:
+    """Which rows were known to be fraud from when on. A verdict holds until the next, and over the label."""
+    labelled = Known.of_labels(is_fraud, rows.times.dtype)
+    if told is None or not len(told[0]):
+        return labelled
+    order = np.argsort(tags, kind="stable")
+    found = np.minimum(np.searchsorted(tags[order], told[0]), len(tags) - 1)
+    is_here = tags[order][found] == told[0]
+    places, since, said = order[found][is_here], told[1][is_here], told[2][is_here]
+    in_turn = np.lexsort((np.arange(len(places)), places))
+    places, since, said = places[in_turn], since[in_turn], said[in_turn]
+    holds = np.where(said < 0, is_fraud[places], said)
+    is_first = np.diff(places, prepend=-1) != 0
+    before = np.where(is_first, is_fraud[places], np.roll(holds, 1))
+    # One given earlier by the clock than the one before it holds from then on.
+    since = _rising_within(since, is_first)
+    every = np.concatenate([labelled.places, places])
+    by_place = np.argsort(every, kind="stable")
+    return Known(
+        every[by_place],
+        np.concatenate([labelled.since, since])[by_place],
+        np.concatenate([labelled.changes, (holds - before).astype(np.float64)])[by_place],
+    )
+
+
+def _rising_within(values: Places, is_first: npt.NDArray[np.bool_]) -> Places:
+    """The largest so far, begun anew at each first one."""
+    group = np.cumsum(is_first)
+    # Ranks do not overflow where they are told apart by group.
+    ranks = np.searchsorted(unique := np.unique(values), values) + group * len(unique)
+    found: Places = unique[np.maximum.accumulate(ranks) - group * len(unique)]
+    return found
 
 
 def _times(column: Any, oid: int) -> tuple[npt.NDArray[Any], int]:
@@ -168,10 +234,14 @@ def _times(column: Any, oid: int) -> tuple[npt.NDArray[Any], int]:
 
 
 @lru_cache(maxsize=64)
-def _statement(source: SourceDefinition, by: str | None, n: int) -> tuple[tuple[str, ...], sql.SQL]:
-    """The columns that are read, and the statement that reads an array of each."""
+def _statement(
+    source: SourceDefinition, by: str | None, n: int
+) -> tuple[tuple[str, ...], sql.SQL, sql.SQL | None]:
+    """The columns that are read, the statement that reads an array of each, and where frauds are counted another of
+    the verdicts on the same rows."""
     features = [f for _, f in source.past_features if f.past and f.past.by == by]
-    window = max(f.past.window_seconds if f.past and f.past.function != "since_last" else 0 for f in features)
+    window = max(f.past.reach_seconds if f.past else 0 for f in features)
+    counts_frauds = any(f.past and f.past.function == "risk" for f in features)
     steps = max(f.past.rows_before if f.past else 0 for f in features)
     in_numbers = any(f.past and f.past.in_numbers for f in features)
     time = _time(source)
@@ -188,7 +258,10 @@ def _statement(source: SourceDefinition, by: str | None, n: int) -> tuple[tuple[
             "coalesce({v}, {none})", v=value, none=sql.SQL("'NaN'" if kind == "value" else "-1")
         )
         columns[name] = identifier("h", name)
-    statement = compose(
+    if counts_frauds and source.label_column is not None:
+        read["label"] = compose("coalesce({l}, false)", l=labels.by_column(source, "h"))
+        columns["label"] = sql.SQL("h.label")
+    stretches = compose(
         """
         WITH own AS (
             SELECT {at}, {e} AS e, {keys} FROM unnest({arrays}, %(open)s::boolean[]) AS o ({given}, is_open)
@@ -205,9 +278,6 @@ def _statement(source: SourceDefinition, by: str | None, n: int) -> tuple[tuple[
         ), stretches AS MATERIALIZED (
             SELECT row_number() OVER () AS n, d.* FROM ends d WHERE d.from_last = 1
         )
-        SELECT {gathered} FROM stretches s CROSS JOIN LATERAL (
-            SELECT h.*, row_number() OVER (ORDER BY h.at DESC, {keys_down}) AS rn FROM ({rows}) h
-        ) h
         """,
         at=sql.SQL("o.at"),
         e=sql.SQL("true" if by is None else "o.e"),
@@ -222,10 +292,34 @@ def _statement(source: SourceDefinition, by: str | None, n: int) -> tuple[tuple[
         ),
         known=sql.SQL("o.at IS NOT NULL" if by is None else "o.at IS NOT NULL AND o.e IS NOT NULL"),
         since_own=_before(sql.SQL("o.at"), window, in_numbers=in_numbers),
-        gathered=sql.SQL(", ").join(compose("array_agg({v})", v=value) for value in columns.values()),
+    )
+    rows = compose(
+        "FROM stretches s CROSS JOIN LATERAL ("
+        "SELECT h.*, row_number() OVER (ORDER BY h.at DESC, {keys_down}) AS rn FROM ({rows}) h) h",
+        keys_down=_keys(source, descending=True),
         rows=_rows(source, by, read, window, steps, in_numbers=in_numbers),
     )
-    return tuple(columns), in_one_piece(statement)
+    gathered = sql.SQL(", ").join(compose("array_agg({v})", v=value) for value in columns.values())
+    return (
+        tuple(columns),
+        in_one_piece(compose("{s} SELECT {g} {rows}", s=stretches, g=gathered, rows=rows)),
+        in_one_piece(_of_verdicts(source, stretches, rows)) if counts_frauds else None,
+    )
+
+
+def _of_verdicts(source: SourceDefinition, stretches: sql.Composable, rows: sql.Composable) -> sql.Composed:
+    """The statement that reads the verdicts on the rows of the stretches."""
+    columns = tuple(identifier("h", name) for name in _key_names(source))
+    return compose(
+        "{stretches} SELECT array_agg(k.tag ORDER BY v.id), array_agg(v.created_at ORDER BY v.id),"
+        " array_agg(CASE v.verdict WHEN 'fraud' THEN 1 WHEN 'normal' THEN 0 ELSE -1 END ORDER BY v.id)"
+        ' FROM (SELECT h.tag, {text} COLLATE "C" AS key {rows}) k'
+        " JOIN outlier.verdicts v ON v.source = {source} AND v.key = k.key",
+        stretches=stretches,
+        text=KeyColumns(columns, source.key.types, source.key.names).text(),
+        rows=rows,
+        source=sql.Literal(source.name),
+    )
 
 
 def _rows(

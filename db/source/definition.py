@@ -42,6 +42,14 @@ TRANSFORMS: dict[str, str] = {
 }
 
 
+# A value as a code: a number that is the same in every database, and whole numbers below 2^53 are doubles.
+_CODE = (
+    "coalesce((('x' OPERATOR(pg_catalog.||) pg_catalog.encode(pg_catalog.substring(pg_catalog.sha256("
+    "pg_catalog.convert_to({x}::text, 'UTF8')), 1, 7), 'hex'))::bit(52))::bigint, -1)::double precision"
+)
+RARITY = "rarity"
+
+
 class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -73,6 +81,13 @@ class Feature(Frozen):
         return (f"{self.transform}({name})" if self.transform else name,)
 
     @property
+    def code_kind(self) -> Literal["rarity", "share"] | None:
+        """How its values are codes that a version makes numbers of, see detector.encoding; None where they are not."""
+        if self.transform == RARITY:
+            return "rarity"
+        return "share" if self.past is not None and self.past.function == "risk" else None
+
+    @property
     def declaration(self) -> str:
         """As it is declared to attach."""
         if self.past is not None:
@@ -99,6 +114,8 @@ class Feature(Frozen):
     def value(self, table: str) -> sql.Composable:
         """SQL for the same of its column alone."""
         column = compose("{t}.{c}", t=identifier(table), c=identifier(self.column))
+        if self.transform == RARITY:
+            return sql.SQL(_CODE).format(x=column)
         if self.transform:
             moment = compose("({c} AT TIME ZONE 'UTC')", c=column) if self.kind == "timestamptz" else column
             template = TRANSFORMS[self.transform]
@@ -190,6 +207,13 @@ class SourceDefinition(Frozen):
     @cached_property
     def feature_names(self) -> tuple[str, ...]:
         return tuple(name for feature in self.features for name in feature.names)
+
+    @cached_property
+    def codes(self) -> dict[str, Literal["rarity", "share"]]:
+        """The features that come as codes, by name."""
+        return {
+            feature.names[0]: feature.code_kind for feature in self.features if feature.code_kind is not None
+        }
 
     @cached_property
     def n_features(self) -> int:

@@ -17,7 +17,7 @@ def make(engine: Engine, relation: Relation, statement: str) -> None:
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         before = _unfinished(connection, relation)
         try:
-            run(connection, sql.SQL(statement.replace("%", "%%")))  # type: ignore[arg-type]
+            run(connection, sql.SQL(statement.replace("%", "%%")))
         except (psycopg.Error, DBAPIError) as error:
             for schema, name in _unfinished(connection, relation) - before:
                 run(connection, compose("DROP INDEX CONCURRENTLY IF EXISTS {i}", i=identifier(schema, name)))

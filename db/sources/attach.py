@@ -13,7 +13,14 @@ from pgoutlier.db.past import entries
 from pgoutlier.db.past.entries import MOST_PAST_FEATURES, Entry
 from pgoutlier.db.source import catalog
 from pgoutlier.db.source.catalog import ColumnInfo, RelationInfo
-from pgoutlier.db.source.definition import MAX_FEATURES, TRANSFORMS, Feature, KeyColumn, SourceDefinition
+from pgoutlier.db.source.definition import (
+    MAX_FEATURES,
+    RARITY,
+    TRANSFORMS,
+    Feature,
+    KeyColumn,
+    SourceDefinition,
+)
 from pgoutlier.db.sources import sources, table_key
 from pgoutlier.db.sql.identifiers import (
     Relation,
@@ -297,6 +304,11 @@ def _over_rows_before(table: RelationInfo, text: str, entry: Entry, time: Column
             f"{text} needs values that can be compared, but {display(column.name)} is {column.type_name}."
         )
     in_numbers = time.feature_kind in {"double", "number"}
+    if past.function == "risk" and in_numbers:
+        raise SourceError(
+            f"{text} counts verdicts from when they were given on, but {display(time.name)} holds numbers; name a"
+            " column of times with --time."
+        )
     feature = Feature(
         column=column.name if column is not None else past.by or time.name,
         kind=kind,
@@ -350,8 +362,15 @@ def _plain(connection: Connection, table: RelationInfo, column: ColumnInfo) -> F
 
 
 def _transformed(table: RelationInfo, transform: str, column: ColumnInfo) -> Feature:
+    if transform == RARITY:
+        if not column.can_tell_entities:
+            raise SourceError(
+                f"rarity needs values that can be compared, but {display(column.name)} is {column.type_name}."
+            )
+        return Feature(column=column.name, kind="any", transform=RARITY)
     if transform not in TRANSFORMS:
-        raise SourceError(f"There is no transform {transform}; known are {', '.join(TRANSFORMS)}.")
+        known = ", ".join((*TRANSFORMS, RARITY, *entries.FORMS))
+        raise SourceError(f"There is no transform {transform}; known are {known}.")
     if column.feature_kind not in {"timestamp", "timestamptz"}:
         raise SourceError(
             f"{transform}({display(column.name)}) needs a timestamp or date, but {display(column.name)} of"

@@ -9,6 +9,7 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import psycopg
 import structlog
 from sqlalchemy import Connection
@@ -18,11 +19,12 @@ from pgoutlier.db.drift import drift_reports
 from pgoutlier.db.drift.drift_reports import DriftReport, FeaturePsi, ScoredBlock
 from pgoutlier.db.errors import ModelError, PgoutlierError, first_line
 from pgoutlier.db.settings import Settings
-from pgoutlier.db.source.definition import Source
+from pgoutlier.db.source.definition import TRANSFORMS, Source
 from pgoutlier.db.sources import sources
 from pgoutlier.db.training import training_runs
 from pgoutlier.db.versions import aliases, version_rows
 from pgoutlier.detector.drift import Binned, Reference, counts, psi_limit, psi_of_counts, rates_differ
+from pgoutlier.models_store import registry
 from pgoutlier.worker.runtime import Runtime
 
 log = structlog.get_logger()
@@ -47,13 +49,14 @@ class _Counted:
     features: dict[str, np.ndarray] = field(default_factory=dict)
     error: Any = 0.0
 
-    def add(self, block: ScoredBlock, names: Iterable[str]) -> None:
+    def add(self, block: ScoredBlock, names: Iterable[str], matrix: npt.NDArray[np.float64]) -> None:
+        """matrix (n, d): the features of the block's rows, in numbers."""
         self.n_rows += len(block.errors)
         self.n_flagged += int(block.flagged.sum())
         self.error = self.error + counts(self.reference.error, block.errors)
         for column, name in enumerate(names):
             if name not in self.left_out and (binned := self.reference.features.get(name)):
-                found = counts(binned, block.matrix[:, column])
+                found = counts(binned, matrix[:, column])
                 self.features[name] = self.features.get(name, 0.0) + found
 
 
@@ -68,13 +71,16 @@ def measure(runtime: Runtime, source_name: str) -> DriftReport:
         source = sources.at_work(connection, source_name)
         version, reference = _reference(connection, source)
         # The newest rows are all of one hour or day, so what is taken from the clock has always moved.
-        clock = (feature.names for feature in source.definition.features if feature.transform)
+        clock = (feature.names for feature in source.definition.features if feature.transform in TRANSFORMS)
         counted = _Counted(reference, frozenset(chain.from_iterable(clock)))
         names = source.definition.feature_names
+        # Only what makes numbers of codes has to be known of the champion.
+        scores = registry.champion(connection, source, runtime.cache) if source.definition.codes else None
         for block in drift_reports.scored_blocks(
             connection, source.definition, version=version, newest=settings.drift_rows
         ):
-            counted.add(block, names)
+            matrix = block.matrix if scores is None else scores.detector.encoded(block.matrix)
+            counted.add(block, names, matrix)
         if counted.n_rows < MIN_ROWS:
             raise ModelError(
                 f"Version {version} has scored {counted.n_rows:,} of the newest {settings.drift_rows:,} rows of"

@@ -78,7 +78,7 @@ def report_data_of(
         threshold=detector.threshold,
         labels=truth,
         times=times,
-        amount=amount_of(detector.feature_names, matrix, top),
+        amount=amount_of(detector.feature_names, detector.encoded(matrix), top),
         history=history,
         kept_epoch=kept_epoch,
         examples=examples(detector, matrix, found, truth),
@@ -86,7 +86,9 @@ def report_data_of(
         n_flagged_looked_at=len(looked_at),
         drift=None
         if training_features is None
-        else drift_between(detector.feature_names, np.asarray(training_features), matrix),
+        else drift_between(
+            detector.feature_names, detector.encoded(training_features), detector.encoded(matrix)
+        ),
         facts=(*facts, *detector_facts(detector)),
     )
 

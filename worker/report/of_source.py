@@ -181,7 +181,7 @@ def _live_data(connection: Connection, source: Source, champion: LoadedVersion, 
     if about.drift_reference is None:
         return data
     reference = Reference.model_validate(about.drift_reference)
-    moved = build.drift_of(reference, detector.feature_names, sample.matrix, sample.errors)
+    moved = build.drift_of(reference, detector.feature_names, detector.encoded(sample.matrix), sample.errors)
     return replace(data, drift=moved)
 
 

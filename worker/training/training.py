@@ -164,6 +164,7 @@ def _train(
         anomalous=rows.fraud,
         rows_per_day=rate,
         groups=rows.runs,
+        codes=source.definition.codes,
         seed=seed,
         on_progress=_noted(runtime, run_id, on_progress),
     )
@@ -306,7 +307,7 @@ def _register(
         window=TrainingWindow(n_rows=rows.n_normal, first=rows.first, last=rows.last),
         metrics={**metrics, "history": fitted.history},
         seal=runtime.seal,
-        drift_reference=drift_reference(fitted, rows.matrix[rows.normal]),
+        drift_reference=drift_reference(fitted, fitted.detector.encoded(rows.matrix[rows.normal])),
     )
     if decision.promotes:
         registry.promote(connection, source, number, reason=decision.reason, seal=runtime.seal)

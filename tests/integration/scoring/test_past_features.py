@@ -20,7 +20,7 @@ from tests.support import Connection, Table, attach_table, detach_table
 FEATURES = (
     "amount", "count(2h) by card", "sum(amount, 1d) by card", "z(amount, 3d) by card", "distinct(shop, 2d) by card",
     "is_new(shop, 2d) by card", "since_last by card", "max(amount, 2h) by shop", "std(amount, 3d) by shop",
-    "lag(amount, 2) by card", "diff(amount, 1)", "mean(amount, 1d)",
+    "risk(shop, 1d, delay 1h)", "lag(amount, 2) by card", "diff(amount, 1)", "mean(amount, 1d)",
 )  # fmt: skip
 TIMES = {"timestamptz": "UTC", "timestamp": None, "date": None, "integer": None, "double precision": None}
 KEYS = {"id": ("id", "bigint"), "of two": ("id, paid", "text"), "uuid": ("id", "uuid")}
@@ -32,6 +32,8 @@ _row = st.tuples(
     st.none() | st.integers(0, 60),
     st.none() | st.sampled_from([0.0, 1.0, -3.5, 1e-3, 1e9, 12.25]),
     st.none() | st.integers(0, 3),
+    st.none() | st.booleans(),
+    st.lists(st.tuples(st.integers(0, 60), st.sampled_from(["fraud", "normal", "withdrawn"])), max_size=3),
 )
 
 
@@ -42,13 +44,17 @@ def payments(request: pytest.FixtureRequest, user: Connection, runtime: Runtime)
     columns, kind = KEYS[key]
     user.execute("SET TimeZone = 'Europe/Berlin'")
     user.execute(
-        f"CREATE TABLE payments (id {kind} NOT NULL, paid {time}, card text, amount numeric, shop integer)"  # type: ignore[arg-type]
+        f"CREATE TABLE payments (id {kind} NOT NULL, paid {time}, card text, amount numeric, shop integer,"  # type: ignore[arg-type]
+        " chargeback boolean)"
     )
     if key == "of two":
         user.execute("ALTER TABLE payments ALTER paid SET NOT NULL")
     user.execute(f"ALTER TABLE payments ADD PRIMARY KEY ({columns})")  # type: ignore[arg-type]
+    features = [
+        f for f in FEATURES if not f.startswith("risk") or time not in ("integer", "double precision")
+    ]
     table = attach_table(
-        user, runtime, relation="payments", features=", ".join(FEATURES), time="paid", name="payments"
+        user, runtime, relation="payments", features=", ".join(features), time="paid", label="chargeback"
     )
     yield table, time, key
     detach_table(table)
@@ -69,7 +75,9 @@ def test_a_claimed_row_has_the_values_of_its_documentation(payments, monkeypatch
     with table.runtime.engine.begin() as connection:
         claim = queue.claim(connection, definition, at_most=20_000, whole_batch_attempts=3)
         read = claimed_rows.read_claimed(connection, definition, claim)
-        trained = training_rows.read(connection, table.source, newest=1_000, imputes=True)
+        trained = training_rows.read(
+            connection, table.source, newest=1_000, imputes=True, with_frauds_and_flagged=True
+        )
     _compare(table, frame, read.keys, read.matrix)
     by_key = dict(zip(definition.key.to_texts(read.keys), read.matrix.tolist(), strict=True))
     assert sorted(map(str, trained.matrix.tolist())) == sorted(map(str, by_key.values()))
@@ -79,9 +87,9 @@ def _insert(table: Table, time: str, key: str, rows: list[Any], shuffled: Any) -
     """The rows under keys in a random order; the frame has them with times and keys as they are in the table."""
     numbers = list(range(len(rows)))
     shuffled.shuffle(numbers)
-    table.user.execute("TRUNCATE payments, outlier.queue_payments")
+    table.user.execute("TRUNCATE payments, outlier.queue_payments, outlier.verdicts")
     found = []
-    for number, (card, hours, amount, shop) in zip(numbers, rows, strict=True):
+    for number, (card, hours, amount, shop, label, verdicts) in zip(numbers, rows, strict=True):
         if key == "of two" and hours is None:
             hours = 0
         at: Any = None if hours is None else _FIRST + pd.Timedelta(minutes=20 * hours)
@@ -90,17 +98,31 @@ def _insert(table: Table, time: str, key: str, rows: list[Any], shuffled: Any) -
         elif at is not None and time != "timestamptz":
             at = at.tz_localize(None) if time == "timestamp" else at.tz_localize(None).normalize()
         own = f"00000000-0000-0000-0000-{number:012d}" if key == "uuid" else f"{number:04d}"
-        found.append((own, at, card, amount, shop))
+        told = [(_FIRST + pd.Timedelta(minutes=20 * given), said) for given, said in sorted(verdicts)]
+        found.append((own, at, card, amount, shop, label, told))
     with table.user.cursor() as cursor:
         cursor.executemany(
-            "INSERT INTO payments VALUES (%s, %s, %s, %s, %s)",
+            "INSERT INTO payments VALUES (%s, %s, %s, %s, %s, %s)",
             [
                 (own, at.to_pydatetime() if isinstance(at, pd.Timestamp) else at, *rest)
-                for own, at, *rest in found
+                for own, at, *rest, _ in found
             ],
         )
-    frame = pd.DataFrame(found, columns=["key", "time", "card", "amount", "shop"])
-    return frame.astype({"amount": float, "shop": float})
+        key_text = table.source.definition.key.text_of_row("t").as_string(None).replace("%%", "%")
+        cursor.executemany(
+            "INSERT INTO outlier.verdicts (source, key, verdict, created_at)"  # type: ignore[arg-type]
+            f" SELECT 'payments', {key_text}, %s, %s FROM payments t WHERE t.id::text = %s",
+            [
+                (said, given.to_pydatetime(), own if key != "id" else str(int(own)))
+                for own, *_, told in found
+                for given, said in told
+            ],
+        )
+    naive = time not in ("timestamptz", "integer", "double precision")
+    for row in found:
+        row[-1][:] = [(given.tz_localize(None) if naive else given, said) for given, said in row[-1]]
+    frame = pd.DataFrame(found, columns=["key", "time", "card", "amount", "shop", "label", "verdicts"])
+    return frame.astype({"amount": float, "shop": float}).assign(label=frame["label"].eq(True))
 
 
 def _compare(table: Table, frame: pd.DataFrame, keys: Any, matrix: Any) -> None:
