@@ -23,7 +23,7 @@ def tensorflow() -> Any:
 
 def require_tensorflow(recipe: Recipe) -> None:
     """Raises TensorFlowMissing if the recipe is fitted by TensorFlow and that is not installed; imports nothing."""
-    if not recipe.quantises and find_spec("tensorflow") is None:
+    if recipe.has_network and find_spec("tensorflow") is None:
         raise TensorFlowMissing
 
 

@@ -19,6 +19,7 @@ from pgoutlier.detector.recipes import (
     Recurrent,
     Split,
     Standardise,
+    Tails,
 )
 
 # Chosen on four later slices of the first 70 % of the credit card table, fitted on the rows before each, and, for the
@@ -86,6 +87,20 @@ SERIES = Recipe(
     early_stopping=None,
     split=Split(fit_fraction=0.8, order="random"),
     threshold=QuantileThreshold(contamination=0.02),
+)
+
+# For rows whose features are suspicious when they are large, as those over the rows before are. Chosen on the card
+# transactions, fitted on a week and measured on the week after next, both before the week that it is judged by:
+# docs/decisions/0036-tails.md.
+TAILS = Recipe(
+    name="tails",
+    preprocessing=(Tails(),),
+    error_metric="largest",
+    far_spreads=None,
+    epochs=1,
+    early_stopping=None,
+    split=Split(fit_fraction=0.8, order="random"),
+    threshold=QuantileThreshold(contamination=0.005),
 )
 
 # The threshold this system used is not known. This one flags 0.18 % of the calibration rows of the first
@@ -165,6 +180,7 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         DEFAULT,
         SERIES,
+        TAILS,
         FRAUD_DENSE_14_7_4,
         FRAUD_DENSE_14_7,
         ECG_DENSE_32_16_8,

@@ -18,7 +18,7 @@ from pgoutlier.detector.errors import FeatureMismatch, InvalidDetector, NonFinit
 from pgoutlier.detector.layout import checked_arrays
 from pgoutlier.detector.preprocessing import apply_preprocessing
 from pgoutlier.detector.recipes import Recipe
-from pgoutlier.detector.scorer import BLOCK_ROWS, Scorer
+from pgoutlier.detector.scorer import BLOCK_ROWS, Scorer, TailScorer
 from pgoutlier.detector.windows import window_positions
 
 
@@ -111,9 +111,10 @@ class Detector:
         features: (n_rows, n_features) float64 in the source's units, columns in the order of feature_names. A
         recipe with a window takes rows in time order, of the entities that groups (n_rows,) tells apart, or
         ready windows (n_rows, window, n_features), each row the last of its own, see `detector.windows`.
-        The error is, by the recipe's error_metric, the mean squared residual, the mean absolute residual,
-        or the Mahalanobis distance (not its square) as in `detector.residuals`, where a feature's
-        contribution is its share of the squared distance divided by the distance.
+        The error is, by the recipe's error_metric, the mean squared residual, the mean absolute residual, the
+        largest depth as in `detector.tails`, or the Mahalanobis distance (not its square) as in
+        `detector.residuals`, where a feature's contribution is its share of the squared distance divided by the
+        distance.
         Raises FeatureMismatch if the column count differs, WindowMismatch if the windows' length does;
         NonFiniteFeatures naming the rows that hold NaN or infinity, unless the recipe imputes them.
         """
@@ -190,7 +191,9 @@ class Detector:
                 raise NonFiniteFeatures.of(finite, self.feature_names)
         return matrix
 
-    def _scorer(self, *, explains: bool) -> Scorer:
+    def _scorer(self, *, explains: bool) -> Scorer | TailScorer:
+        if self.recipe.takes_tails:
+            return TailScorer(self.recipe, self.feature_names, self.arrays)
         scorer = self._scorers.get(explains)
         if scorer is None:
             with self._lock:

@@ -11,6 +11,7 @@ import numpy as np
 from pgoutlier.detector.arrays import Arrays
 from pgoutlier.detector.errors import InvalidDetector
 from pgoutlier.detector.recipes import MAX_FEATURES, GlobalMinMax, Recipe, Standardise
+from pgoutlier.detector.tails import KNOTS, PARTS
 
 Layout = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
@@ -25,6 +26,8 @@ def expected_arrays(recipe: Recipe, n_features: int, *, feature_names: Sequence[
     preprocessing.<i>.scale     likewise, positive
     preprocessing.<i>.mean      (n_kept,) float64                       for the step pca
     preprocessing.<i>.components  (n_inputs, n_kept) float64            orthonormal rows
+    preprocessing.<i>.knots, .depths  (n_kept, KNOTS) float64           for the step tails, see `detector.tails`
+    preprocessing.<i>.start, .depth_at_start, .scale, .is_pareto  (n_kept,) float64
     layer.<i>.kernel            (inputs, units) float32                 hidden layers, then the output
     layer.<i>.bias              (units,) float32
     recurrent.<i>.kernel        (inputs, 4 units) float32               encoder, then decoder; the gates are
@@ -52,6 +55,8 @@ def expected_arrays(recipe: Recipe, n_features: int, *, feature_names: Sequence[
             width = n_features if isinstance(step, Standardise) else 1
             layout[f"preprocessing.{i}.shift"] = ((width,), float64)
             layout[f"preprocessing.{i}.scale"] = ((width,), float64)
+    if recipe.takes_tails:
+        return layout | _tails(recipe, n_kept)
     n_inputs = recipe.n_inputs(n_kept)
     if recipe.pca is not None:
         layout[f"preprocessing.{len(recipe.preprocessing) - 1}.mean"] = ((n_kept,), float64)
@@ -68,6 +73,12 @@ def expected_arrays(recipe: Recipe, n_features: int, *, feature_names: Sequence[
             layout["prototypes.rows"] = ((recipe.prototypes, n_kept), float64)
             layout["prototypes.scale"] = ((2,), float64)
     return layout
+
+
+def _tails(recipe: Recipe, n_kept: int) -> Layout:
+    step = f"preprocessing.{len(recipe.preprocessing) - 1}"
+    shapes = {part: (n_kept, KNOTS) if part in ("knots", "depths") else (n_kept,) for part in PARTS}
+    return {f"{step}.{part}": (shape, np.dtype(np.float64)) for part, shape in shapes.items()}
 
 
 def _network(recipe: Recipe, n_inputs: int) -> Layout:

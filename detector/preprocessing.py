@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from pgoutlier.detector.arrays import Arrays, Float64Matrix, Float64Vector
-from pgoutlier.detector.recipes import Clip, GlobalMinMax, Pca, Recipe, Standardise
+from pgoutlier.detector.recipes import Clip, GlobalMinMax, Pca, Recipe, Standardise, Tails
+from pgoutlier.detector.tails import PARTS, depths_of, fit_tails
 
 LIMIT = 1e6
 # Differences of two numbers within this bound still fit into a float64.
@@ -42,6 +43,10 @@ def fit_preprocessing(
             mean, components = _principal_components(np.clip(values[:, kept], -LIMIT, LIMIT), step)
             arrays[f"preprocessing.{i}.mean"], arrays[f"preprocessing.{i}.components"] = mean, components
             continue
+        elif isinstance(step, Tails):
+            fitted = fit_tails(values[:, kept])
+            arrays |= {f"preprocessing.{i}.{part}": array for part, array in fitted.items()}
+            continue
         else:
             if isinstance(step, Clip):
                 values = np.clip(values, step.low, step.high)
@@ -60,6 +65,9 @@ def apply_preprocessing(
     for i, step in enumerate(recipe.preprocessing):
         if isinstance(step, Clip):
             values = np.clip(values, step.low, step.high)
+        elif isinstance(step, Tails):
+            fitted = {part: arrays[f"preprocessing.{i}.{part}"] for part in PARTS}
+            return depths_of(values[:, list(recipe.kept_columns(feature_names))], fitted)
         elif f"preprocessing.{i}.shift" in arrays:
             values = rescale(values, arrays[f"preprocessing.{i}.shift"], arrays[f"preprocessing.{i}.scale"])
     values = np.clip(values[:, list(recipe.kept_columns(feature_names))], -LIMIT, LIMIT)

@@ -86,8 +86,17 @@ class Pca(_Part):
     n_components: int = Field(ge=1, le=4096)
 
 
+class Tails(_Part):
+    """Turn each value into how far out in the upper tail of its feature it is, see `detector.tails`.
+
+    The last step, and the only one that fits anything: with error_metric "largest", in place of a network.
+    """
+
+    step: Literal["tails"] = "tails"
+
+
 Step: TypeAlias = Annotated[
-    Standardise | GlobalMinMax | Clip | DropColumns | Pca, Field(discriminator="step")
+    Standardise | GlobalMinMax | Clip | DropColumns | Pca | Tails, Field(discriminator="step")
 ]
 
 
@@ -261,7 +270,7 @@ class Recipe(_Part):
     scoring_precision: Literal["float32", "float64"] = "float64"
     trim_fit_fraction: float = Field(default=0.0, ge=0.0, le=0.25)
     far_spreads: float | None = Field(default=None, ge=10.0, le=1e6)
-    error_metric: Literal["mse", "mae", "mahalanobis"] = "mse"
+    error_metric: Literal["mse", "mae", "mahalanobis", "largest"] = "mse"
     trim_fraction: float = Field(default=0.0, ge=0.0, le=0.25)
     join_input: bool = False
     residual_ridge: float = Field(default=0.0, ge=0.0, le=100.0)
@@ -282,7 +291,7 @@ class Recipe(_Part):
             raise ValueError(
                 "trim_fraction, join_input and residual_ridge belong to error_metric 'mahalanobis'"
             )
-        if self.prototypes and (self.error_metric == "mahalanobis") == self.quantises:
+        if self.prototypes and ((self.error_metric == "mahalanobis") == self.quantises or self.takes_tails):
             raise ValueError(
                 "prototypes go with error_metric 'mahalanobis', or without layers with another one"
             )
@@ -295,7 +304,7 @@ class Recipe(_Part):
         if self.layers and self.recurrent is not None:
             raise ValueError("a recipe has either layers or recurrent ones")
         if self.quantises and not self.prototypes:
-            raise ValueError("a recipe has layers, recurrent ones, or prototypes alone")
+            raise ValueError("a recipe has layers, recurrent ones, prototypes alone, or the step 'tails'")
         if self.recurrent is not None and (self.error_metric == "mahalanobis" or self.trim_fit_fraction):
             raise ValueError("with recurrent layers the error_metric is 'mse' or 'mae', without trimming")
         if self.recurrent is not None and self.needs_all_rows:
@@ -308,6 +317,19 @@ class Recipe(_Part):
     def _projects_last(self) -> Recipe:
         if any(isinstance(step, Pca) for step in self.preprocessing[:-1]):
             raise ValueError("the step 'pca' is the last one")
+        has_tails = [isinstance(step, Tails) for step in self.preprocessing]
+        if (
+            any(has_tails) != self.takes_tails
+            or any(has_tails[:-1])
+            or (self.takes_tails and self.has_network)
+        ):
+            raise ValueError(
+                "the step 'tails' is the last one, and goes with error_metric 'largest' and without layers"
+            )
+        if self.takes_tails and any(
+            isinstance(step, Standardise | GlobalMinMax) for step in self.preprocessing
+        ):
+            raise ValueError("the step 'tails' takes values in the source's units")
         if self.pca is not None and self.error_metric == "mahalanobis":
             raise ValueError("the step 'pca' goes with error_metric 'mse' or 'mae'")
         return self
@@ -342,7 +364,17 @@ class Recipe(_Part):
     @property
     def quantises(self) -> bool:
         """Whether there is no network, and each row is reconstructed as the prototype nearest to it."""
-        return not self.layers and self.recurrent is None
+        return not self.has_network and not self.takes_tails
+
+    @property
+    def has_network(self) -> bool:
+        """Whether there is one to fit, which TensorFlow does."""
+        return bool(self.layers) or self.recurrent is not None
+
+    @property
+    def takes_tails(self) -> bool:
+        """Whether a row's error is that of the feature that is farthest out in its tail, with nothing reconstructed."""
+        return self.error_metric == "largest"
 
     @property
     def prototype_limit(self) -> float:

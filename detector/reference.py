@@ -15,6 +15,7 @@ from pgoutlier.detector.network import LEAKY_SLOPE
 from pgoutlier.detector.preprocessing import apply_preprocessing
 from pgoutlier.detector.prototypes import from_nearest
 from pgoutlier.detector.recipes import Recipe
+from pgoutlier.detector.tails import shares_of
 
 
 def _sigmoid(x: Float64Matrix) -> Float64Matrix:
@@ -37,6 +38,8 @@ ACTIVATIONS: dict[str, Callable[[Float64Matrix], Float64Matrix]] = {
 
 def reconstruct(recipe: Recipe, arrays: Arrays, values: Float64Matrix) -> Float64Matrix:
     """The autoencoder's output for preprocessed rows (n_rows, n_kept), of the same shape."""
+    if recipe.takes_tails:
+        return np.zeros_like(values)
     if recipe.quantises:
         return values - from_nearest(values, arrays["prototypes.rows"])
     activations = [*(layer.activation for layer in recipe.layers), recipe.output_activation]
@@ -115,9 +118,13 @@ def score(
     values = apply_preprocessing(recipe, arrays, features.reshape(-1, n_features), feature_names)
     contributions = np.zeros((len(features), n_features))
     kept = list(recipe.kept_columns(feature_names))
+    error: Float64Vector
+    if recipe.takes_tails:
+        error, contributions[:, kept] = shares_of(values)
+        return error, contributions
     if recipe.error_metric == "mahalanobis":
         n_kept = values.shape[1]
-        error: Float64Vector = np.zeros(len(features))
+        error = np.zeros(len(features))
         scales = arrays["prototypes.scale"] if recipe.prototypes else (1.0,)
         limits = (np.inf, recipe.prototype_limit)[: len(scales)]
         for scale, limit, differences in zip(

@@ -18,7 +18,7 @@ from pgoutlier.detector.encoding import Kind, encoded, fit_encodings
 from pgoutlier.detector.errors import TrainingDataError
 from pgoutlier.detector.far import decided_by_few, far_rows
 from pgoutlier.detector.fit_result import FitResult, error_metrics, not_normal_metrics
-from pgoutlier.detector.network import FittedNetwork, ProgressCallback, fit_network
+from pgoutlier.detector.network import FittedNetwork, Progress, ProgressCallback, fit_network
 from pgoutlier.detector.preprocessing import apply_preprocessing, fit_preprocessing
 from pgoutlier.detector.prototypes import fit_prototypes, fit_quantiser, fit_scale
 from pgoutlier.detector.recipes import MAX_FEATURES, AlertBudgetThreshold, Recipe
@@ -175,6 +175,8 @@ def _fit_arrays(
     fit_values = apply_preprocessing(recipe, arrays, matrix[fit_index], names)
     fit_values = _without_outliers(recipe, fit_values, seed=seed)
     calibration_values = apply_preprocessing(recipe, arrays, matrix[calibration_index], names)
+    if recipe.takes_tails:
+        return arrays, _of_tails(fit_values, calibration_values, on_progress)
     fit_reconstruction = fit_quantiser if recipe.quantises else fit_network
     network = fit_reconstruction(
         recipe,
@@ -187,6 +189,16 @@ def _fit_arrays(
     if recipe.error_metric == "mahalanobis":
         arrays = _fit_statistics(recipe, arrays, fit_values, calibration_values, seed=seed)
     return arrays, network
+
+
+def _of_tails(
+    fit_values: Float64Matrix, calibration_values: Float64Matrix, on_progress: ProgressCallback | None
+) -> FittedNetwork:
+    """Nothing is left to fit; the losses are the mean depths."""
+    loss, val_loss = float(fit_values.mean()), float(calibration_values.mean())
+    if on_progress is not None:
+        on_progress(Progress(epoch=1, n_epochs=1, loss=loss, val_loss=val_loss, eta_seconds=0.0))
+    return FittedNetwork({}, [loss], [val_loss], kept_epoch=1)
 
 
 def _checked(

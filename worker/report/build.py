@@ -100,6 +100,8 @@ def detector_facts(detector: Detector) -> list[tuple[str, str]]:
     if recipe.recurrent is not None:
         units = (*recipe.recurrent.encoder, *recipe.recurrent.decoder)
         layers = f"LSTM {', '.join(map(str, units))}, windows of {recipe.window}"
+    elif recipe.takes_tails:
+        layers = "none; the depth in the tail of each feature"
     elif recipe.quantises:
         layers = f"none; {recipe.prototypes} prototypes"
     return [
