@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from sqlalchemy import (
     BigInteger,
@@ -35,9 +35,11 @@ JsonObject = dict[str, Any]
 
 
 class TopFeature(TypedDict):
-    """An entry of a column top_features: the share of a feature in the error of a row."""
+    """An entry of a column top_features: the share of a feature in the error of a row, and its value, which scores of
+    before 0.2.0 lack and which is None where the row has none."""
 
     feature: str
+    value: NotRequired[float | None]
     contribution: float
 
 

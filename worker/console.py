@@ -151,8 +151,14 @@ def identity(value: object) -> object:
 
 
 def top_features_text(top: list[TopFeature] | None, *, most: int = 3) -> str:
-    """The top contributing features of a flagged row in one line."""
-    return ", ".join(f"{entry['feature']} {float(entry['contribution']):.3g}" for entry in (top or [])[:most])
+    """The top contributing features of a flagged row in one line: value, and contribution in brackets."""
+
+    def text(entry: TopFeature) -> str:
+        value = entry.get("value")
+        shown = "" if value is None else f" = {value:.4g}"
+        return f"{entry['feature']}{shown} ({float(entry['contribution']):.3g})"
+
+    return ", ".join(text(entry) for entry in (top or [])[:most])
 
 
 def seconds_text(seconds: float | None) -> str:

@@ -16,7 +16,7 @@ from pgoutlier.db.scoring.rows import FeatureRows
 from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.sql import key_ranges
 from pgoutlier.db.sql.identifiers import ours
-from pgoutlier.db.sql.statements import compose, one, run
+from pgoutlier.db.sql.statements import compose, one, run, users_rows
 from pgoutlier.db.training.newest import newest_rows
 from pgoutlier.db.verdicts import verdicts
 
@@ -114,6 +114,20 @@ def features_of(
         )
     order = np.argsort(places)
     return places[order], rows.take(order)
+
+
+def columns_of(
+    connection: Connection, source: SourceDefinition, keys: list[str]
+) -> list[dict[str, Any] | None]:
+    """The columns of the rows with these keys, which are texts, in their order; None where there is no such row."""
+    statement = compose(
+        "SELECT w.place AS outlier_place, t.* FROM {keys} JOIN {relation} t ON {same}",
+        keys=source.key.given("w", sql.SQL("%(keys)s"), numbered=True),
+        relation=source.relation.sql(),
+        same=source.key.is_of("t", "w"),
+    )
+    by_place = {row.pop("outlier_place"): row for row in users_rows(connection, statement, {"keys": keys})}
+    return [by_place.get(place) for place in range(1, len(keys) + 1)]
 
 
 def flagged_features(

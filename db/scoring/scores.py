@@ -41,7 +41,8 @@ CHALLENGER_SCORES = Destination("shadow_scores", "would_flag", explained=False)
 class ScoredRows:
     """n rows with their scores in the order of `db.sql.keys.Key.sortable`, and the top k features of each flagged row.
 
-    change_ids, keys, errors, flagged: (n,). top_indices, top_contributions: (number flagged, k).
+    change_ids, keys, errors, flagged: (n,). top_indices, top_contributions, top_values: (number flagged, k); the last
+    are what the detector got, NaN where there was none.
     """
 
     change_ids: npt.NDArray[np.int64]
@@ -50,6 +51,7 @@ class ScoredRows:
     flagged: npt.NDArray[np.bool_]
     top_indices: npt.NDArray[np.int64]
     top_contributions: npt.NDArray[np.float32]
+    top_values: npt.NDArray[np.float64]
 
 
 def write(
@@ -245,10 +247,14 @@ def _top_features(names: tuple[str, ...], rows: ScoredRows) -> dict[int, str]:
     texts = {}
     # The shortest digits that give the same float32; JSON has no infinity.
     contributions = np.nan_to_num(rows.top_contributions.astype(np.float32)).astype(str).tolist()
-    for row, indices, values in zip(
-        np.flatnonzero(rows.flagged).tolist(), rows.top_indices.tolist(), contributions, strict=True
+    known = np.isfinite(rows.top_values)
+    values = np.where(known, rows.top_values.astype(str), "null").tolist()
+    for row, indices, of_row, added in zip(
+        np.flatnonzero(rows.flagged).tolist(), rows.top_indices.tolist(), values, contributions, strict=True
     ):
-        pairs = zip(indices, values, strict=True)
-        members = [f'{{"feature": {labels[i]}, "contribution": {value}}}' for i, value in pairs]
+        members = [
+            f'{{"feature": {labels[i]}, "value": {value}, "contribution": {contribution}}}'
+            for i, value, contribution in zip(indices, of_row, added, strict=True)
+        ]
         texts[row] = f"[{', '.join(members)}]"
     return texts

@@ -31,6 +31,13 @@ def evaluate(
         str | None, typer.Option(help="Column that orders the rows; not a feature then. Default: file order.")
     ] = None,
     drop: Annotated[str | None, typer.Option(help="Columns that are no features, comma-separated.")] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="The features, as of pgoutlier attach: amount,hour(at),z(amount, 30d) by card. Default: every column"
+            " that is named in no other option."
+        ),
+    ] = None,
     where: Annotated[
         list[str] | None,
         typer.Option(
@@ -96,7 +103,11 @@ def evaluate(
     table = load(
         data,
         Columns(
-            label=label, normal_value=normal_value, time=time, drop=tuple(drop.split(",")) if drop else ()
+            label=label,
+            normal_value=normal_value,
+            time=time,
+            drop=tuple(drop.split(",")) if drop else (),
+            features=features,
         ),
         header=not no_header,
         where=where or (),

@@ -77,6 +77,13 @@ ENTRIES = (
     ),
     Entry("flagged", _LOOK, "status.flagged", "The last flagged rows, with what made them stand out."),
     Entry(
+        "features",
+        _LOOK,
+        "features.features",
+        "The values that the detector gets for these rows now, and the columns that they have in the table.",
+        takes_keys=True,
+    ),
+    Entry(
         "label",
         _LOOK,
         "verdicts.label",

@@ -11,6 +11,7 @@ import typer
 from pgoutlier import detector
 from pgoutlier.db.source.definition import WRITTEN_COLUMNS
 from pgoutlier.db.sources.attach import AttachRequest
+from pgoutlier.detector import Recipe
 from pgoutlier.worker import tasks
 from pgoutlier.worker.cli.arguments import AsJson, CommandOfKeys, SourceName
 from pgoutlier.worker.cli.context import open_runtime
@@ -128,7 +129,7 @@ def attach(
     if done.job is not None:
         tasks.ask_for_work(done.job.id)
     n_copied = filling.fill(runtime, done.source.name)
-    made = _make_indexes(runtime, done, as_json=as_json) if make_indexes else []
+    made = _make_indexes(runtime, done, chosen, as_json=as_json) if make_indexes else []
     if made:
         done = replace(done, indexes=indexing.lacking(runtime, done.source.definition, chosen))
     if as_json:
@@ -214,9 +215,9 @@ def _print_attached(done: Attached, *, n_copied: int, n_old: int | None) -> None
         console.print(f"Next: pgoutlier train {definition.name}", highlight=False)
 
 
-def _make_indexes(runtime: Runtime, done: Attached, *, as_json: bool) -> list[str]:
+def _make_indexes(runtime: Runtime, done: Attached, recipe: Recipe, *, as_json: bool) -> list[str]:
     made = []
-    for statement in indexing.make(runtime, done.source.definition, done.indexes):
+    for statement in indexing.make(runtime, done.source.definition, recipe):
         if not as_json:
             console.print(f"Making: {statement}", highlight=False, markup=False, soft_wrap=True)
         made.append(statement)

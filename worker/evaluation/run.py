@@ -185,6 +185,7 @@ def _fit(
         table.features[rows],
         table.feature_names,
         held_out=held_out,
+        codes=table.codes,
         seed=seed,
         on_progress=on_progress,
     )

@@ -15,6 +15,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from pgoutlier.db.errors import PgoutlierError
+from pgoutlier.detector.encoding import Kind
+from pgoutlier.worker.evaluation.declared import Declared, declared
 from pgoutlier.worker.evaluation.files import NPZ_LABEL, check_header, column_names, is_npz, read_table
 
 _CONDITION = re.compile(
@@ -66,19 +68,22 @@ class Condition:
 class Columns:
     """What the columns of a file are for; those not named here are features.
 
-    label: column of 0 and 1, of which normal_value means normal. time: orders the rows; not a feature.
+    label: column of 0 and 1, of which normal_value means normal. time: orders the rows; not a feature. features: the
+    entries of --features, see `worker.evaluation.declared`; None for all columns but these.
     """
 
     label: str | None = None
     normal_value: int = 0
     time: str | None = None
     drop: tuple[str, ...] = ()
+    features: str | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Table:
     """features (n_rows, n_features) float64, is_anomaly (n_rows,) where the truth is known, times (n_rows,) where
-    there is a time column; rows ordered by it, else as in the file. left_out: rows passed over, by reason."""
+    there is a time column; rows ordered by it, else as in the file. left_out: rows passed over, by reason. codes:
+    features that come as codes, see `detector.encoding`."""
 
     name: str
     features: npt.NDArray[np.float64]
@@ -87,6 +92,7 @@ class Table:
     times: npt.NDArray[Any] | None
     n_read: int
     left_out: dict[str, int] = field(default_factory=dict)
+    codes: dict[str, Kind] = field(default_factory=dict)
 
 
 def load(
@@ -111,13 +117,14 @@ def load(
         columns = Columns(**{**vars(columns), "label": NPZ_LABEL})
     names = _feature_names(rows, columns, [condition.column for condition in conditions], path)
     kept = np.ones(len(rows), dtype=bool) if keep_duplicates else ~_duplicated(rows, path)
+    found = _features(rows, columns, names, kept)
     left_out = {"duplicates": int((~kept).sum())}
     fulfilled = np.ones(len(rows), dtype=bool)
     for condition in conditions:
         fulfilled &= condition.keeps(_numbers(rows[condition.column]))
     left_out["filtered"] = int((kept & ~fulfilled).sum())
     kept &= fulfilled
-    features = np.column_stack([_numbers(rows[name]) for name in names])
+    features = found.matrix
     usable = np.ones(len(rows), dtype=bool) if keep_incomplete else np.isfinite(features).all(axis=1)
     left_out["incomplete"] = int((kept & ~usable).sum())
     kept &= usable
@@ -132,12 +139,28 @@ def load(
     return Table(
         name=path.name,
         features=features[index],
-        feature_names=names,
+        feature_names=found.names,
+        codes=found.codes,
         is_anomaly=None if columns.label is None else _truth(rows[columns.label], columns)[index],
         times=times,
         n_read=len(rows),
         left_out=left_out,
     )
+
+
+def _features(
+    rows: pd.DataFrame, columns: Columns, names: tuple[str, ...], kept: npt.NDArray[np.bool_]
+) -> Declared:
+    """Of all rows; one that is passed over for being a duplicate is not among those before others."""
+    if columns.features is None:
+        return Declared(names, np.column_stack([_numbers(rows[name]) for name in names]), {})
+    there = rows[kept]
+    times = None if columns.time is None else _times(there[columns.time], columns.time)
+    truth = None if columns.label is None else _truth(there[columns.label], columns)
+    found = declared(there, columns.features, times, truth)
+    matrix = np.full((len(rows), len(found.names)), np.nan)
+    matrix[kept] = found.matrix
+    return Declared(found.names, matrix, found.codes)
 
 
 def describe_left_out(left_out: dict[str, int]) -> str:
@@ -168,6 +191,8 @@ def _feature_names(rows: pd.DataFrame, columns: Columns, compared: list[str], pa
         raise EvaluationError(
             f"Column {columns.label!r} is the label, so it cannot be used for --time or --drop."
         )
+    if columns.features is not None:
+        return ()
     others = {columns.label, columns.time, *columns.drop}
     names = tuple(name for name in rows.columns if name not in others)
     words = [name for name in (*names, *compared) if not _is_numeric(rows[name])]

@@ -203,5 +203,5 @@ def _sample() -> Notice:
         threshold=0.5,
         model_version=0,
         scored_at=datetime.now(UTC),
-        top_features=[TopFeature(feature="sample", contribution=1.0)],
+        top_features=[TopFeature(feature="sample", value=1.0, contribution=1.0)],
     )

@@ -267,6 +267,7 @@ def _scored_rows(batch: ClaimedRows, sound: np.ndarray, champion: LoadedVersion)
         flagged=flagged,
         top_indices=indices,
         top_contributions=contributions,
+        top_values=np.take_along_axis(champion.detector.encoded(batch.matrix[flagged]), indices, axis=1),
     )
 
 

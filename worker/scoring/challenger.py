@@ -185,4 +185,5 @@ def _scored_rows(
         flagged=exceeds(errors, threshold=detector.threshold),
         top_indices=np.empty((0, 0), dtype=np.int64),
         top_contributions=np.empty((0, 0), dtype=np.float32),
+        top_values=np.empty((0, 0)),
     )

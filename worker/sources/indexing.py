@@ -30,7 +30,7 @@ class IndexAdvice:
 
     @property
     def statements(self) -> tuple[str, ...]:
-        """All of them; one that finds the rows before each by time finds the newest ones as well."""
+        """All of them, each once."""
         return tuple(dict.fromkeys(filter(None, (self.before_each, *self.past, self.newest))))
 
 
@@ -48,11 +48,14 @@ def lacking(runtime: Runtime, definition: SourceDefinition, recipe: Recipe) -> I
         return advice(connection, definition, recipe)
 
 
-def make(runtime: Runtime, definition: SourceDefinition, needed: IndexAdvice) -> Iterator[str]:
-    """Run them one after the other; each is told before it is begun.
+def make(runtime: Runtime, definition: SourceDefinition, recipe: Recipe) -> Iterator[str]:
+    """Run them one after the other, as long as one is lacking; each is told before it is begun.
 
     Raises SourceError if PostgreSQL refuses one, which leaves nothing of it behind.
     """
-    for statement in needed.statements:
-        yield statement
-        indexes.make(runtime.engine, definition.relation, statement)
+    made: set[str] = set()
+    # One may make another needless: that of the whole table by time finds its newest rows as well.
+    while needed := [each for each in lacking(runtime, definition, recipe).statements if each not in made]:
+        yield needed[0]
+        indexes.make(runtime.engine, definition.relation, needed[0])
+        made.add(needed[0])

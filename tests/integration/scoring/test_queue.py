@@ -385,6 +385,7 @@ def test_a_score_of_an_older_read_never_replaces_a_newer_one(
         scored.reconstruction_error > 1e300,
         top_indices=stale.change_ids[:0].reshape(0, 1),
         top_contributions=scored.contributions[:0, :1],
+        top_values=np.empty((0, 1)),
     )
     scores.write(slow, source.definition, rows, model_version=champion.version, may_exist=claim.rescore)
     queue.finish(slow, source, claim.queue_ids)
