@@ -20,7 +20,7 @@ from tests.integration.conftest import Run
 from tests.support import Connection, Table, attach_table, make_champion, refusal, until
 
 FEATURES = (
-    "amount, hour(paid_at), ratio(amount, 30d) by customer, count(1d) by customer, since_last by customer,"
+    "amount, hour(paid_at), ratio(amount, 30d) by customer, count(24h) by customer, since_last by customer,"
     " risk(shop, 7d, delay 1d), rarity(country), distinct(shop, 30d) by customer, diff(amount, 1)"
 )
 TABLE = """
@@ -73,7 +73,7 @@ def test_a_row_far_from_its_own_past_is_flagged_for_that_with_its_value(payments
     assert top_features_text(top).startswith(f"ratio(amount, 30d) by customer = {top[0]['value']:.4g} (")
     assert "ratio(amount" in run("flagged", "payments").output
     (row,) = json.loads(run("features", "payments", "9001", "--json").output)
-    assert row["features"]["count(1d) by customer"] == 0
+    assert row["features"]["count(24h) by customer"] == 0
     assert row["features"]["since_last by customer"] == 30 * 86_400
     assert row["features"]["ratio(amount, 30d) by customer"] == 1
     assert row["columns"]["customer"] == "nobody"
@@ -197,4 +197,4 @@ def test_an_entry_that_is_wrong_is_refused_with_what_is_right(
     assert said in refusal(runtime, relation="payments", features=features, time="paid_at")
     if "nobody" not in features and "amounts" not in features and "later" not in features:
         return
-    assert "--time" in refusal(runtime, relation="payments", features="count(1d) by customer")
+    assert "--time" in refusal(runtime, relation="payments", features="count(24h) by customer")
