@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -36,7 +37,7 @@ Function = Literal[
 MOST_PAST_FEATURES = 200
 LONGEST_WINDOW_SECONDS = 400 * 86_400
 # since_last tells apart no gaps that are longer, unless a window is given.
-_LONGEST_GAP_SECONDS = 30 * 86_400
+_LONGEST_GAP = "30d"
 MOST_STEPS = 1_000
 # Of an entity with more rows in the window than these, the newest ones before the row are looked at.
 MOST_ROWS = 10_000
@@ -83,11 +84,12 @@ OF_ANY_VALUE = frozenset({"distinct", "is_new"})
 _BY_STEPS = frozenset({"lag", "diff"})
 
 _ENTRY = re.compile(r"(?P<function>[a-z_]+)\s*(?:\((?P<arguments>.*)\))?(?:\s+by\s+(?P<by>.+))?", re.DOTALL)
-_WINDOW = re.compile(r"(?P<n>[0-9]{1,9})\s*(?P<unit>[smhd])", re.ASCII)
+_WINDOW = r"[1-9][0-9]{0,8}[smhd]"
 
 
 class Past(BaseModel):
-    """What of the rows before a feature is: window_seconds 0 and steps 0 where the function has none.
+    """What of the rows before a feature is. window, delay: such as 24h, as they were typed; empty, and steps 0, where
+    the function has none. delay: how old rows are at the least, of risk alone.
 
     by: the column whose value tells the entities apart; None: the whole table is one.
     """
@@ -96,12 +98,19 @@ class Past(BaseModel):
 
     function: Function
     by: str | None = None
-    window_seconds: int = Field(0, ge=0, le=LONGEST_WINDOW_SECONDS)
+    window: str = Field("", pattern=rf"^({_WINDOW})?$")
     steps: int = Field(0, ge=0, le=MOST_STEPS)
-    # How old rows are at the least, of risk alone.
-    delay_seconds: int = Field(0, ge=0, le=LONGEST_WINDOW_SECONDS)
+    delay: str = Field("", pattern=rf"^({_WINDOW})?$")
     # Whether the time column holds numbers, which are taken for seconds.
     in_numbers: bool = False
+
+    @cached_property
+    def window_seconds(self) -> int:
+        return _seconds(self.window)
+
+    @cached_property
+    def delay_seconds(self) -> int:
+        return _seconds(self.delay)
 
     @property
     def takes_number(self) -> bool:
@@ -129,13 +138,13 @@ class Past(BaseModel):
     def shown(self, column: str) -> str:
         """As it is declared to attach. column: the one that it takes, shown or known to models so."""
         if self.function == "risk":
-            delay = f", delay {window_shown(self.delay_seconds)}" if self.delay_seconds else ""
-            return f"risk({display(self.by or '')}, {window_shown(self.window_seconds)}{delay})"
+            delay = f", delay {self.delay}" if self.delay else ""
+            return f"risk({display(self.by or '')}, {self.window}{delay})"
         arguments = [column] if self.takes_number or self.takes_any_value else []
         if self.steps:
             arguments.append(str(self.steps))
-        elif self.function != "since_last" or self.window_seconds != _LONGEST_GAP_SECONDS:
-            arguments.append(window_shown(self.window_seconds))
+        elif self.function != "since_last" or self.window != _LONGEST_GAP:
+            arguments.append(self.window)
         said = f"{self.function}({', '.join(arguments)})" if arguments else self.function
         return said if self.by is None else f"{said} by {display(self.by)}"
 
@@ -167,11 +176,11 @@ def parse(text: str) -> Entry | None:
     column = parse_identifier(given[0]) if takes_column else None
     if function in _BY_STEPS:
         return Entry(_past(function, by, steps=_steps(given[-1], text, function)), column)
-    seconds = window_of(given[-1], text, function) if given else _LONGEST_GAP_SECONDS
-    return Entry(_past(function, by, window_seconds=seconds), column)
+    window = _window(given[-1], text, function) if given else _LONGEST_GAP
+    return Entry(_past(function, by, window=window), column)
 
 
-def _past(function: str, by: str | None, **others: int) -> Past:
+def _past(function: str, by: str | None, **others: str | int) -> Past:
     return Past.model_validate({"function": function, "by": by, **others})
 
 
@@ -179,35 +188,29 @@ def _risk(text: str, given: list[str], by: str | None) -> Past:
     delay = given[2].partition(" ") if len(given) == 3 else ("delay", " ", "")
     if by is not None or len(given) not in (2, 3) or delay[0] != "delay":
         raise SourceError(f"{text!r} is not written as {_form('risk')}.")
-    seconds = {"window_seconds": window_of(given[1], text, "risk")}
+    windows = {"window": _window(given[1], text, "risk")}
     if delay[2]:
-        seconds["delay_seconds"] = window_of(delay[2].strip(), text, "risk")
-    return _past("risk", parse_identifier(given[0]), **seconds)
+        windows["delay"] = _window(delay[2].strip(), text, "risk")
+    return _past("risk", parse_identifier(given[0]), **windows)
 
 
 def _form(function: str) -> str:
     return f"{function}{FORMS[function][0]}{'' if function == 'risk' else ' [by COLUMN]'}"
 
 
-def window_of(text: str, entry: str, function: str) -> int:
-    """The seconds of a window such as 24h or 30d. Raises SourceError if it is none, or longer than 400 days."""
-    match = _WINDOW.fullmatch(text)
-    if match is None or int(match["n"]) == 0:
+def _window(text: str, entry: str, function: str) -> str:
+    """A window such as 24h or 30d. Raises SourceError if it is none, or longer than 400 days."""
+    if not re.fullmatch(_WINDOW, text, re.ASCII):
         raise SourceError(
             f"The window {text!r} of {entry!r} is not a number of s, m, h or d, as in 24h; write {_form(function)}."
         )
-    seconds = int(match["n"]) * _UNITS[match["unit"]]
-    if seconds > LONGEST_WINDOW_SECONDS:
+    if _seconds(text) > LONGEST_WINDOW_SECONDS:
         raise SourceError(f"The window {text} of {entry!r} is longer than 400d.")
-    return seconds
+    return text
 
 
-def window_shown(seconds: int) -> str:
-    """As window_of reads it, in the largest unit that it is a whole number of; a day is 24h."""
-    unit = next(
-        u for u in ("d", "h", "m", "s") if seconds % _UNITS[u] == 0 and (u != "d" or seconds > 86_400)
-    )
-    return f"{seconds // _UNITS[unit]}{unit}"
+def _seconds(window: str) -> int:
+    return int(window[:-1]) * _UNITS[window[-1]] if window else 0
 
 
 def _steps(text: str, entry: str, function: str) -> int:
