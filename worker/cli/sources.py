@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Annotated
@@ -11,6 +12,7 @@ import typer
 from pgoutlier import detector
 from pgoutlier.db.source.definition import WRITTEN_COLUMNS
 from pgoutlier.db.sources.attach import AttachRequest
+from pgoutlier.db.sources.suggesting import Suggestion
 from pgoutlier.detector import Recipe
 from pgoutlier.worker import tasks
 from pgoutlier.worker.cli.arguments import AsJson, CommandOfKeys, SourceName
@@ -95,6 +97,12 @@ def attach(
             help="Make the indexes that the source needs on the table, while it is written; else they are printed.",
         ),
     ] = False,
+    suggest: Annotated[
+        bool,
+        typer.Option(
+            "--suggest", help="Look at the table, print a list of features with reasons, and change nothing."
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the SQL and change nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -122,6 +130,9 @@ def attach(
         write_columns=write_columns,
         row_triggers=row_triggers,
     )
+    if suggest:
+        _print_suggestion(attaching.suggest(runtime, request), as_json=as_json)
+        return
     if dry_run:
         console.file.write(attaching.script(runtime, request, chosen))
         return
@@ -136,6 +147,27 @@ def attach(
         print_json(_attached_json(done, n_copied=n_copied, made=made))
     else:
         _print_attached(done, n_copied=n_copied, n_old=_n_old(runtime, done))
+
+
+def _print_suggestion(found: Suggestion, *, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                **asdict(found),
+                "features": found.entries,
+                "why": dict(found.features),
+                "command": shlex.join(found.command),
+            }
+        )
+        return
+    print_table(f"features for {found.relation}", ["entry", "why"], found.features)
+    if found.left_out:
+        console.print(
+            f"Left out: {', '.join(found.left_out)}.", highlight=False, markup=False, soft_wrap=True
+        )
+    console.print(
+        f"To attach it so: {shlex.join(found.command)}", highlight=False, markup=False, soft_wrap=True
+    )
 
 
 def _attached_json(done: Attached, *, n_copied: int, made: Sequence[str] = ()) -> dict[str, object]:

@@ -13,8 +13,9 @@ from pgoutlier.db.roles import grants
 from pgoutlier.db.source import labels
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.source.labels import LabelValue
-from pgoutlier.db.sources import sources
+from pgoutlier.db.sources import sources, suggesting
 from pgoutlier.db.sources.attach import AttachRequest, not_features, request_of, resolve
+from pgoutlier.db.sources.suggesting import Suggestion
 from pgoutlier.detector import Recipe
 from pgoutlier.worker.jobs import job_control
 from pgoutlier.worker.jobs.job_control import Started
@@ -105,6 +106,14 @@ def _attached(
             indexes=indexing.advice(connection, source.definition, recipe),
             workers_without_table=grants.workers_without_table(connection, source.definition),
             analysts_without_rows=grants.analysts_without_rows(connection, source.definition),
+        )
+
+
+def suggest(runtime: Runtime, request: AttachRequest) -> Suggestion:
+    """What to attach the table with; nothing is changed. Raises SourceError if there is no such table or column."""
+    with runtime.engine.begin() as connection:
+        return suggesting.suggest(
+            connection, request.relation, time=request.time, entity=request.entity, label=request.label
         )
 
 
