@@ -23,6 +23,7 @@ class Measured:
     """One method on one split. The figures are None where error says why there are none.
 
     accuracy: share of test rows that the method's own threshold puts on the right side; None without one.
+    card_precision, recall_1 to recall_3: of card transactions alone, see `benchmarks.detection.with_past`.
     fit_seconds, score_seconds: preprocessing included, imports not; score_seconds for all test rows.
     """
 
@@ -36,6 +37,10 @@ class Measured:
     average_precision: float | None = None
     precision_at_100: float | None = None
     accuracy: float | None = None
+    card_precision: float | None = None
+    recall_1: float | None = None
+    recall_2: float | None = None
+    recall_3: float | None = None
     fit_seconds: float | None = None
     score_seconds: float | None = None
     error: str | None = None
@@ -100,6 +105,7 @@ def measure(method: Method, split: Split) -> Measured:
         average_precision=figures.average_precision,
         precision_at_100=figures.precision_at_100,
         accuracy=accuracy,
+        **({} if split.cards is None else split.cards.figures(scores)),
         fit_seconds=fit_seconds,
         score_seconds=score_seconds,
     )

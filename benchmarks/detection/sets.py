@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from benchmarks.detection import with_past
+from benchmarks.detection.with_past import Cards, Cut
 from pgoutlier.detector.arrays import BoolVector, Float64Matrix
 
 TIME = "Time"
@@ -24,8 +26,10 @@ ADBENCH = {
 }
 CREDITCARD = ("creditcard-time", "creditcard-random")
 ECG = "ecg5000"
-SETS = (*CREDITCARD, ECG, *ADBENCH)
-GROUPS = {"creditcard": CREDITCARD, "adbench": tuple(ADBENCH)}
+CARDS = "card-transactions"
+SERIES = tuple(with_past.SERIES_FEATURES)
+SETS = (*CREDITCARD, CARDS, ECG, *SERIES, *ADBENCH)
+GROUPS = {"creditcard": CREDITCARD, "series": SERIES, "adbench": tuple(ADBENCH)}
 QUICK = ("cardio", "thyroid")
 
 
@@ -44,8 +48,9 @@ class MissingData(Exception):
 class Split:
     """One cut of a data set.
 
-    names: one for each column. fit_rows: (n_fit, n_columns) float64, normal rows only, in the order of the
-    data. test_rows: (n_test, n_columns). is_anomaly: (n_test,).
+    names: one for each column. fit_rows: (n_fit, n_columns) float64, normal rows only where that is known, in the
+    order of the data. test_rows: (n_test, n_columns). is_anomaly: (n_test,). cards: of the test rows, where they are of
+    cards.
     """
 
     set_name: str
@@ -54,6 +59,19 @@ class Split:
     fit_rows: Float64Matrix
     test_rows: Float64Matrix
     is_anomaly: BoolVector
+    cards: Cards | None = None
+
+    @staticmethod
+    def of(cut: Cut, set_name: str, seed: int) -> Split:
+        return Split(
+            set_name=set_name,
+            seed=seed,
+            names=cut.names,
+            fit_rows=cut.fit_rows,
+            test_rows=cut.test_rows,
+            is_anomaly=cut.is_anomaly,
+            cards=cut.cards,
+        )
 
     def without_time(self) -> Split:
         """The same rows without the Time column, if there is one."""
@@ -77,7 +95,7 @@ def chosen(only: Sequence[str]) -> tuple[str, ...]:
 
 def required_files(names: Sequence[str], data_dir: Path) -> list[Path]:
     """The data files of these sets. Raises MissingData naming the first that is absent."""
-    files = list(dict.fromkeys(_file_of(name, data_dir) for name in names))
+    files = list(dict.fromkeys(_file_of(name, data_dir) for name in names if name not in SERIES))
     for path in files:
         if not path.is_file():
             raise MissingData(path=path)
@@ -85,7 +103,7 @@ def required_files(names: Sequence[str], data_dir: Path) -> list[Path]:
 
 
 def load(names: Sequence[str], data_dir: Path, *, seeds: Sequence[int]) -> Iterator[Split]:
-    """The splits of these sets: one a seed of an ADBench set, else one, of the first seed."""
+    """The splits of these sets: one a seed of an ADBench set, one a series of those, else one, of the first seed."""
     required_files(names, data_dir)
     if card := [name for name in names if name in CREDITCARD]:
         table = read_creditcard(_file_of(card[0], data_dir))
@@ -94,6 +112,10 @@ def load(names: Sequence[str], data_dir: Path, *, seeds: Sequence[int]) -> Itera
             "creditcard-random": lambda: random_rows(table, seed=seeds[0]),
         }
         yield from (cuts[name]() for name in card)
+    if CARDS in names:
+        yield Split.of(with_past.card_transactions(_file_of(CARDS, data_dir)), CARDS, seeds[0])
+    for name in (name for name in names if name in SERIES):
+        yield from (Split.of(with_past.series(name, seed), name, seed) for seed in range(with_past.N_SERIES))
     if ECG in names:
         values = pd.read_csv(_file_of(ECG, data_dir), header=None).to_numpy(dtype=np.float64)
         yield ecg_split(values, seed=seeds[0])
@@ -158,6 +180,8 @@ def normal_rows(
 def _file_of(name: str, data_dir: Path) -> Path:
     if name in CREDITCARD:
         return data_dir / "creditcard.csv.gz"
+    if name == CARDS:
+        return data_dir / with_past.CARDS_FILE
     return data_dir / ("ecg5000.csv.gz" if name == ECG else f"adbench/{ADBENCH[name]}.npz")
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from scipy.stats import rankdata
 
 from benchmarks.detection.measure import Measured
-from benchmarks.detection.sets import ADBENCH, ECG, SETS
+from benchmarks.detection.sets import ADBENCH, CARDS, ECG, SETS
 from pgoutlier.worker.console import new_table
 
 
@@ -61,6 +61,10 @@ FIGURES = (
 )
 SECONDS = (Column("fit s", "fit_seconds", 2, None), Column("score s", "score_seconds", 2, None))
 ACCURACY = Column("accuracy at the recipe's threshold", "accuracy", 4)
+OF_CARDS = (
+    Column("card precision at 100 a day", "card_precision", 3),
+    *(Column(f"recall of kind {kind} in the top 1 %", f"recall_{kind}", 2) for kind in (1, 2, 3)),
+)
 RANKS = (
     Column("mean rank by AUROC", "auroc_rank", 2, min),
     Column("mean rank by average precision", "average_precision_rank", 2, min),
@@ -131,7 +135,12 @@ def _has(measured: Sequence[Measured], set_name: str) -> bool:
 
 def _set_grid(measured: Sequence[Measured]) -> Grid:
     first = measured[0]
-    columns = (*FIGURES, *((ACCURACY,) if first.set_name == ECG else ()), *SECONDS)
+    columns = (
+        *FIGURES,
+        *((ACCURACY,) if first.set_name == ECG else ()),
+        *(OF_CARDS if first.set_name == CARDS else ()),
+        *SECONDS,
+    )
     n_seeds = len({m.seed for m in measured})
     rows = f"fitted on {first.n_fit:,} rows, tested on {first.n_test:,}, {first.n_anomalies:,} anomalies"
     return Grid(

@@ -178,6 +178,7 @@ def _of_a_series(numbers: list[str]) -> Iterable[tuple[str, str]]:
     for name in map(display, numbers):
         yield f"diff({name}, 1)", "against the row before"
         yield f"z({name}, 1d)", "against the day before"
+        yield f"std({name}, 1h)", "how uneasy the hour before was"
 
 
 def _is_time(column: ColumnInfo) -> bool:

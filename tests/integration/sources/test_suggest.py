@@ -26,7 +26,7 @@ TABLES = {
         'CREATE TABLE sensor (id bigint PRIMARY KEY, measured_at timestamp, "Value" real);'
         " INSERT INTO sensor SELECT i, timestamp '2026-01-01' + i * interval '1 minute', i % 60"
         " FROM generate_series(1, 2000) i",
-        '"Value", diff("Value", 1), z("Value", 1d)',
+        '"Value", diff("Value", 1), z("Value", 1d), std("Value", 1h)',
         ["--time", "measured_at"],
         [],
     ),
