@@ -19,7 +19,7 @@ from benchmarks.detection.baselines import (
     standardisation,
     trimmed_mahalanobis,
 )
-from benchmarks.detection.sets import CREDITCARD, ECG, SETS, TIME, Split
+from benchmarks.detection.sets import CARDS, CREDITCARD, ECG, SERIES, SETS, TIME, Split
 from pgoutlier import detector
 from pgoutlier.detector.arrays import Float64Matrix
 from pgoutlier.detector.recipes import Recipe
@@ -30,6 +30,7 @@ MADE_FOR: dict[str, tuple[str, ...]] = {
     "fraud-dense-14-7": CREDITCARD,
     "ecg-dense-32-16-8": (ECG,),
     "series": (ECG,),
+    "tails": (CARDS, *SERIES),
     "iforest-lstm-32-16": ("creditcard-time",),  # it scores a row by the rows before it
 }
 

@@ -21,6 +21,8 @@ VERDICT_COLUMN = "verdict"
 OURS = (*SCORE_COLUMNS, VERDICT_COLUMN)
 # The key as one text, as outlier.verdicts and other tables of all sources have it: of a key of several columns only.
 KEY_COLUMN = "row_key"
+# As of when the rows before were read: of sources with features over these only.
+FEATURES_AT = "features_at"
 READ = ("scored", "flagged", "quality")
 ROWS = "rows"
 # Each before those that it needs.
@@ -39,11 +41,15 @@ def views(
     its end. source_columns: of the user's table. by_event_time: its time column tells a day.
     """
     select = compose(
-        "SELECT {theirs}, {ours}, {verdict} AS {verdict_name}{key} FROM {rows} t JOIN {scores} s ON {same}",
+        "SELECT {theirs}, {ours}, {verdict} AS {verdict_name}{key}{features_at}"
+        " FROM {rows} t JOIN {scores} s ON {same}",
         theirs=shown(source_columns, beside=ours_beside(source)),
         key=sql.SQL("")
         if source.key.is_single
         else compose(", {k} AS {name}", k=source.key.text_of_row("t"), name=identifier(KEY_COLUMN)),
+        features_at=compose(", s.scored_at AS {name}", name=identifier(FEATURES_AT))
+        if source.past_features
+        else sql.SQL(""),
         ours=sql.SQL(", ").join(compose("s.{c}", c=identifier(column)) for column in SCORE_COLUMNS),
         verdict=labels.verdict_of_row(source, "t"),
         verdict_name=identifier(VERDICT_COLUMN),
@@ -77,7 +83,8 @@ def views(
 
 def ours_beside(source: SourceDefinition) -> tuple[str, ...]:
     """The columns of ours in `scored` and `flagged`."""
-    return OURS if source.key.is_single else (*OURS, KEY_COLUMN)
+    beside = () if source.key.is_single else (KEY_COLUMN,)
+    return (*OURS, *beside, *((FEATURES_AT,) if source.past_features else ()))
 
 
 def share_rows(source: SourceDefinition) -> sql.Composed:

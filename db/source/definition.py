@@ -164,6 +164,8 @@ class SourceDefinition(Frozen):
     label_column: str | None = None
     # Whether the score is kept in columns of the table as well, see db.scoring.write_back.
     write_columns: bool = False
+    # Whether a row that comes late has the rows behind it, which count it among those before, scored again.
+    rescores_late: bool = False
 
     @property
     def key(self) -> Key:

@@ -33,6 +33,8 @@ from pgoutlier.db.sql.identifiers import (
     split_identifiers,
 )
 
+# What becomes of the rows behind one that comes late.
+LATE = ("leave", "rescore")
 _WITH_ARGUMENT = re.compile(r"^(?P<transform>[a-z_]+)\((?P<column>.+)\)$", re.DOTALL)
 _WITH_LENGTH = re.compile(r"^(?P<column>.+)\[(?P<length>[0-9]{1,5})\]$", re.DOTALL)
 _KIND_NAMES = {
@@ -51,6 +53,7 @@ class AttachRequest:
     all_numeric_except.
 
     write_columns, row_triggers: None leaves it as it is; the latter are made where a subscription writes the table.
+    late: leave or rescore; None leaves it as it is.
     """
 
     relation: str
@@ -64,6 +67,7 @@ class AttachRequest:
     name: str | None = None
     write_columns: bool | None = None
     row_triggers: bool | None = None
+    late: str | None = None
 
 
 def request_of(source: SourceDefinition) -> AttachRequest:
@@ -82,6 +86,7 @@ def request_of(source: SourceDefinition) -> AttachRequest:
         label=optional(source.label_column),
         name=source.name,
         write_columns=source.write_columns,
+        late=LATE[source.rescores_late],
     )
 
 
@@ -141,8 +146,23 @@ def resolve(connection: Connection, request: AttachRequest) -> tuple[SourceDefin
         entity_column=others.get("entity"),
         label_column=others.get("label"),
         write_columns=write_columns,
+        rescores_late=_rescores_late(connection, request, name, features),
     )
     return definition, table.own_columns
+
+
+def _rescores_late(
+    connection: Connection, request: AttachRequest, name: str, features: tuple[Feature, ...]
+) -> bool:
+    if request.late is None:
+        return sources.rescores_late(connection, name)
+    if request.late not in LATE:
+        raise SourceError(f"--late {request.late!r} is none of {', '.join(LATE)}.")
+    if request.late == LATE[1] and not any(feature.past for feature in features):
+        raise SourceError(
+            "--late rescore is for features over the rows before, and there are none among --features."
+        )
+    return request.late == LATE[1]
 
 
 def check_table(connection: Connection, source: SourceDefinition) -> None:

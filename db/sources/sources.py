@@ -83,6 +83,11 @@ def writes_columns(connection: Connection, name: str) -> bool:
     return any(source.name == name and source.definition.write_columns for source in every(connection))
 
 
+def rescores_late(connection: Connection, name: str) -> bool:
+    """Whether there is a source of this name that has rows behind late ones scored again."""
+    return any(source.name == name and source.definition.rescores_late for source in every(connection))
+
+
 def set_promotion(connection: Connection, source_id: int, promotion: str) -> bool:
     """Say what happens to versions that are trained. Returns False if that is so already."""
     return bool(
@@ -289,7 +294,7 @@ def _check_same(
         raise SourceError(
             f"{source.name} is the name of the source of {old.relation}; give {new.relation} another --name."
         )
-    in_place = {"write_columns", "key_column", "key_type", "further_key_columns"}
+    in_place = {"write_columns", "rescores_late", "key_column", "key_type", "further_key_columns"}
     if same_table:  # which has been renamed
         in_place |= {"relation_schema", "relation_name"}
     if [f.names for f in old.features] == [f.names for f in new.features]:  # whose types have changed

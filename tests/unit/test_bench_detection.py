@@ -129,7 +129,7 @@ def test_peers_do_not_see_time(creditcard: pd.DataFrame) -> None:
 
 def test_a_group_of_sets_is_taken_apart() -> None:
     assert sets.chosen(["ecg5000", "creditcard"]) == ("creditcard-time", "creditcard-random", "ecg5000")
-    assert len(sets.chosen([])) == 11
+    assert len(sets.chosen([])) == 14
 
 
 def test_each_recipe_but_the_default_is_measured_on_its_own_data() -> None:

@@ -90,6 +90,13 @@ def attach(
             " made where a subscription writes the table, else as it is.",
         ),
     ] = None,
+    late: Annotated[
+        str | None,
+        typer.Option(
+            help="What becomes of the rows behind one that comes late, which saw too few rows before: leave (the"
+            " default) or rescore, those in the windows, at most 1,000 a row."
+        ),
+    ] = None,
     make_indexes: Annotated[
         bool,
         typer.Option(
@@ -129,6 +136,7 @@ def attach(
         name=name,
         write_columns=write_columns,
         row_triggers=row_triggers,
+        late=late,
     )
     if suggest:
         _print_suggestion(attaching.suggest(runtime, request), as_json=as_json)

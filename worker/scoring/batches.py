@@ -18,7 +18,7 @@ from sqlalchemy import Connection, RootTransaction
 
 from pgoutlier.db.engine import driver_connection
 from pgoutlier.db.errors import NoChampion
-from pgoutlier.db.scoring import claimed_rows, quarantine, queue, scores, windows
+from pgoutlier.db.scoring import claimed_rows, late_rows, quarantine, queue, scores, windows
 from pgoutlier.db.scoring.quarantine import Entry
 from pgoutlier.db.scoring.queue import Claim
 from pgoutlier.db.scoring.rows import UNREADABLE, ClaimedRows
@@ -139,6 +139,7 @@ def score_batch(runtime: Runtime, source: Source, batch: OpenBatch) -> BatchResu
             careful=failures.is_last_whole_try(runtime, claim),
         )
         windows.queue_neighbours(connection, source.definition, claim, rows)
+        late_rows.queue_behind(connection, source.definition, claim)
         challenger_scorer = challenger.scorer(runtime, connection, source, claim, pointed)
         result = score_claimed(connection, source, claim, rows, champion, challenger_scorer)
         queue.finish(connection, source, claim.queue_ids)

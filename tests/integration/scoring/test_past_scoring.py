@@ -198,3 +198,33 @@ def test_an_entry_that_is_wrong_is_refused_with_what_is_right(
     if "nobody" not in features and "amounts" not in features and "later" not in features:
         return
     assert "--time" in refusal(runtime, relation="payments", features="count(24h) by customer")
+
+
+@pytest.mark.parametrize("late", ["leave", "rescore"])
+def test_rows_behind_one_that_comes_late_are_scored_again_where_that_is_asked_for(
+    user: Connection, runtime: Runtime, late: str
+) -> None:
+    user.execute(TABLE)
+    table = attach_table(
+        user, runtime, relation="payments", features="amount, count(2h) by shop, lag(amount, 1) by customer",
+        time="paid_at", late=late,
+    )  # fmt: skip
+    table.promote()
+    user.execute(
+        "INSERT INTO payments SELECT id + 10000, paid_at, customer, shop FROM payments; TRUNCATE payments"
+    )
+    user.execute(TABLE.partition(";")[2])  # type: ignore[arg-type]
+    table.drain_all()
+    scored = table.errors()
+    # Of shop 3, and of customer c5: payments of that shop within two hours behind it, and the next of that customer.
+    user.execute("INSERT INTO payments VALUES (9000, '2026-03-04 12:00:00+00', 'c5', 3, 'DE', 77, false)")
+    table.drain_all()
+    again = {key for key, error in table.errors().items() if key in scored and error != scored[key]}
+    behind = table.keys(
+        "SELECT id FROM payments WHERE shop = 3"
+        " AND paid_at > '2026-03-04 12:00+00' AND paid_at <= '2026-03-04 14:00+00'"
+        " UNION (SELECT id FROM payments WHERE customer = 'c5' AND paid_at > '2026-03-04 12:00+00'"
+        " ORDER BY paid_at LIMIT 1)"
+    )
+    assert again == (set(behind) if late == "rescore" else set())
+    assert len(behind) > 2
