@@ -34,7 +34,6 @@ _DAY = 86_400 * _MICROSECONDS
 _TIMESTAMPS, _DATES = (1115, 1185), 1182
 # So far from either end of the range no sum overflows.
 _FARTHEST = 2**61
-_PLACE_BITS = 32
 # Of one stretch so many times what its last row needs at most.
 _MOST_READ = 2
 
@@ -133,15 +132,13 @@ def _read(
         return Rows(nothing, nothing, 1), np.full(len(own), -1), np.zeros(0, np.bool_)
     block = dict(zip(names, found[0], strict=True))
     oids = dict(zip(names, types, strict=True))
-    place = wire.elements(block["place"], ">i8").astype(np.int64)
-    order = np.argsort(place, kind="stable") if (place[1:] < place[:-1]).any() else slice(None)
-    # They come newest first, and are counted from the last stretch on, so that turned round both are in order.
-    stretch = (place[order] >> _PLACE_BITS)[::-1]
-    stretch = stretch[0] - stretch if len(stretch) else stretch
 
     def column(name: str, kind: str) -> npt.NDArray[Any]:
-        return wire.elements(block[name], kind)[order][::-1]
+        """Turned round: each stretch comes newest first."""
+        return wire.elements(block[name], kind)[::-1]
 
+    stretch = column("stretch", ">i4").astype(np.int64)
+    stretch = stretch[0] - stretch
     times, units = _times(column, oids["at"])
     values = {name: column(name, ">f8").astype(np.float64) for name in names if name.startswith("value")}
     codes = {name: column(name, ">i8").astype(np.int64) for name in names if name.startswith("code")}
@@ -153,6 +150,8 @@ def _read(
         {column: values[name] for (column, kind), name in of_column.items() if kind == "value"},
         {column: codes[name] for (column, kind), name in of_column.items() if kind == "code"},
     )
+    if (stretch[1:] < stretch[:-1]).any() or ((times[1:] < times[:-1]) & (stretch[1:] == stretch[:-1])).any():
+        raise AssertionError("PostgreSQL has not kept the rows of a stretch together, or not in order")
     tags = column("tag", ">i8").astype(np.int64)
     if of_verdicts is not None:
         is_fraud = column("label", "?") if "label" in block else np.zeros(len(tags), np.bool_)
@@ -245,8 +244,8 @@ def _statement(
     steps = max(f.past.rows_before if f.past else 0 for f in features)
     in_numbers = any(f.past and f.past.in_numbers for f in features)
     time = _time(source)
-    columns = {
-        "place": compose("(s.n << {bits}) | h.rn", bits=sql.Literal(_PLACE_BITS)),
+    columns: dict[str, sql.Composable] = {
+        "stretch": sql.SQL("s.n::integer"),
         "at": sql.SQL("h.at::double precision" if in_numbers else "h.at"),
         "tag": sql.SQL("h.tag"),
     }
@@ -266,23 +265,20 @@ def _statement(
         WITH own AS (
             SELECT {at}, {e} AS e, {keys} FROM unnest({arrays}, %(open)s::boolean[]) AS o ({given}, is_open)
             WHERE o.is_open AND {known}
-        ), begun AS (
-            SELECT o.*, CASE WHEN {since_own} <= lag(o.at) OVER w THEN 0 ELSE 1 END AS begins
+        ), parted AS (
+            SELECT o.*, coalesce({since_own} > lag(o.at) OVER w, true) AS is_first,
+                   coalesce(lead({since_own}) OVER w > o.at, true) AS is_last
             FROM own o WINDOW w AS (PARTITION BY o.e ORDER BY o.at, {keys})
-        ), counted AS (
-            SELECT b.*, sum(b.begins) OVER (PARTITION BY b.e ORDER BY b.at, {keys}) AS part FROM begun b
-        ), ends AS (
-            SELECT c.*, min(c.at) OVER (PARTITION BY c.e, c.part) AS first,
-                   row_number() OVER (PARTITION BY c.e, c.part ORDER BY c.at DESC, {keys_down}) AS from_last
-            FROM counted c
+        ), begun AS (
+            SELECT p.*, max(p.at) FILTER (WHERE p.is_first) OVER (PARTITION BY p.e ORDER BY p.at, {keys}) AS first
+            FROM parted p
         ), stretches AS MATERIALIZED (
-            SELECT row_number() OVER () AS n, d.* FROM ends d WHERE d.from_last = 1
+            SELECT row_number() OVER () AS n, b.* FROM begun b WHERE b.is_last
         )
         """,
         at=sql.SQL("o.at"),
         e=sql.SQL("true" if by is None else "o.e"),
         keys=_keys(source),
-        keys_down=_keys(source, descending=True),
         arrays=sql.SQL(", ").join(
             sql.Placeholder(name)
             for name in ("at", *(() if by is None else (f"by{n}",)), *_key_names(source))
@@ -294,9 +290,8 @@ def _statement(
         since_own=_before(sql.SQL("o.at"), window, in_numbers=in_numbers),
     )
     rows = compose(
-        "FROM stretches s CROSS JOIN LATERAL ("
-        "SELECT h.*, row_number() OVER (ORDER BY h.at DESC, {keys_down}) AS rn FROM ({rows}) h) h",
-        keys_down=_keys(source, descending=True),
+        # Stretch by stretch, each in its own order: that of a nested loop, which is the one way to join them.
+        "FROM stretches s CROSS JOIN LATERAL ({rows}) h",
         rows=_rows(source, by, read, window, steps, in_numbers=in_numbers),
     )
     gathered = sql.SQL(", ").join(compose("array_agg({v})", v=value) for value in columns.values())
@@ -372,6 +367,7 @@ def _rows(
         "SELECT {columns} FROM {relation} h WHERE {of_entity} AND {before} ORDER BY {down} LIMIT {steps}",
         **parts,
     )
+    # Both parts come in order, the second after the first.
     return compose("({within}) UNION ALL ({further})", within=within, further=further)
 
 
