@@ -35,7 +35,7 @@ from pgoutlier.worker.scoring.challenger import ChallengerScorer, Outcome
 log = structlog.get_logger()
 
 # As many times the rows of another batch: measured by benchmarks.history.
-_WITH_ROWS_BEFORE = 4
+_WITH_ROWS_BEFORE = 8
 _NOTHING = Claim([], 0, 0, rescore=False)
 
 
