@@ -38,6 +38,7 @@ _NOT_FOR_MONITORS: dict[str, tuple[str, ...]] = {
     "quarantine": ("key", "detail"),
     "schedules": ("args", "kwargs"),
     "beats": (),
+    "listeners": (),
     "notices": ("key", "reconstruction_error", "threshold", "top_features"),
     "deliveries": ("last_error",),
     "dead_letters": ("last_error",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection
@@ -21,6 +21,9 @@ from pgoutlier.db.sql.statements import compose, one, show_what_policies_allow, 
 from pgoutlier.db.training import training_runs
 from pgoutlier.db.training.training_runs import TrainingRun
 from pgoutlier.db.versions import aliases
+
+# A listener behind a pooler notes every five seconds that it looks.
+_LATE = timedelta(seconds=20)
 
 
 @dataclass(frozen=True)
@@ -111,12 +114,14 @@ def _estimate(connection: Connection, source: SourceDefinition) -> int:
 
 
 def listeners(connection: Connection) -> int:
-    """How many listener processes are connected."""
+    """How many listener processes are connected, or behind a pooler have looked into the queues of late."""
     return int(
         one(
             connection,
-            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgoutlier listener'"
-            " AND datname = current_database()",
+            "SELECT (SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgoutlier listener'"
+            " AND datname = current_database())"
+            " + (SELECT count(*) FROM outlier.listeners WHERE looked_at > now() - %s::interval)",
+            (_LATE,),
         )
     )
 

@@ -10,7 +10,8 @@ from typing import Any
 from psycopg.types.json import Jsonb
 from sqlalchemy import Connection, Engine, func, select
 
-from pgoutlier.db.sql import locks
+from pgoutlier.db.sql import long_locks
+from pgoutlier.db.sql.long_locks import LongLock
 from pgoutlier.db.sql.statements import one, run
 from pgoutlier.db.tables import JsonObject, training_runs
 
@@ -33,9 +34,9 @@ class TrainingRun:
     started_at: datetime
 
 
-def trainer(engine: Engine, source_id: int) -> AbstractContextManager[Connection | None]:
-    """The session of the only one who trains the source, so that a killed process frees it; None if that is another."""
-    return locks.held_by_session(engine, "training", source_id)
+def trainer(engine: Engine, source_id: int) -> AbstractContextManager[LongLock | None]:
+    """The lock of the only one who trains the source, which a killed process frees; None if that is another."""
+    return long_locks.held(engine, "training", source_id)
 
 
 def start_run(connection: Connection, source_id: int, *, recipe: JsonObject, seed: int) -> int:
