@@ -173,8 +173,11 @@ def blames_rows(state: str | None) -> bool:
 
 
 def lost_connection(error: BaseException) -> bool:
-    """Whether the server could not be reached, or no longer: not an error in what it was asked or has answered."""
+    """Whether the server could not be reached, or no longer: not an error in what it was asked or has answered.
+
+    A pooler says in words, with a SQLSTATE of class 08, that it cannot reach the server or gives up waiting for it.
+    """
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
     original = getattr(error, "orig", error)
-    return isinstance(original, psycopg.OperationalError) and original.sqlstate is None
+    return isinstance(original, psycopg.OperationalError) and (original.sqlstate or "08").startswith("08")

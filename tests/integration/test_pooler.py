@@ -17,6 +17,7 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import make_url
 
+from pgoutlier.db import migrate
 from pgoutlier.db.engine import is_shared, make_engine
 from pgoutlier.db.errors import LockLost, TrainingBusy
 from pgoutlier.db.sql import long_locks, statements
@@ -27,6 +28,7 @@ from pgoutlier.worker.listener import listen
 from pgoutlier.worker.notices import delivering, webhook_control
 from pgoutlier.worker.runtime import Runtime, make_runtime
 from pgoutlier.worker.schedules import scheduling
+from pgoutlier.worker.scoring import draining
 from pgoutlier.worker.status import flagged_rows
 from pgoutlier.worker.thresholds import thresholds
 from pgoutlier.worker.training import training
@@ -130,6 +132,17 @@ def test_a_statement_that_begins_a_transaction_finds_the_settings_in_it(ways: di
 
 
 @pytest.mark.postgres18
+def test_the_schema_is_made_through_a_pooler(scratch: Path, empty_database_url: str) -> None:
+    with running_pgbouncer(empty_database_url, scratch, n_sessions=1) as pgbouncer:
+        engine = make_engine(pgbouncer.url)
+        migrate.upgrade(engine)
+        with engine.begin() as connection:
+            migrate.require_current(connection)
+        engine.dispose()
+        assert pgbouncer.left_in_sessions() == set()
+
+
+@pytest.mark.postgres18
 def test_statements_stay_prepared_in_sessions_of_our_own_alone(ways: dict[str, Runtime]) -> None:
     for name, runtime in ways.items():
         with runtime.engine.begin() as connection:
@@ -185,7 +198,11 @@ def test_the_job_is_done_with_few_sessions_for_all_and_nothing_is_left_in_them(
         job = job_control.backfill(runtime, "payments").id
         small = [table_of(each, table).with_settings(batch_rows=100, job_range_rows=100) for each in runtimes]
         with ThreadPoolExecutor(6) as pool:
-            drains = [pool.submit(each.drain) for each in small]
+            # As tasks do: who is amid more work looks whether there is enough for others.
+            drains = [
+                pool.submit(draining.drain, each.runtime, "payments", call_for_help=lambda: None)
+                for each in small
+            ]
             works = [pool.submit(job_control.work, each.runtime, job) for each in small]
             assert sum(drain.result().n_failed_batches for drain in drains) == 0
             for work in works:
