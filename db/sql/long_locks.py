@@ -92,13 +92,12 @@ class LongLock:
         )
         return renewed.rowcount == 1
 
-    def give_back(self) -> None:
-        with self.connection.begin():
-            run(
-                self.connection,
-                "DELETE FROM outlier.held_locks WHERE name = %s AND source_id = %s AND holder = %s",
-                (self.name, self.source_id, self.holder),
-            )
+    def give_back(self, connection: Connection) -> None:
+        run(
+            connection,
+            "DELETE FROM outlier.held_locks WHERE name = %s AND source_id = %s AND holder = %s",
+            (self.name, self.source_id, self.holder),
+        )
 
 
 @contextmanager
@@ -123,8 +122,8 @@ def held(engine: Engine, name: str, source_id: int) -> Iterator[LongLock | None]
             yield lock
         finally:
             done.set()
-            with suppress(SQLAlchemyError, psycopg.Error):
-                lock.give_back()
+            with suppress(SQLAlchemyError, psycopg.Error), engine.begin() as another:
+                lock.give_back(another)  # the pooler may have ended the other one, which had nothing to say
             if not lease:
                 _unlock_all(connection)
 
