@@ -46,10 +46,14 @@ class LongLock:
     holder: UUID = field(default_factory=uuid4)
 
     def require(self, connection: Connection) -> None:
-        """Raise LockLost unless it is still this holder's, and will be until the transaction ends."""
+        """Raise LockLost unless it is still this holder's, and will be until the transaction ends.
+
+        The source's row is locked first, as a detach does.
+        """
         found = one(
             connection,
-            "SELECT true FROM outlier.held_locks WHERE name = %s AND source_id = %s AND holder = %s FOR SHARE",
+            "SELECT true FROM outlier.sources s JOIN outlier.held_locks h ON h.source_id = s.id"
+            " WHERE h.name = %s AND s.id = %s AND h.holder = %s FOR KEY SHARE OF s FOR SHARE OF h",
             (self.name, self.source_id, self.holder),
         )
         if not found:

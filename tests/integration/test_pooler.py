@@ -23,6 +23,8 @@ from pgoutlier.db.errors import LockLost, TrainingBusy
 from pgoutlier.db.sql import long_locks, statements
 from pgoutlier.db.status import overview
 from pgoutlier.detector import Progress
+from pgoutlier.models_store import registry
+from pgoutlier.models_store.registry import TrainingWindow
 from pgoutlier.worker.jobs import job_control
 from pgoutlier.worker.listener import listen
 from pgoutlier.worker.notices import delivering, webhook_control
@@ -41,6 +43,7 @@ from tests.support import (
     FEATURES,
     Table,
     attach_table,
+    detach_table,
     make_detector,
     plain_recipe,
     quick_settings,
@@ -312,6 +315,27 @@ def test_nobody_takes_a_lock_over_while_what_it_is_for_is_written(
             transactions.user.execute("SET lock_timeout = '50ms'")
             with pytest.raises(psycopg.errors.LockNotAvailable):
                 transactions.user.execute("UPDATE outlier.held_locks SET until = now()")
+
+
+@pytest.mark.postgres18
+def test_a_detach_waits_for_what_is_being_written(ways: dict[str, Runtime], transactions: Table) -> None:
+    source = transactions.source
+    with (
+        long_locks.held(ways["pooled"].sessions, "training", source.id) as lock,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert lock is not None
+        with ways["pooled"].engine.begin() as connection:
+            lock.require(connection)
+            detached = pool.submit(detach_table, transactions)
+            waits = "SELECT FROM pg_locks WHERE NOT granted AND locktype IN ('tuple', 'transactionid')"
+            until(lambda: transactions.rows(waits), "the detach waits")
+            window = TrainingWindow(n_rows=500, first=None, last=None)
+            detector, seal = make_detector(FEATURES), ways["pooled"].seal
+            registry.register(connection, source, detector, window=window, metrics={}, seal=seal)
+        detached.result()
+        with ways["pooled"].engine.begin() as connection, pytest.raises(LockLost, match="was detached"):
+            lock.require(connection)
 
 
 @pytest.mark.postgres18
