@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 import psycopg
 import redis
@@ -40,7 +41,7 @@ def examine(runtime: Runtime) -> Iterator[Finding]:
     try:
         with runtime.engine.begin() as connection:
             yield from _postgres(connection)
-            yield from _way(runtime, connection)
+            pooled, facts = is_shared(connection), catalog.server_facts(connection)
             [schema] = allowed(connection, "schema", lambda: iter([_schema(connection)]))
             yield schema
     except SettingsError as error:
@@ -52,6 +53,7 @@ def examine(runtime: Runtime) -> Iterator[Finding]:
             "PostgreSQL", False, first_line(error), "start the server, or mend PGOUTLIER_DATABASE_URL"
         )
         return
+    yield from _way(runtime, pooled, facts)
     if schema.ok:
         with runtime.engine.begin() as connection:
             yield _owners(connection)
@@ -103,9 +105,12 @@ def _postgres(connection: Connection) -> Iterator[Finding]:
     )
 
 
-def _way(runtime: Runtime, connection: Connection) -> Iterator[Finding]:
-    """Whether a pooler stands between, and what the direct URL leads to, if there is one."""
-    if is_shared(connection):
+def _way(runtime: Runtime, pooled: bool, facts: Mapping[str, Any]) -> Iterator[Finding]:
+    """Whether a pooler stands between, and what the direct URL leads to, if there is one.
+
+    In no transaction: where that is the same pooler, one would wait for the other.
+    """
+    if pooled:
         told = "PGOUTLIER_DATABASE_URL leads through one, and nothing is left in its sessions"
         if runtime.direct is None:
             told += (
@@ -117,16 +122,16 @@ def _way(runtime: Runtime, connection: Connection) -> Iterator[Finding]:
         return
     try:
         with runtime.direct.begin() as direct:
-            yield _direct(connection, direct)
+            yield _direct(facts, direct)
     except (DBAPIError, psycopg.Error) as error:
         yield Finding("direct URL", False, first_line(error), f"mend {_DIRECT}, or take it away")
 
 
-def _direct(connection: Connection, direct: Connection) -> Finding:
+def _direct(ours: Mapping[str, Any], direct: Connection) -> Finding:
     if is_shared(direct):
         mend = "name the server itself, or take it away"
         return Finding("direct URL", False, f"{_DIRECT} leads through a pooler, too", mend)
-    ours, its = catalog.server_facts(connection), catalog.server_facts(direct)
+    its = catalog.server_facts(direct)
     if (ours["started_at"], ours["database"]) != (its["started_at"], its["database"]):
         mend = f"mend {_DIRECT}: of what is in the other database nothing is heard there"
         return Finding("direct URL", False, f"{_DIRECT} leads to another server or database", mend)
