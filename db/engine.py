@@ -23,6 +23,7 @@ _SETTINGS = {
     "search_path": "pg_catalog, pg_temp",
     "row_security": "off",
     "outlier.session": "on",
+    "default_transaction_isolation": "read committed",  # of a statement by itself, in autocommit
     "DateStyle": "ISO",
     "array_nulls": "on",
     "extra_float_digits": "1",
