@@ -126,10 +126,21 @@ def held(engine: Engine, name: str, source_id: int) -> Iterator[LongLock | None]
             yield lock
         finally:
             done.set()
-            with suppress(SQLAlchemyError, psycopg.Error), engine.begin() as another:
-                lock.give_back(another)  # the pooler may have ended the other one, which had nothing to say
-            if not lease:
-                _unlock_all(connection)
+            _end(engine, lock, leased=lease is not None)
+
+
+def _end(engine: Engine, lock: LongLock, *, leased: bool) -> None:
+    """Have the next one take the lock at once. Of a server that is away, it is free when it would be anyway."""
+    with suppress(SQLAlchemyError, psycopg.Error):
+        if leased:
+            # By another connection: a pooler may have ended this one, which had nothing to say for long.
+            with engine.begin() as connection:
+                lock.give_back(connection)
+        else:
+            with lock.connection.begin():
+                lock.give_back(lock.connection)
+    if not leased:
+        _unlock_all(lock.connection)
 
 
 def _keep(engine: Engine, lock: LongLock, done: threading.Event) -> None:
