@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import get_args
 
 from sqlalchemy import Connection
 
@@ -11,7 +12,15 @@ from pgoutlier.db.ddl import written_columns
 from pgoutlier.db.errors import MissingPrivilege, SourceError
 from pgoutlier.db.source import catalog
 from pgoutlier.db.source.catalog import ColumnInfo, RelationInfo
-from pgoutlier.db.source.definition import MAX_FEATURES, TRANSFORMS, Feature, KeyColumn, SourceDefinition
+from pgoutlier.db.source.definition import (
+    MAX_FEATURES,
+    MAX_KEEP_DAYS,
+    TRANSFORMS,
+    Feature,
+    KeyColumn,
+    Period,
+    SourceDefinition,
+)
 from pgoutlier.db.sources import sources, table_key
 from pgoutlier.db.sql.identifiers import (
     Relation,
@@ -26,6 +35,9 @@ from pgoutlier.db.sql.identifiers import (
 
 _WITH_ARGUMENT = re.compile(r"^(?P<transform>[a-z_]+)\((?P<column>.+)\)$", re.DOTALL)
 _WITH_LENGTH = re.compile(r"^(?P<column>.+)\[(?P<length>[0-9]{1,5})\]$", re.DOTALL)
+_DAYS = re.compile(r"^([0-9]{1,6})d$", re.ASCII)
+# Until their row is gone.
+FOREVER = "forever"
 _KIND_NAMES = {
     "v": "a view",
     "m": "a materialised view",
@@ -42,6 +54,7 @@ class AttachRequest:
     all_numeric_except.
 
     write_columns, row_triggers: None leaves it as it is; the latter are made where a subscription writes the table.
+    partition_scores: a db.source.definition.Period, keep_scores: days, as in 400d, or FOREVER; None leaves it as it is.
     """
 
     relation: str
@@ -55,6 +68,8 @@ class AttachRequest:
     name: str | None = None
     write_columns: bool | None = None
     row_triggers: bool | None = None
+    partition_scores: str | None = None
+    keep_scores: str | None = None
 
 
 def request_of(source: SourceDefinition) -> AttachRequest:
@@ -73,6 +88,8 @@ def request_of(source: SourceDefinition) -> AttachRequest:
         label=optional(source.label_column),
         name=source.name,
         write_columns=source.write_columns,
+        partition_scores=source.score_partitions,
+        keep_scores=FOREVER if source.keep_scores_days is None else f"{source.keep_scores_days}d",
     )
 
 
@@ -105,9 +122,10 @@ def resolve(connection: Connection, request: AttachRequest) -> tuple[SourceDefin
         connection, table, view, {*others.values(), *(f.column for f in features if view is None)}
     )
     name = check_source_name(request.name) if request.name else default_source_name(table.relation)
+    present = sources.definition_of(connection, name)
     write_columns = request.write_columns
     if write_columns is None:
-        write_columns = sources.writes_columns(connection, name)
+        write_columns = present is not None and present.write_columns
     if write_columns:
         written_columns.check(connection, table)
     definition = SourceDefinition(
@@ -124,8 +142,55 @@ def resolve(connection: Connection, request: AttachRequest) -> tuple[SourceDefin
         entity_column=others.get("entity"),
         label_column=others.get("label"),
         write_columns=write_columns,
+        score_partitions=_period(request, present),
+        keep_scores_days=_keep_scores_days(request, present),
     )
+    _check_ages(table, definition)
     return definition, table.own_columns
+
+
+def _period(request: AttachRequest, present: SourceDefinition | None) -> Period | None:
+    asked = request.partition_scores
+    if asked is None:
+        return None if present is None else present.score_partitions
+    for period in get_args(Period):
+        if asked == period:
+            return period  # type: ignore[no-any-return]
+    raise SourceError(
+        f"Scores cannot be partitioned by {asked!r}; name one of {', '.join(get_args(Period))}."
+    )
+
+
+def _keep_scores_days(request: AttachRequest, present: SourceDefinition | None) -> int | None:
+    asked = request.keep_scores
+    if asked is None:
+        return None if present is None else present.keep_scores_days
+    if asked == FOREVER:
+        return None
+    found = _DAYS.match(asked)
+    if found is None or not 1 <= int(found[1]) <= MAX_KEEP_DAYS:
+        raise SourceError(
+            f"Scores cannot be kept for {asked!r}; write days, from 1d to {MAX_KEEP_DAYS}d, such as 400d, or {FOREVER}."
+        )
+    return int(found[1])
+
+
+def _check_ages(table: RelationInfo, source: SourceDefinition) -> None:
+    """What tells how old a row is, where something is to follow from that."""
+    if source.score_partitions is not None and source.key_time is None:
+        raise SourceError(
+            f"The key of {table.relation} ({source.key.shown}) has no column of type timestamptz, timestamp or date by"
+            " which its scores could be partitioned; leave --partition-scores out, or name a key that has one."
+        )
+    by = source.expires_by
+    if source.keep_scores_days is None:
+        return
+    if by is None or table.columns[by].feature_kind not in {"timestamp", "timestamptz"}:
+        raise SourceError(
+            f"Nothing says how old a row of {table.relation} is, so its score cannot be kept for"
+            f" {source.keep_scores_days} days; name a column of type timestamptz, timestamp or date with --time, or"
+            " keep it until the row is gone (--keep-scores forever)."
+        )
 
 
 def check_table(connection: Connection, source: SourceDefinition) -> None:

@@ -10,9 +10,16 @@ from typing import Any
 from psycopg.types.json import Jsonb
 from sqlalchemy import Connection, Engine, func, select
 
+from pgoutlier.db.scoring.score_partitions import TABLES_OF_SCORES
 from pgoutlier.db.sql import locks
-from pgoutlier.db.sql.statements import one, run
+from pgoutlier.db.sql.statements import compose, one, run
 from pgoutlier.db.tables import JsonObject, training_runs
+
+# Scores of a source s that were written since the statistics began.
+_N_SCORED = compose(
+    "(SELECT sum(pg_stat_get_tuples_inserted(c.oid) + pg_stat_get_tuples_updated(c.oid)) FROM {tables})",
+    tables=TABLES_OF_SCORES,
+)
 
 
 @dataclass(frozen=True)
@@ -52,10 +59,11 @@ def start_run(connection: Connection, source_id: int, *, recipe: JsonObject, see
     return int(
         one(
             connection,
-            "INSERT INTO outlier.training_runs (source_id, recipe, seed, n_scored_before)"
-            " SELECT s.id, %s, %s, (SELECT n_tup_ins + n_tup_upd FROM pg_stat_user_tables"
-            " WHERE schemaname = 'outlier' AND relname = 'scores_' || s.name)"
-            " FROM outlier.sources s WHERE s.id = %s RETURNING id",
+            compose(
+                "INSERT INTO outlier.training_runs (source_id, recipe, seed, n_scored_before)"
+                " SELECT s.id, %s, %s, {n_scored} FROM outlier.sources s WHERE s.id = %s RETURNING id",
+                n_scored=_N_SCORED,
+            ),
             (Jsonb(recipe), seed, source_id),
         )
     )
@@ -111,14 +119,15 @@ def sources_to_retrain(
     return dict(
         run(
             connection,
-            "SELECT s.name, coalesce(last.id, 0) FROM outlier.sources s"
-            " LEFT JOIN LATERAL (SELECT r.id, r.started_at, r.n_scored_before FROM outlier.training_runs r"
-            " WHERE r.source_id = s.id ORDER BY r.id DESC LIMIT 1) last ON true"
-            " WHERE EXISTS (SELECT FROM outlier.model_versions v WHERE v.source_id = s.id)"
-            " AND (last.started_at IS NULL OR last.started_at <= now() - make_interval(secs => %(seconds)s)"
-            " OR %(rows)s > 0 AND (SELECT n_tup_ins + n_tup_upd FROM pg_stat_user_tables"
-            " WHERE schemaname = 'outlier' AND relname = 'scores_' || s.name)"
-            " - last.n_scored_before >= %(rows)s) ORDER BY s.name",
+            compose(
+                "SELECT s.name, coalesce(last.id, 0) FROM outlier.sources s"
+                " LEFT JOIN LATERAL (SELECT r.id, r.started_at, r.n_scored_before FROM outlier.training_runs r"
+                " WHERE r.source_id = s.id ORDER BY r.id DESC LIMIT 1) last ON true"
+                " WHERE EXISTS (SELECT FROM outlier.model_versions v WHERE v.source_id = s.id)"
+                " AND (last.started_at IS NULL OR last.started_at <= now() - make_interval(secs => %(seconds)s)"
+                " OR %(rows)s > 0 AND {n_scored} - last.n_scored_before >= %(rows)s) ORDER BY s.name",
+                n_scored=_N_SCORED,
+            ),
             {"seconds": older_than_seconds, "rows": after_rows},
         ).fetchall()
     )

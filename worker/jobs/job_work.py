@@ -21,7 +21,7 @@ from pgoutlier.db.versions.aliases import Pointed
 from pgoutlier.models_store import registry
 from pgoutlier.models_store.registry import LoadedVersion
 from pgoutlier.worker.runtime import Runtime
-from pgoutlier.worker.scoring import challenger, failures, sequences
+from pgoutlier.worker.scoring import challenger, failures, partitions, sequences
 from pgoutlier.worker.scoring.batches import BatchResult, score_claimed
 from pgoutlier.worker.scoring.challenger import Outcome
 
@@ -122,6 +122,7 @@ def _score(
         )
     else:
         rows = sequences.read_for(connection, source, claim, recipe, careful=careful)
+    partitions.make_for(runtime, source, rows)
     windows.queue_neighbours(connection, source.definition, claim, rows)
     rows = _without_waiting(connection, source, claim, rows)
     pointed = aliases.both(connection, source.id)
