@@ -1,7 +1,8 @@
 """How long scores are kept: a row that is older than that is, to all upkeep, as if it were gone.
 
 The age is the row's own, by a column of its table, and not that of the score: so what finds rows without a score can
-tell which of them are to have none, and a score that has gone does not come back.
+tell which of them are to have none, and a score that has gone does not come back. Scores in partitions are kept until
+all of their partition are too old, which then goes as a whole.
 """
 
 from __future__ import annotations
@@ -37,14 +38,16 @@ def kept(connection: Connection, source: SourceDefinition, row: str) -> sql.Comp
     return compose(
         "({column} >= {oldest}) IS NOT FALSE",
         column=identifier(row, column),
-        oldest=oldest(source.keep_scores_days, _KINDS[found.type_name]),
+        oldest=oldest(source, source.keep_scores_days, _KINDS[found.type_name]),
     )
 
 
-def oldest(days: int, kind: str) -> sql.Composable:
+def oldest(source: SourceDefinition, days: int, kind: str) -> sql.Composable:
     """SQL of the least time that is young enough, of a type of times in db.sql.key_types."""
     # In hours, for the length of a day may depend on the session's time zone.
-    moment = compose("now() - make_interval(hours => {hours})", hours=sql.Literal(24 * days))
+    moment = compose("timezone('UTC', now() - make_interval(hours => {n}))", n=sql.Literal(24 * days))
+    if source.score_partitions is not None:
+        moment = compose("date_trunc({p}, {m})", p=sql.Literal(source.score_partitions), m=moment)
     if kind == "timestamptz":
-        return compose("({m})", m=moment)
-    return compose("timezone('UTC', {m})::{kind}", m=moment, kind=key_types.scalar_type(kind))
+        return compose("timezone('UTC', {m})", m=moment)
+    return compose("{m}::{kind}", m=moment, kind=key_types.scalar_type(kind))

@@ -72,7 +72,7 @@ def _has_ended(source: SourceDefinition, partition: Partition, *, by_index: bool
     return compose(
         "SELECT {upper} <= {now} AND (({expired}) OR NOT {rows})",
         upper=partition.upper,
-        now=expiry.oldest(0, source.key.types[source.key_time or 0]),
+        now=expiry.oldest(source, 0, source.key.types[source.key_time or 0]),
         expired=_has_expired(source, partition, scores),
         rows=rows,
     )
@@ -81,7 +81,7 @@ def _has_ended(source: SourceDefinition, partition: Partition, *, by_index: bool
 def _has_expired(source: SourceDefinition, partition: Partition, scores: sql.Composable) -> sql.Composable:
     if source.keep_scores_days is None:
         return sql.SQL("false")
-    oldest = expiry.oldest(source.keep_scores_days, source.key.types[source.key_time or 0])
+    oldest = expiry.oldest(source, source.keep_scores_days, source.key.types[source.key_time or 0])
     expired = compose("{upper} <= {oldest}", upper=partition.upper, oldest=oldest)
     # Columns in the table follow what is deleted, which no trigger sees of a partition that is dropped.
     return (

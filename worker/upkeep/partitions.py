@@ -12,6 +12,7 @@ import structlog
 from psycopg import errors
 from sqlalchemy import Connection
 
+from pgoutlier.db.errors import first_line
 from pgoutlier.db.scoring import score_partitions
 from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sql.statements import run
@@ -27,9 +28,18 @@ _IN_THE_WAY = (errors.LockNotAvailable, errors.DeadlockDetected, errors.QueryCan
 
 def keep(runtime: Runtime, source: Source) -> int:
     """Make what is to come and drop what has ended, of scores in partitions. Returns how many were dropped."""
-    definition = source.definition
-    if definition.score_partitions is None:
+    if source.definition.score_partitions is None:
         return 0
+    try:
+        return _keep(runtime, source)
+    except errors.InsufficientPrivilege as error:
+        # Of a role that had its rights before the source was attached: what is left to delete is deleted all the same.
+        log.warning("score_partitions_not_kept", source=source.name, error=first_line(error))
+        return 0
+
+
+def _keep(runtime: Runtime, source: Source) -> int:
+    definition = source.definition
     with runtime.engine.begin() as connection:
         ended = ended_partitions.ended(connection, source)
     dropped = [
@@ -55,6 +65,6 @@ def _in_turn(runtime: Runtime, source: Source, work: Callable[[Connection], bool
                 return work(connection)
         except _IN_THE_WAY as error:
             if pause is None or runtime.stopping.wait(pause):
-                log.info("score_partitions_in_use", source=source.name, error=str(error).splitlines()[0])
+                log.info("score_partitions_in_use", source=source.name, error=first_line(error))
                 return False
     return False

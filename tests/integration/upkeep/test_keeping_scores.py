@@ -140,13 +140,19 @@ def test_quarantine_entries_of_old_rows_go_as_well(pay: Table) -> None:
 def test_partitions_that_are_older_go_as_a_whole(user: Connection, runtime: Runtime) -> None:
     table, asked = KINDS["the time in the key, in partitions"]
     user.execute(table.encode())
-    pay = attach_table(user, runtime, relation="pay", features="x,y", **asked, keep_scores="400d")
+    # So many days ago was the 28th of a month; its first days are older.
+    [days] = user.execute(
+        "SELECT now()::date - (date_trunc('month', now() - interval '500 days')::date + 27)"
+    ).fetchone() or (0,)
+    pay = attach_table(user, runtime, relation="pay", features="x,y", **asked, keep_scores=f"{days}d")
     pay.promote()
-    insert(pay, 1, 200, "date_trunc('month', now() - interval '500 days', 'UTC') + interval '1 day'")
+    insert(pay, 1, 200, "date_trunc('month', now() - interval '500 days') + interval '3 days'")
     insert(pay, 201, 400, "now()")
     pay.drain_all()
     old = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'outlier.scores_pay'::regclass"
     [n] = pay.keys(old)
+    assert prune(pay) == 0  # some of its time is young enough
+    keep(pay, "400d")
     assert maintenance.prune_all(runtime)["pay"] == 1  # a partition, and no score of it by itself
     assert pay.keys(old) == [n - 1]
     assert n_scores(pay) == 200
