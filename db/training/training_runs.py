@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
@@ -66,6 +67,19 @@ def start_run(connection: Connection, source_id: int, *, recipe: JsonObject, see
             ),
             (Jsonb(recipe), seed, source_id),
         )
+    )
+
+
+def forget_scored(connection: Connection, source_id: int, tables: Sequence[str]) -> None:
+    """Before tables of scores are dropped, with what the statistics know of them: what is new since the last run stays
+    as many."""
+    run(
+        connection,
+        "UPDATE outlier.training_runs r SET n_scored_before = n_scored_before"
+        " - (SELECT coalesce(sum(pg_stat_get_tuples_inserted(c) + pg_stat_get_tuples_updated(c)), 0)"
+        " FROM (SELECT to_regclass(t) AS c FROM unnest(%(tables)s::text[]) t) t)"
+        " WHERE r.id = (SELECT max(id) FROM outlier.training_runs WHERE source_id = %(source)s)",
+        {"source": source_id, "tables": list(tables)},
     )
 
 

@@ -11,8 +11,9 @@ from pgoutlier.db.scoring import queue, score_partitions
 from pgoutlier.db.scoring.score_partitions import Partition
 from pgoutlier.db.source import catalog, expiry, identity
 from pgoutlier.db.source.definition import Source, SourceDefinition
-from pgoutlier.db.sql.identifiers import identifier, ours
-from pgoutlier.db.sql.statements import compose, one, run
+from pgoutlier.db.sql.identifiers import SCHEMA, identifier, ours
+from pgoutlier.db.sql.statements import as_text, compose, one, run
+from pgoutlier.db.training import training_runs
 
 # Nobody reads or writes scores while it is looked for a row once more.
 _LONGEST_LOOK = "1s"
@@ -50,6 +51,8 @@ def drop(connection: Connection, source: Source, partition: Partition) -> bool:
     by_index = _finds_rows(connection, definition)
     if not one(connection, _has_ended(definition, partition, by_index=by_index)):
         return False
+    table = identifier(SCHEMA, score_partitions.name("scores", source.name, partition.first))
+    training_runs.forget_scored(connection, source.id, [as_text(table)])
     score_partitions.drop(connection, definition, partition.first)
     identity.check(connection, source)
     return True

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pgoutlier.db import migrate
 from pgoutlier.db.errors import SchemaNotReady, SourceError
 from pgoutlier.db.scoring import score_partitions
+from pgoutlier.db.training import training_runs
 from pgoutlier.db.upkeep import score_partitions as ended_partitions
 from pgoutlier.worker.history import keeping
 from pgoutlier.worker.jobs import job_control
@@ -95,6 +96,14 @@ def unscored(table: Table) -> list[Any]:
     )
 
 
+def flush(table: Table) -> None:
+    """Have PostgreSQL know what was written."""
+    table.runtime.engine.dispose()
+    table.user.execute("SELECT pg_stat_force_next_flush()")
+    others = "SELECT FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    until(lambda: not table.rows(others + " AND datname = current_database()"), "the sessions have ended")
+
+
 def prune(table: Table) -> int:
     return maintenance.prune_all(table.runtime).get("pay", -1)
 
@@ -161,6 +170,27 @@ def test_a_partition_goes_with_the_users_and_with_it_the_scores_of_the_challenge
     pay.drain_all()
     assert lying(pay) == {"20250201": 100}
     assert not unscored(pay)
+
+
+def test_what_was_scored_since_the_last_training_is_as_much_after_a_partition_has_gone(pay: Table) -> None:
+    def is_due(after_rows: int) -> bool:
+        with pay.runtime.engine.begin() as connection:
+            return "pay" in training_runs.sources_to_retrain(
+                connection, older_than_seconds=1e9, after_rows=after_rows
+            )
+
+    insert(pay, 1, 100, "2025-01-05")
+    pay.drain_all()
+    flush(pay)
+    with pay.runtime.engine.begin() as connection:
+        training_runs.start_run(connection, pay.source.id, recipe={}, seed=0)
+    insert(pay, 101, 150, "2025-02-05")
+    pay.drain_all()
+    flush(pay)
+    assert [is_due(50), is_due(51)] == [True, False]
+    pay.user.execute("DROP TABLE pay_1")
+    assert prune(pay) == 1
+    assert [is_due(50), is_due(51)] == [True, False]
 
 
 def test_one_row_of_the_users_keeps_a_partition_and_the_other_scores_go_one_by_one(pay: Table) -> None:
