@@ -1,15 +1,16 @@
 """What scores in partitions are made of: the default partition, and the functions that make and drop the others.
 
-These run with the rights of whoever attached, who owns the tables, and wait for locks 100 ms at most. A partition is
-made beside the table and then attached, which no writer of scores and no reader of another partition waits for; what
-reads all of them waits for as long as PostgreSQL looks through the default one. Dropping one waits until nobody
-is at work on the scores.
+These run with the rights of whoever attached, who owns the tables. A partition is made beside the table and then
+attached, which no writer of scores and no reader of another partition waits for; what reads all of them waits for as
+long as the lock on the default one is waited for, and PostgreSQL looks through that. Dropping one waits until nobody is
+at work on the scores, and everybody behind it.
 """
 
 from __future__ import annotations
 
 from psycopg import sql
 
+from pgoutlier.db.ddl.lock_waits import LOCK_WAIT
 from pgoutlier.db.scoring import score_partitions
 from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.sql.identifiers import SCHEMA, identifier, ours
@@ -51,19 +52,20 @@ def functions(source: SourceDefinition) -> list[sql.Composed]:
     if source.score_partitions is None:
         return []
     made = []
-    for kind, body, returns in (
-        ("make_scores", _make(source), sql.SQL("boolean")),
-        ("drop_scores", _drop(source), sql.SQL("void")),
+    for kind, body, returns, wait in (
+        ("make_scores", _make(source), sql.SQL("boolean"), "1s"),
+        ("drop_scores", _drop(source), sql.SQL("void"), LOCK_WAIT),
     ):
         function = ours(kind, source.name)
         made += [
             compose(
                 """
 CREATE OR REPLACE FUNCTION {function}(first date) RETURNS {returns}
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '100ms'
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = {wait}
 SET row_security = off AS $outlier${body}$outlier$""",
                 function=function,
                 returns=returns,
+                wait=sql.Literal(wait),
                 body=body,
             ),
             compose("REVOKE ALL ON FUNCTION {function}(date) FROM PUBLIC", function=function),

@@ -121,7 +121,7 @@ def _first_days(days: npt.NDArray[np.int64], period: Period) -> npt.NDArray[np.d
 
 
 def make(connection: Connection, source: SourceDefinition, first: date) -> bool:
-    """Make the partition that begins with this day, with what the default one has of it; locks are waited for 100 ms.
+    """Make the partition that begins with this day, with what the default one has of it; locks are waited for a second.
 
     Returns False, and makes none, where the default one has too much of it to be moved in one transaction. Raises
     LockNotAvailable.

@@ -305,7 +305,7 @@ def sources(as_json: AsJson = False) -> None:
         return
     print_table(
         "",
-        ["source", "table", "key", "features", "time", "label", "recipe", "columns", "scores kept"],
+        ["source", "table", "key", "features", "time", "label", "recipe", "columns", "scores"],
         [
             (
                 s.name,
@@ -316,10 +316,19 @@ def sources(as_json: AsJson = False) -> None:
                 s.definition.label_column,
                 s.recipe["name"],
                 "written" if s.definition.write_columns else None,
-                scores_text(s.definition),
+                _shortly(s.definition),
             )
             for s in found
         ],
+    )
+
+
+def _shortly(definition: SourceDefinition) -> str | None:
+    """What is particular about its scores."""
+    days, period = definition.keep_scores_days, definition.score_partitions
+    return (
+        ", ".join(filter(None, (f"{days} days" if days else None, f"by {period}" if period else None)))
+        or None
     )
 
 

@@ -131,7 +131,7 @@ def score_batch(runtime: Runtime, source: Source, batch: OpenBatch) -> BatchResu
             champion.detector.recipe,
             careful=failures.is_last_whole_try(runtime, claim),
         )
-        partitions.make_for(runtime, source, rows)
+        partitions.make(runtime, source, partitions.wanted(runtime, source, rows))
         windows.queue_neighbours(connection, source.definition, claim, rows)
         challenger_scorer = challenger.scorer(runtime, connection, source, claim, pointed)
         result = score_claimed(connection, source, claim, rows, champion, challenger_scorer)

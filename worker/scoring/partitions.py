@@ -28,28 +28,44 @@ _KNOWN_FOR_SECONDS = 60.0
 _known: dict[tuple[URL, int], tuple[float, set[date]]] = {}
 
 
-def make_for(runtime: Runtime, source: Source, rows: FeatureRows) -> None:
-    """Make the partitions that many of these rows belong in. Never raises for what PostgreSQL refuses."""
+class PartitionsWanted(Exception):
+    """What the transaction that raised it has read keeps partitions from being made beside it. days: see `make`."""
+
+    def __init__(self, source: Source, days: set[date]) -> None:
+        super().__init__(f"partitions of the scores of {source.name}")
+        self.source = source
+        self.days = days
+
+
+def wanted(runtime: Runtime, source: Source, rows: FeatureRows) -> set[date]:
+    """First days of the partitions that many of these rows belong in and that may not be there; mostly none."""
     definition = source.definition
     if definition.score_partitions is None or len(rows) < score_partitions.WORTH_A_PARTITION:
-        return
+        return set()
     found = score_partitions.periods(definition, rows.keys)
-    wanted = {day for day, n_rows in found.items() if n_rows >= score_partitions.WORTH_A_PARTITION}
+    until, known = _known.get((runtime.engine.url, source.id), (0.0, set()))
+    days = {day for day, n_rows in found.items() if n_rows >= score_partitions.WORTH_A_PARTITION}
+    return days - known if time.monotonic() < until else days
+
+
+def make(runtime: Runtime, source: Source, days: set[date]) -> None:
+    """Make the partitions that begin with these days, where they are not there.
+
+    Never raises for what PostgreSQL refuses: then these are not wanted for a while.
+    """
+    if not days:
+        return
     which = (runtime.engine.url, source.id)
     until, known = _known.get(which, (0.0, set()))
-    if wanted <= known and time.monotonic() < until:
-        return
+    if time.monotonic() >= until:
+        until, known = time.monotonic() + _KNOWN_FOR_SECONDS, set()
     try:
-        known = _make(runtime, source, wanted)
+        with runtime.engine.begin() as connection:
+            known |= {partition.first for partition in score_partitions.listed(connection, source.definition)}
+        n_free = max(0, score_partitions.MOST_PARTITIONS - len(known))
+        for first in sorted(days - known)[:n_free]:
+            with runtime.engine.begin() as connection:
+                score_partitions.make(connection, source.definition, first)
     except (SQLAlchemyError, psycopg.Error) as error:
         log.info("no_score_partition", source=source.name, error=first_line(error))
-    _known[which] = time.monotonic() + _KNOWN_FOR_SECONDS, known | wanted
-
-
-def _make(runtime: Runtime, source: Source, wanted: set[date]) -> set[date]:
-    with runtime.engine.begin() as connection:
-        known = {partition.first for partition in score_partitions.listed(connection, source.definition)}
-    for first in sorted(wanted - known)[: max(0, score_partitions.MOST_PARTITIONS - len(known))]:
-        with runtime.engine.begin() as connection:
-            score_partitions.make(connection, source.definition, first)
-    return known
+    _known[which] = until, known | days

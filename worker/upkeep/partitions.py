@@ -1,7 +1,7 @@
 """Upkeep of scores in partitions: new ones are made ahead, those that have come to their end are dropped.
 
-Each is made or dropped in a transaction of its own, and waits 100 ms for a lock, some times over. What is not to be had
-is left to the next look: a score whose partition is not there lies in the default one.
+Each is made or dropped in a transaction of its own, and waits a short while for a lock, some times over. What is not to
+be had is left to the next look: a score whose partition is not there lies in the default one.
 """
 
 from __future__ import annotations

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime
+from threading import Event
 from typing import Any
 
 import pytest
@@ -21,8 +23,10 @@ from pgoutlier.worker.jobs import job_control
 from pgoutlier.worker.roles import granting
 from pgoutlier.worker.runtime import Runtime, make_runtime
 from pgoutlier.worker.scoring import partitions
+from pgoutlier.worker.sources import attaching
 from pgoutlier.worker.upkeep import maintenance
 from pgoutlier.worker.versions import versions
+from tests.servers import Postgres
 from tests.support import (
     Connection,
     Table,
@@ -32,6 +36,7 @@ from tests.support import (
     quick_settings,
     refusal,
     register,
+    sessions_on,
     until,
     waits,
 )
@@ -447,3 +452,115 @@ def test_the_program_of_before_gets_no_partitions(pay: Table) -> None:
     migrate.downgrade(pay.runtime.engine, "0018")
     migrate.upgrade(pay.runtime.engine)
     migrate.check(pay.runtime.engine)
+
+
+def test_prune_drains_and_dropped_partitions_at_once_leave_one_score_a_row(
+    pay: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgoutlier.worker.scoring.partitions._KNOWN_FOR_SECONDS", 0.0)
+    months = [f"2025-{month:02}-03" for month in range(3, 9)]
+    for number, month in enumerate(months):
+        end = f"2025-{number + 4:02}-01"
+        pay.user.execute(
+            f"CREATE TABLE m{number} PARTITION OF pay FOR VALUES FROM ('{month[:8]}01') TO ('{end}')".encode()
+        )
+    stop = Event()
+
+    def over_and_over(work: Callable[[], object]) -> int:
+        n_times = 0
+        while not stop.is_set():
+            work()
+            n_times += 1
+        return n_times
+
+    with ThreadPoolExecutor(3) as pool:
+        at_work = [pool.submit(over_and_over, work) for work in (pay.drain, pay.drain, lambda: prune(pay))]
+        for turn in range(12):
+            for number, month in enumerate(months):
+                insert(
+                    pay, 1_000 * turn + 100 * number, 1_000 * turn + 100 * number + (5, 30)[turn % 2], month
+                )
+            if turn % 3 == 2:
+                pay.user.execute(f"TRUNCATE m{turn // 3}".encode())
+        stop.set()
+        assert all(done.result() for done in at_work)
+    pay.drain_all()
+    for _ in range(2):
+        prune(pay)
+    assert not unscored(pay)
+    assert (
+        pay.rows(
+            "SELECT key_1, key_2 FROM outlier.scores_pay s WHERE NOT EXISTS"
+            " (SELECT FROM pay p WHERE p.id = s.key_1 AND p.paid_at = s.key_2)"
+        )
+        == []
+    )
+
+
+def test_commands_say_what_scores_are_kept_in(user: Connection, run: Callable[..., Any]) -> None:
+    user.execute(BY_MONTH)
+    asked = ["attach", "pay", "--key", "id,paid_at", "--features", "x,y", "--partition-scores", "week"]
+    script = run(*asked, "--dry-run").output
+    assert 'CREATE TABLE "outlier"."scores_pay$rest" PARTITION OF' in script
+    assert "make_scores_pay" in script
+    assert (
+        "Scores are kept 30 days by paid_at, in partitions by week."
+        in run(*asked, "--keep-scores", "30d").output
+    )
+    assert json.loads(run(*asked, "--json").output)["keep_scores_days"] == 30
+    [source] = json.loads(run("sources", "--json").output)
+    assert (source["score_partitions"], source["keep_scores_days"]) == ("week", 30)
+    assert "by week" in " ".join(run("sources").output.split())
+    [figures] = json.loads(run("status", "--json").output)["sources"]
+    assert (figures["score_partitions"], figures["n_outside_partitions"]) == ("week", 0)
+    found = {f["what"]: f for f in json.loads(run("doctor", "--json").output)}
+    assert found["pay scores kept"]["detail"] == "30 days by paid_at, in 5 partitions by week, ~0 outside"
+
+
+def test_the_script_of_an_attach_can_be_run(
+    user: Connection, runtime: Runtime, run: Callable[..., Any]
+) -> None:
+    user.execute(BY_MONTH)
+    script = run(
+        "attach", "pay", "--key", "id,paid_at", "--features", "x,y", "--partition-scores", "month", "--dry-run"
+    ).output  # fmt: skip
+    user.execute(script.encode())
+    assert user.execute(
+        "SELECT count(*) FROM pg_inherits WHERE inhparent = 'outlier.scores_pay'::regclass"
+    ).fetchone() == (4,)
+
+
+def test_another_table_under_the_name_goes_on_in_partitions(pay: Table) -> None:
+    insert(pay, 1, 100, "2025-01-05")
+    pay.drain_all()
+    pay.user.execute("DROP TABLE pay CASCADE; " + BY_MONTH.replace("id bigint", "id int"))
+    insert(pay, 201, 300, "2025-02-05")
+    job = attaching.adopt(pay.runtime, "pay").job
+    assert job is not None
+    job_control.work(pay.runtime, job.id)
+    assert lying(pay) == {"20250201": 100}
+    assert not unscored(pay)
+    pay.user.execute(
+        "DROP TABLE pay CASCADE; CREATE TABLE pay (id int, paid_at timestamp, x float8, y float8,"
+        " PRIMARY KEY (id, paid_at))"
+    )
+    with pytest.raises(
+        SourceError, match="are partitioned by paid_at \\(timestamptz\\), and its key is id,paid_at"
+    ):
+        attaching.adopt(pay.runtime, "pay")
+
+
+def test_dump_and_restore_keep_partitions(pay: Table, postgres: Postgres) -> None:
+    insert(pay, 1, 100, "2025-01-05")
+    pay.drain_all()
+    dump = postgres.run("pg_dump", pay.runtime.settings.database_url.get_secret_value())  # type: ignore[union-attr]
+    with postgres.database(template="template0") as url:
+        postgres.run("psql", url, "--quiet", "-v", "ON_ERROR_STOP=1", stdin=dump)
+        with sessions_on(url) as (user, runtime):
+            restored = Table(user, runtime, "pay")
+            insert(restored, 101, 110, "2025-01-05")
+            restored.drain_all()
+            assert lying(restored) == {"20250101": 110}
+            user.execute("DROP TABLE pay_1")
+            assert prune(restored) == 1
+            assert lying(restored) == {}
