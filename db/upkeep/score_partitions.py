@@ -68,7 +68,8 @@ def _has_ended(source: SourceDefinition, partition: Partition, *, by_index: bool
     rows = scores
     if by_index:
         rows = compose(
-            "EXISTS (SELECT FROM {relation} t WHERE {there})",
+            "({scores} AND EXISTS (SELECT FROM {relation} t WHERE {there}))",
+            scores=scores,
             relation=source.relation.sql(),
             there=partition.covers(identifier("t", source.key.columns[source.key_time or 0])),
         )

@@ -22,8 +22,7 @@ from pgoutlier.worker.runtime import Runtime
 log = structlog.get_logger()
 
 _PAUSES_SECONDS = (0.1, 0.4, 1.6)
-# A lock that was not to be had, and a look under one that took long.
-_IN_THE_WAY = (errors.LockNotAvailable, errors.DeadlockDetected, errors.QueryCanceled)
+_IN_THE_WAY = (errors.LockNotAvailable, errors.DeadlockDetected)
 
 
 def keep(runtime: Runtime, source: Source) -> int:
@@ -63,8 +62,9 @@ def _in_turn(runtime: Runtime, source: Source, work: Callable[[Connection], bool
         try:
             with runtime.engine.begin() as connection:
                 return work(connection)
-        except _IN_THE_WAY as error:
-            if pause is None or runtime.stopping.wait(pause):
+        except (*_IN_THE_WAY, errors.QueryCanceled) as error:
+            # What took long under a lock would do so again.
+            if pause is None or not isinstance(error, _IN_THE_WAY) or runtime.stopping.wait(pause):
                 log.info("score_partitions_in_use", source=source.name, error=first_line(error))
                 return False
     return False

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pgoutlier.db import migrate
 from pgoutlier.db.errors import SchemaNotReady, SourceError
 from pgoutlier.db.scoring import score_partitions
+from pgoutlier.db.sql import statements
 from pgoutlier.db.training import training_runs
 from pgoutlier.db.upkeep import score_partitions as ended_partitions
 from pgoutlier.worker.history import keeping
@@ -26,6 +27,7 @@ from pgoutlier.worker.scoring import partitions
 from pgoutlier.worker.sources import attaching
 from pgoutlier.worker.upkeep import maintenance
 from pgoutlier.worker.versions import versions
+from tests.integration.conftest import Run
 from tests.servers import Postgres
 from tests.support import (
     Connection,
@@ -207,6 +209,19 @@ def test_one_row_of_the_users_keeps_a_partition_and_the_other_scores_go_one_by_o
     pay.user.execute("DELETE FROM pay")
     assert prune(pay) == 1
     assert JANUARY not in there(pay)
+
+
+def test_looking_for_rows_under_the_lock_is_given_up(pay: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    insert(pay, 1, 100, "2025-01-05")
+    pay.drain_all()
+    pay.user.execute("DELETE FROM pay")
+    monkeypatch.setattr("pgoutlier.db.upkeep.score_partitions._LONGEST_LOOK", "1ms")
+    monkeypatch.setattr(
+        "pgoutlier.db.upkeep.score_partitions._finds_rows",
+        lambda connection, source: statements.run(connection, "SELECT pg_sleep(0.05)") and True,
+    )
+    assert prune(pay) == 100  # one by one
+    assert JANUARY in there(pay)
 
 
 def test_where_nothing_finds_the_users_rows_by_time_scores_go_one_by_one_and_then_the_partition(
@@ -497,7 +512,7 @@ def test_prune_drains_and_dropped_partitions_at_once_leave_one_score_a_row(
     )
 
 
-def test_commands_say_what_scores_are_kept_in(user: Connection, run: Callable[..., Any]) -> None:
+def test_commands_say_what_scores_are_kept_in(user: Connection, run: Run) -> None:
     user.execute(BY_MONTH)
     asked = ["attach", "pay", "--key", "id,paid_at", "--features", "x,y", "--partition-scores", "week"]
     script = run(*asked, "--dry-run").output
@@ -517,9 +532,7 @@ def test_commands_say_what_scores_are_kept_in(user: Connection, run: Callable[..
     assert found["pay scores kept"]["detail"] == "30 days by paid_at, in 5 partitions by week, ~0 outside"
 
 
-def test_the_script_of_an_attach_can_be_run(
-    user: Connection, runtime: Runtime, run: Callable[..., Any]
-) -> None:
+def test_the_script_of_an_attach_can_be_run(user: Connection, runtime: Runtime, run: Run) -> None:
     user.execute(BY_MONTH)
     script = run(
         "attach", "pay", "--key", "id,paid_at", "--features", "x,y", "--partition-scores", "month", "--dry-run"
@@ -564,3 +577,50 @@ def test_dump_and_restore_keep_partitions(pay: Table, postgres: Postgres) -> Non
             user.execute("DROP TABLE pay_1")
             assert prune(restored) == 1
             assert lying(restored) == {}
+
+
+def test_partitions_belong_to_whoever_attached_and_workers_have_them_made(
+    user: Connection, runtime: Runtime, role: str, database_url: str
+) -> None:
+    user.execute(
+        BY_MONTH
+        + f"; GRANT SELECT, TRIGGER ON pay TO {role}; GRANT USAGE, CREATE ON SCHEMA outlier TO {role};"
+        f" GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA outlier TO {role}; CREATE ROLE wrk LOGIN"
+    )  # fmt: skip
+    attacher = make_runtime(quick_settings(database_url.replace("postgres@", f"{role}@")))
+    worker = make_runtime(quick_settings(database_url.replace("postgres@", "wrk@")))
+    try:
+        attach_table(user, attacher, **ASKED).promote()
+        granting.grant(runtime, "wrk", "worker")
+        pay = Table(user, worker, "pay")
+        insert(pay, 1, 100, "2025-01-05")
+        pay.drain_all()
+        assert lying(pay) == {"20250101": 100}
+        user.execute("DROP TABLE pay_1")
+        assert prune(pay) == 1
+        assert pay.keys(
+            "SELECT DISTINCT pg_get_userbyid(relowner)::text FROM pg_class WHERE relname ~ '^(shadow_)?scores_pay'"
+        ) == [role]
+    finally:
+        attacher.engine.dispose()
+        worker.engine.dispose()
+        user.execute("DROP OWNED BY wrk; DROP ROLE wrk")
+
+
+def test_a_worker_that_may_not_make_partitions_prunes_what_it_may(
+    pay: Table, role: str, database_url: str
+) -> None:
+    granting.grant(pay.runtime, role, "worker")
+    pay.user.execute(f"REVOKE ALL ON FUNCTION outlier.make_scores_pay(date) FROM {role}".encode())
+    pay.user.execute(f"REVOKE ALL ON FUNCTION outlier.drop_scores_pay(date) FROM {role}".encode())
+    worker = make_runtime(quick_settings(database_url.replace("postgres@", f"{role}@")))
+    try:
+        as_worker = Table(pay.user, worker, "pay")
+        insert(pay, 1, 100, "2025-01-05")
+        as_worker.drain_all()
+        assert lying(pay) == {"rest": 100}
+        pay.user.execute("DELETE FROM pay WHERE id > 40")
+        assert prune(as_worker) == 60
+        assert lying(pay) == {"rest": 40}
+    finally:
+        worker.engine.dispose()
