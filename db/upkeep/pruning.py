@@ -57,24 +57,37 @@ def remove(connection: Connection, source: Source, what: Prunable, stretch: Stre
         "stretch": stretch.has(what.keys.key),
         "gone": what.gone(stretch),
     }
-    # By ctid: what is written anew meanwhile has moved, and stays.
     if what.partitioned:
-        # A ctid says nothing without its partition. Within the stretch, or the join would be one with all partitions.
-        statement = compose(
-            "WITH found AS MATERIALIZED (SELECT o.tableoid AS partition, o.ctid AS place FROM {rows} AND {stretch}"
-            " AND {gone}) DELETE FROM {table} o USING found f WHERE {stretch} AND o.tableoid = f.partition"
-            " AND o.ctid = f.place",
-            **parts,
-        )
+        n_removed = _remove_from_partitions(connection, source.definition.key, parts)
     else:
-        # As an array, since a join would be planned as one with the whole table.
+        # By ctid: what is written anew meanwhile has moved, and stays. As an array, since a join would be planned as
+        # one with the whole table.
         statement = compose(
             "DELETE FROM {table} d WHERE d.ctid = ANY (ARRAY("
             "SELECT o.ctid FROM {rows} AND {stretch} AND {gone}))",
             **parts,
         )
-    n_removed = run(connection, statement).rowcount
+        n_removed = run(connection, statement).rowcount
     identity.check(connection, source)
+    return n_removed
+
+
+def _remove_from_partitions(connection: Connection, key: Key, parts: dict[str, sql.Composable]) -> int:
+    """The same of rows in partitions, where a ctid is that of a row in each.
+
+    Joined by key, by which the one partition is found; by ctid all of them would be looked into for each row.
+    """
+    statement = compose(
+        "WITH found AS MATERIALIZED (SELECT {keys}, o.tableoid AS partition, o.ctid AS place FROM {rows} AND {stretch}"
+        " AND {gone}) DELETE FROM {table} o USING found f WHERE {stretch} AND {same} AND o.tableoid = f.partition"
+        " AND o.ctid = f.place",
+        keys=key.ours("o"),
+        same=key.same("o", "f"),
+        **parts,
+    )
+    run(connection, "SET LOCAL enable_tidscan = off")
+    n_removed = run(connection, statement).rowcount
+    run(connection, "SET LOCAL enable_tidscan TO DEFAULT")
     return n_removed
 
 
