@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import get_args
 
 from sqlalchemy import Connection
 
@@ -14,14 +13,12 @@ from pgoutlier.db.source import catalog
 from pgoutlier.db.source.catalog import ColumnInfo, RelationInfo
 from pgoutlier.db.source.definition import (
     MAX_FEATURES,
-    MAX_KEEP_DAYS,
     TRANSFORMS,
     Feature,
     KeyColumn,
-    Period,
     SourceDefinition,
 )
-from pgoutlier.db.sources import sources, table_key
+from pgoutlier.db.sources import keeping, sources, table_key
 from pgoutlier.db.sql.identifiers import (
     Relation,
     check_source_name,
@@ -35,9 +32,6 @@ from pgoutlier.db.sql.identifiers import (
 
 _WITH_ARGUMENT = re.compile(r"^(?P<transform>[a-z_]+)\((?P<column>.+)\)$", re.DOTALL)
 _WITH_LENGTH = re.compile(r"^(?P<column>.+)\[(?P<length>[0-9]{1,5})\]$", re.DOTALL)
-_DAYS = re.compile(r"^([0-9]{1,6})d$", re.ASCII)
-# Until their row is gone.
-FOREVER = "forever"
 _KIND_NAMES = {
     "v": "a view",
     "m": "a materialised view",
@@ -54,7 +48,7 @@ class AttachRequest:
     all_numeric_except.
 
     write_columns, row_triggers: None leaves it as it is; the latter are made where a subscription writes the table.
-    partition_scores: a db.source.definition.Period, keep_scores: days, as in 400d, or FOREVER; None leaves it as it is.
+    partition_scores: a db.source.definition.Period, keep_scores: days, as in 400d, or forever; None leaves it as it is.
     """
 
     relation: str
@@ -89,7 +83,7 @@ def request_of(source: SourceDefinition) -> AttachRequest:
         name=source.name,
         write_columns=source.write_columns,
         partition_scores=source.score_partitions,
-        keep_scores=FOREVER if source.keep_scores_days is None else f"{source.keep_scores_days}d",
+        keep_scores=keeping.as_asked(source.keep_scores_days),
     )
 
 
@@ -142,55 +136,11 @@ def resolve(connection: Connection, request: AttachRequest) -> tuple[SourceDefin
         entity_column=others.get("entity"),
         label_column=others.get("label"),
         write_columns=write_columns,
-        score_partitions=_period(request, present),
-        keep_scores_days=_keep_scores_days(request, present),
+        score_partitions=keeping.period(request.partition_scores, present),
+        keep_scores_days=keeping.days(request.keep_scores, present),
     )
-    _check_ages(table, definition)
+    keeping.check(table, definition)
     return definition, table.own_columns
-
-
-def _period(request: AttachRequest, present: SourceDefinition | None) -> Period | None:
-    asked = request.partition_scores
-    if asked is None:
-        return None if present is None else present.score_partitions
-    for period in get_args(Period):
-        if asked == period:
-            return period  # type: ignore[no-any-return]
-    raise SourceError(
-        f"Scores cannot be partitioned by {asked!r}; name one of {', '.join(get_args(Period))}."
-    )
-
-
-def _keep_scores_days(request: AttachRequest, present: SourceDefinition | None) -> int | None:
-    asked = request.keep_scores
-    if asked is None:
-        return None if present is None else present.keep_scores_days
-    if asked == FOREVER:
-        return None
-    found = _DAYS.match(asked)
-    if found is None or not 1 <= int(found[1]) <= MAX_KEEP_DAYS:
-        raise SourceError(
-            f"Scores cannot be kept for {asked!r}; write days, from 1d to {MAX_KEEP_DAYS}d, such as 400d, or {FOREVER}."
-        )
-    return int(found[1])
-
-
-def _check_ages(table: RelationInfo, source: SourceDefinition) -> None:
-    """What tells how old a row is, where something is to follow from that."""
-    if source.score_partitions is not None and source.key_time is None:
-        raise SourceError(
-            f"The key of {table.relation} ({source.key.shown}) has no column of type timestamptz, timestamp or date by"
-            " which its scores could be partitioned; leave --partition-scores out, or name a key that has one."
-        )
-    by = source.expires_by
-    if source.keep_scores_days is None:
-        return
-    if by is None or table.columns[by].feature_kind not in {"timestamp", "timestamptz"}:
-        raise SourceError(
-            f"Nothing says how old a row of {table.relation} is, so its score cannot be kept for"
-            f" {source.keep_scores_days} days; name a column of type timestamptz, timestamp or date with --time, or"
-            " keep it until the row is gone (--keep-scores forever)."
-        )
 
 
 def check_table(connection: Connection, source: SourceDefinition) -> None:

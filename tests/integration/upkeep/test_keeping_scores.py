@@ -24,6 +24,10 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         'CREATE TABLE pay (id text COLLATE "C" PRIMARY KEY, at date, x float8, y float8)',
         {"key": "id", "time": "at"},
     ),
+    "keys in no order, new by an index on the time": (
+        "CREATE TABLE pay (id uuid PRIMARY KEY, at timestamp, x float8, y float8); CREATE INDEX ON pay (at)",
+        {"key": "id", "time": "at"},
+    ),
     "the time in the key, in partitions": (
         "CREATE TABLE pay (id bigint, at timestamptz, x float8, y float8, PRIMARY KEY (id, at))"
         " PARTITION BY RANGE (at); CREATE TABLE pay_old PARTITION OF pay FOR VALUES FROM (MINVALUE) TO ('2025-01-01');"
@@ -38,6 +42,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pgoutlier.db.scoring.score_partitions.WORTH_A_PARTITION", 20)
     monkeypatch.setattr("pgoutlier.worker.scoring.partitions._known", {})
     monkeypatch.setattr("pgoutlier.db.upkeep.turns.KEYS_PER_STRETCH", 250)
+    monkeypatch.setattr("pgoutlier.db.upkeep.sweeping._OVERLAP", 300)
 
 
 @pytest.fixture(params=KINDS)
@@ -58,8 +63,9 @@ def pay(request: pytest.FixtureRequest, user: Connection, runtime: Runtime) -> T
 
 
 def insert(table: Table, first: int, last: int, at: str) -> None:
+    key = "md5(i::text)::uuid" if table.source.definition.key.types == ("uuid",) else "i"
     table.user.execute(
-        f"INSERT INTO pay SELECT i, {at}, i, sqrt(i) FROM generate_series({first}, {last}) i".encode()
+        f"INSERT INTO pay SELECT {key}, {at}, i, sqrt(i) FROM generate_series({first}, {last}) i".encode()
     )
 
 

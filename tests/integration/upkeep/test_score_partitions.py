@@ -21,6 +21,7 @@ from pgoutlier.db.training import training_runs
 from pgoutlier.db.upkeep import score_partitions as ended_partitions
 from pgoutlier.worker.history import keeping
 from pgoutlier.worker.jobs import job_control
+from pgoutlier.worker.notices import webhook_control
 from pgoutlier.worker.roles import granting
 from pgoutlier.worker.runtime import Runtime, make_runtime
 from pgoutlier.worker.scoring import partitions
@@ -303,18 +304,19 @@ def test_any_time_finds_its_score(
     finds()
 
 
+@pytest.mark.parametrize("n_rows", [5, 18])  # by one statement, and by COPY
 def test_a_score_on_its_way_into_the_default_partition_finds_the_one_that_was_made_meanwhile(
-    pay: Table, connect: Callable[..., Connection]
+    pay: Table, connect: Callable[..., Connection], n_rows: int
 ) -> None:
-    insert(pay, 1, 5, "2025-01-05")
+    insert(pay, 1, n_rows, "2025-01-05")
     maker = connect(autocommit=False)
     maker.execute("SELECT outlier.make_scores_pay('2025-01-01')")
     with ThreadPoolExecutor(1) as pool:
         drained = pool.submit(pay.drain)
         until(lambda: waits(pay.user), "the drain waits for the default partition")
         maker.commit()
-        assert drained.result().n_scored == 5
-    assert lying(pay) == {"20250101": 5}
+        assert drained.result().n_scored == n_rows
+    assert lying(pay) == {"20250101": n_rows}
     assert not unscored(pay)
 
 
@@ -455,6 +457,15 @@ def test_jobs_history_and_written_columns_work_on_partitions(user: Connection, r
         " AND s.reconstruction_error = p.reconstruction_error AND s.flagged = p.flagged"
     ) == [110]
     assert table.keys("SELECT count(*) FROM outlier.scored_pay") == [110]
+
+
+def test_somebody_is_told_of_what_is_flagged_in_partitions(pay: Table) -> None:
+    webhook_control.set_webhook(pay.runtime, "pay", "https://alerts.example.com/flagged")
+    pay.promote(make_detector(pay.source.definition.feature_names, threshold=-1.0))
+    insert(pay, 1, 100, "2025-01-05")
+    insert(pay, 101, 103, "2025-02-05")
+    pay.drain_all()
+    assert pay.keys("SELECT count(DISTINCT key) FROM outlier.notices") == [103]
 
 
 @pytest.mark.postgres18
