@@ -104,8 +104,11 @@ def periods(source: SourceDefinition, keys: key_types.Keys) -> dict[date, int]:
     days = days[(days >= _FIRST) & (days <= _LAST)]
     if not len(days):
         return {}
-    firsts, counts = np.unique(_first_days(days, source.score_partitions), return_counts=True)
-    return dict(zip(firsts.astype("datetime64[D]").tolist(), counts.tolist(), strict=True))
+    days, n_of_a_day = np.unique(days, return_counts=True)
+    firsts = _first_days(days, source.score_partitions)  # in order, as the days are
+    begins = np.flatnonzero(np.append(True, firsts[1:] != firsts[:-1]))
+    counts = np.add.reduceat(n_of_a_day, begins)
+    return dict(zip(firsts[begins].astype("datetime64[D]").tolist(), counts.tolist(), strict=True))
 
 
 def _days(times: key_types.Keys, kind: str) -> npt.NDArray[np.int64]:
