@@ -422,6 +422,16 @@ def test_scores_in_one_table_stay_there(user: Connection, runtime: Runtime) -> N
         attach_table(user, runtime, **ASKED)
 
 
+def test_a_default_partition_that_was_dropped_is_said_and_made_again(pay: Table, run: Run) -> None:
+    pay.user.execute('DROP TABLE outlier."scores_pay$rest", outlier."shadow_scores_pay$rest"')
+    found = {f["what"]: f for f in json.loads(run("doctor", "--json").output)}
+    assert found["pay views"]["detail"] == "there is no scores_pay$rest, shadow_scores_pay$rest"
+    attach_table(pay.user, pay.runtime, **ASKED)
+    insert(pay, 1, 5, "2025-01-05")
+    pay.drain_all()
+    assert lying(pay) == {"rest": 5}
+
+
 def test_a_key_of_a_wider_type_keeps_the_partitions(user: Connection, runtime: Runtime) -> None:
     user.execute(
         "CREATE TABLE pay (id int, paid_at timestamptz, x float8, y float8, PRIMARY KEY (id, paid_at))"
