@@ -107,7 +107,9 @@ def _make_of(source: SourceDefinition, kind: str) -> sql.Composed:
     return compose(
         """
     IF to_regclass(format('outlier.%%I', {prefix} || day)) IS NULL THEN
-        -- What writes there waits; what reads does not yet. Of two that make it one waits, and then finds it.
+        -- In the order of whoever writes or drops. Of two that make it one waits, and then finds it. What writes to the
+        -- default one waits; what reads does not yet.
+        LOCK TABLE ONLY {table} IN SHARE UPDATE EXCLUSIVE MODE;
         LOCK TABLE {rest} IN SHARE ROW EXCLUSIVE MODE;
     END IF;
     IF to_regclass(format('outlier.%%I', {prefix} || day)) IS NULL THEN
