@@ -33,6 +33,8 @@ TABLES_OF_SCORES = sql.SQL(
 MOST_PARTITIONS = 1_000
 # Periods that there are partitions for ahead of time.
 AHEAD: dict[Period, int] = {"day": 7, "week": 4, "month": 2, "year": 1}
+# Scores of the default partition that are looked at for periods worth a partition.
+_LOOKED_AT = 200_000
 _NUMPY: dict[Period, str] = {"day": "D", "week": "D", "month": "M", "year": "Y"}
 _DAY_IN_US = 86_400_000_000
 _EPOCH = np.datetime64("2000-01-01", "D")
@@ -159,7 +161,8 @@ def outside(connection: Connection, source: SourceDefinition) -> dict[date, int]
         connection,
         compose(
             "SELECT date_trunc({period}, {moment})::date, count(*) FROM (SELECT {time} FROM {rest}"
-            " WHERE {time} >= '0001-01-01' AND {time} < '9999-01-01' LIMIT {most}) s"
+            # Some days from the ends, whatever the session's time zone.
+            " WHERE {time} >= '0001-02-01' AND {time} < '9998-12-01' LIMIT {most}) s"
             " GROUP BY 1 HAVING count(*) >= {worth} ORDER BY 1",
             period=sql.Literal(period),
             moment=compose("timezone('UTC', {t})", t=time)
@@ -172,10 +175,6 @@ def outside(connection: Connection, source: SourceDefinition) -> dict[date, int]
         ),
     )
     return dict(found.fetchall())
-
-
-# Scores of the default partition that are looked at for periods worth a partition.
-_LOOKED_AT = 200_000
 
 
 def n_outside(connection: Connection, source: SourceDefinition) -> int:
