@@ -27,6 +27,7 @@ from pgoutlier.worker.runtime import Runtime, make_runtime
 from pgoutlier.worker.scoring import partitions
 from pgoutlier.worker.sources import attaching
 from pgoutlier.worker.upkeep import maintenance
+from pgoutlier.worker.upkeep import partitions as upkeep_partitions
 from pgoutlier.worker.versions import versions
 from tests.integration.conftest import Run
 from tests.servers import Postgres
@@ -289,6 +290,7 @@ def test_any_time_finds_its_score(
 
     @settings(max_examples=10, suppress_health_check=list(HealthCheck))
     @given(times=st.lists(TIMES, min_size=1, max_size=20))
+    @example(times=["0001-01-01 00:00:00+00", "0001-03-01", "9998-12-31 23:59:59+00", "9998-10-31"] * 3)
     @example(times=["2025-01-05"] * 3 + ["infinity", "-infinity", "4713-01-01 BC", "9999-12-31"])
     def finds(times: list[str]) -> None:
         partitions._known.clear()
@@ -298,6 +300,7 @@ def test_any_time_finds_its_score(
             (times,),
         )
         table.drain_all()
+        upkeep_partitions.keep(runtime, table.source)
         assert not unscored(table)
         assert table.rows(elsewhere) == []  # what the worker takes for the period of a key is PostgreSQL's
 
