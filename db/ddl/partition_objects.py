@@ -16,8 +16,6 @@ from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.sql.identifiers import SCHEMA, identifier, ours
 from pgoutlier.db.sql.statements import compose
 
-# Scores of the default partition that are moved into a new one, in its transaction.
-MOST_MOVED = 100_000
 FUNCTIONS = ("make_scores", "drop_scores")
 _COLUMNS = {
     "scores": (
@@ -133,8 +131,8 @@ def _make_of(source: SourceDefinition, kind: str) -> sql.Composed:
         table=ours(kind, source.name),
         time=identifier(score_partitions.column(source)),
         columns=columns,
-        most=sql.Literal(MOST_MOVED),
-        more=sql.Literal(MOST_MOVED + 1),
+        most=sql.Literal(score_partitions.MOST_MOVED),
+        more=sql.Literal(score_partitions.MOST_MOVED + 1),
     )
 
 

@@ -33,6 +33,8 @@ TABLES_OF_SCORES = sql.SQL(
 MOST_PARTITIONS = 1_000
 # Periods that there are partitions for ahead of time.
 AHEAD: dict[Period, int] = {"day": 7, "week": 4, "month": 2, "year": 1}
+# Scores of the default partition that are moved into a new one, in its transaction.
+MOST_MOVED = 100_000
 # Scores of the default partition that are looked at for periods worth a partition.
 _LOOKED_AT = 200_000
 _NUMPY: dict[Period, str] = {"day": "D", "week": "D", "month": "M", "year": "Y"}

@@ -9,7 +9,6 @@ from pydantic import ValidationError
 from sqlalchemy import Connection
 
 from pgoutlier.db.ddl import installation, queue_triggers, written_columns
-from pgoutlier.db.ddl.partition_objects import MOST_MOVED
 from pgoutlier.db.errors import PgoutlierError, first_line
 from pgoutlier.db.notices import notices
 from pgoutlier.db.roles import grants
@@ -276,7 +275,7 @@ def _kept(connection: Connection, source: Source) -> Iterator[Finding]:
     n_partitions = len(score_partitions.listed(connection, definition))
     n_outside = score_partitions.n_outside(connection, definition)
     detail = f"{kept}, in {n_partitions} partitions by {definition.score_partitions}, ~{n_outside:,} outside"
-    if n_outside > MOST_MOVED:
+    if n_outside > score_partitions.MOST_MOVED:
         mend = "let beat prune; what is outside already, of more than that a period, goes row by row"
         yield Finding(what, False, f"{detail}, more than a prune moves into one", mend)
         return

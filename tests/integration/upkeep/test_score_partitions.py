@@ -17,8 +17,10 @@ from pgoutlier.db import migrate
 from pgoutlier.db.errors import SchemaNotReady, SourceError
 from pgoutlier.db.scoring import score_partitions
 from pgoutlier.db.sql import statements
+from pgoutlier.db.status import overview
 from pgoutlier.db.training import training_runs
 from pgoutlier.db.upkeep import score_partitions as ended_partitions
+from pgoutlier.worker.cli.status import note
 from pgoutlier.worker.history import keeping
 from pgoutlier.worker.jobs import job_control
 from pgoutlier.worker.notices import webhook_control
@@ -423,6 +425,27 @@ def test_scores_in_one_table_stay_there(user: Connection, runtime: Runtime) -> N
         SourceError, match="are in one table, which cannot be changed in place: to have them by month"
     ):
         attach_table(user, runtime, **ASKED)
+
+
+def test_scores_that_a_prune_cannot_move_are_said(
+    pay: Table, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for first in range(1, 41, 10):
+        insert(pay, first, first + 9, "2025-01-05")
+        pay.drain_all()
+    flush(pay)
+    for module in ("db.scoring.score_partitions", "worker.cli.status"):
+        monkeypatch.setattr(f"pgoutlier.{module}.MOST_MOVED", 30)
+    found = {f["what"]: f for f in json.loads(run("doctor", "--json").output)}
+    assert not found["pay scores kept"]["ok"]
+    with pay.runtime.engine.begin() as connection:
+        assert (
+            note(overview.describe(connection, pay.source))
+            == "~40 scores in no partition: see pgoutlier doctor"
+        )
+    attach_table(pay.user, pay.runtime, **ASKED)  # with functions that move no more
+    assert prune(pay) == 0
+    assert lying(pay) == {"rest": 40}
 
 
 def test_a_default_partition_that_was_dropped_is_said_and_made_again(pay: Table, run: Run) -> None:
