@@ -165,6 +165,7 @@ def test_partitions_that_are_older_go_as_a_whole(user: Connection, runtime: Runt
     assert sweep(pay) == 0
 
 
+@pytest.mark.postgres18
 @pytest.mark.parametrize("period", [None, "month"])
 def test_columns_in_the_table_say_no_more_what_has_gone(
     user: Connection, runtime: Runtime, period: str | None
@@ -185,6 +186,7 @@ def test_columns_in_the_table_say_no_more_what_has_gone(
     assert sweep(pay) == 0
 
 
+@pytest.mark.postgres18
 def test_verdicts_stay_when_scores_go(user: Connection, runtime: Runtime) -> None:
     table, asked = KINDS["the time column"]
     user.execute(table.encode())
@@ -199,6 +201,7 @@ def test_verdicts_stay_when_scores_go(user: Connection, runtime: Runtime) -> Non
     assert pay.keys("SELECT key FROM outlier.current_verdicts") == ["3"]
 
 
+@pytest.mark.postgres18
 def test_how_long_is_kept_until_somebody_says_otherwise(user: Connection, runtime: Runtime) -> None:
     table, asked = KINDS["the time column"]
     user.execute(table.encode())

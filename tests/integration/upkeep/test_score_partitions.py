@@ -119,6 +119,7 @@ def prune(table: Table) -> int:
     return maintenance.prune_all(table.runtime).get("pay", -1)
 
 
+@pytest.mark.postgres18
 def test_partitions_are_there_ahead(pay: Table) -> None:
     month = datetime.now(UTC).date().replace(day=1)
     assert min(there(pay)) == month
@@ -215,6 +216,7 @@ def test_one_row_of_the_users_keeps_a_partition_and_the_other_scores_go_one_by_o
     assert JANUARY not in there(pay)
 
 
+@pytest.mark.postgres18
 def test_looking_for_rows_under_the_lock_is_given_up(pay: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     insert(pay, 1, 100, "2025-01-05")
     pay.drain_all()
@@ -228,6 +230,7 @@ def test_looking_for_rows_under_the_lock_is_given_up(pay: Table, monkeypatch: py
     assert JANUARY in there(pay)
 
 
+@pytest.mark.postgres18
 def test_where_nothing_finds_the_users_rows_by_time_scores_go_one_by_one_and_then_the_partition(
     user: Connection, runtime: Runtime
 ) -> None:
@@ -383,6 +386,7 @@ def test_a_worker_without_other_rights_makes_and_drops_partitions(
     assert owners == ["postgres"]
 
 
+@pytest.mark.postgres18
 def test_everybody_else_may_not(pay: Table, role: str) -> None:
     for function in ("make_scores_pay", "drop_scores_pay"):
         assert pay.keys(
@@ -399,6 +403,7 @@ def test_detach_leaves_nothing_behind(pay: Table) -> None:
     assert pay.keys("SELECT proname FROM pg_proc WHERE proname ~ '_pay$'") == []
 
 
+@pytest.mark.postgres18
 def test_the_same_attach_again_keeps_the_partitions_and_another_is_refused(pay: Table) -> None:
     insert(pay, 1, 100, "2025-01-05")
     pay.drain_all()
@@ -408,6 +413,7 @@ def test_the_same_attach_again_keeps_the_partitions_and_another_is_refused(pay: 
         attach_table(pay.user, pay.runtime, **{**ASKED, "partition_scores": "day"})
 
 
+@pytest.mark.postgres18
 def test_what_cannot_be_partitioned_is_refused(user: Connection, runtime: Runtime) -> None:
     user.execute("CREATE TABLE pay (id bigint PRIMARY KEY, paid_at timestamptz, x float8, y float8)")
     asked = {**ASKED, "key": "id", "time": "paid_at"}
@@ -418,6 +424,7 @@ def test_what_cannot_be_partitioned_is_refused(user: Connection, runtime: Runtim
     assert "name one of day, week, month, year" in refusal(runtime, **{**asked, "partition_scores": "hour"})
 
 
+@pytest.mark.postgres18
 def test_scores_in_one_table_stay_there(user: Connection, runtime: Runtime) -> None:
     user.execute(BY_MONTH)
     attach_table(user, runtime, **{**ASKED, "partition_scores": None})
@@ -427,6 +434,7 @@ def test_scores_in_one_table_stay_there(user: Connection, runtime: Runtime) -> N
         attach_table(user, runtime, **ASKED)
 
 
+@pytest.mark.postgres18
 def test_scores_that_a_prune_cannot_move_are_said(
     pay: Table, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -448,6 +456,7 @@ def test_scores_that_a_prune_cannot_move_are_said(
     assert lying(pay) == {"rest": 40}
 
 
+@pytest.mark.postgres18
 def test_a_default_partition_that_was_dropped_is_said_and_made_again(pay: Table, run: Run) -> None:
     pay.user.execute('DROP TABLE outlier."scores_pay$rest", outlier."shadow_scores_pay$rest"')
     found = {f["what"]: f for f in json.loads(run("doctor", "--json").output)}
@@ -495,6 +504,7 @@ def test_jobs_history_and_written_columns_work_on_partitions(user: Connection, r
     assert table.keys("SELECT count(*) FROM outlier.scored_pay") == [110]
 
 
+@pytest.mark.postgres18
 def test_somebody_is_told_of_what_is_flagged_in_partitions(pay: Table) -> None:
     webhook_control.set_webhook(pay.runtime, "pay", "https://alerts.example.com/flagged")
     pay.promote(make_detector(pay.source.definition.feature_names, threshold=-1.0))
@@ -559,6 +569,7 @@ def test_prune_drains_and_dropped_partitions_at_once_leave_one_score_a_row(
     )
 
 
+@pytest.mark.postgres18
 def test_commands_say_what_scores_are_kept_in(user: Connection, run: Run) -> None:
     user.execute(BY_MONTH)
     asked = ["attach", "pay", "--key", "id,paid_at", "--features", "x,y", "--partition-scores", "week"]
@@ -579,6 +590,7 @@ def test_commands_say_what_scores_are_kept_in(user: Connection, run: Run) -> Non
     assert found["pay scores kept"]["detail"] == "30 days by paid_at, in 5 partitions by week, ~0 outside"
 
 
+@pytest.mark.postgres18
 def test_the_script_of_an_attach_can_be_run(user: Connection, runtime: Runtime, run: Run) -> None:
     user.execute(BY_MONTH)
     script = run(
@@ -654,6 +666,7 @@ def test_partitions_belong_to_whoever_attached_and_workers_have_them_made(
         user.execute("DROP OWNED BY wrk; DROP ROLE wrk")
 
 
+@pytest.mark.postgres18
 def test_a_worker_that_may_not_make_partitions_prunes_what_it_may(
     pay: Table, role: str, database_url: str
 ) -> None:
