@@ -11,8 +11,14 @@ from pgoutlier.db.ddl import written_columns
 from pgoutlier.db.errors import MissingPrivilege, SourceError
 from pgoutlier.db.source import catalog
 from pgoutlier.db.source.catalog import ColumnInfo, RelationInfo
-from pgoutlier.db.source.definition import MAX_FEATURES, TRANSFORMS, Feature, KeyColumn, SourceDefinition
-from pgoutlier.db.sources import sources, table_key
+from pgoutlier.db.source.definition import (
+    MAX_FEATURES,
+    TRANSFORMS,
+    Feature,
+    KeyColumn,
+    SourceDefinition,
+)
+from pgoutlier.db.sources import keeping, sources, table_key
 from pgoutlier.db.sql.identifiers import (
     Relation,
     check_source_name,
@@ -42,6 +48,7 @@ class AttachRequest:
     all_numeric_except.
 
     write_columns, row_triggers: None leaves it as it is; the latter are made where a subscription writes the table.
+    partition_scores: a db.source.definition.Period, keep_scores: days, as in 400d, or forever; None leaves it as it is.
     """
 
     relation: str
@@ -55,6 +62,8 @@ class AttachRequest:
     name: str | None = None
     write_columns: bool | None = None
     row_triggers: bool | None = None
+    partition_scores: str | None = None
+    keep_scores: str | None = None
 
 
 def request_of(source: SourceDefinition) -> AttachRequest:
@@ -73,6 +82,8 @@ def request_of(source: SourceDefinition) -> AttachRequest:
         label=optional(source.label_column),
         name=source.name,
         write_columns=source.write_columns,
+        partition_scores=source.score_partitions,
+        keep_scores=keeping.as_asked(source.keep_scores_days),
     )
 
 
@@ -105,9 +116,10 @@ def resolve(connection: Connection, request: AttachRequest) -> tuple[SourceDefin
         connection, table, view, {*others.values(), *(f.column for f in features if view is None)}
     )
     name = check_source_name(request.name) if request.name else default_source_name(table.relation)
+    present = sources.definition_of(connection, name)
     write_columns = request.write_columns
     if write_columns is None:
-        write_columns = sources.writes_columns(connection, name)
+        write_columns = present is not None and present.write_columns
     if write_columns:
         written_columns.check(connection, table)
     definition = SourceDefinition(
@@ -124,7 +136,10 @@ def resolve(connection: Connection, request: AttachRequest) -> tuple[SourceDefin
         entity_column=others.get("entity"),
         label_column=others.get("label"),
         write_columns=write_columns,
+        score_partitions=keeping.period(request.partition_scores, present),
+        keep_scores_days=keeping.days(request.keep_scores, present),
     )
+    keeping.check(table, definition)
     return definition, table.own_columns
 
 

@@ -29,7 +29,7 @@ from pgoutlier.detector import exceeds, top_features
 from pgoutlier.models_store import registry
 from pgoutlier.models_store.registry import LoadedVersion
 from pgoutlier.worker.runtime import Runtime
-from pgoutlier.worker.scoring import challenger, failures, sequences
+from pgoutlier.worker.scoring import challenger, failures, partitions, sequences
 from pgoutlier.worker.scoring.challenger import ChallengerScorer, Outcome
 
 log = structlog.get_logger()
@@ -131,6 +131,7 @@ def score_batch(runtime: Runtime, source: Source, batch: OpenBatch) -> BatchResu
             champion.detector.recipe,
             careful=failures.is_last_whole_try(runtime, claim),
         )
+        partitions.make(runtime, source, partitions.wanted(runtime, source, rows))
         windows.queue_neighbours(connection, source.definition, claim, rows)
         challenger_scorer = challenger.scorer(runtime, connection, source, claim, pointed)
         result = score_claimed(connection, source, claim, rows, champion, challenger_scorer)
