@@ -97,6 +97,7 @@ def ground(n_rows: int) -> Iterator[Ground]:
         settings = Settings(
             data_dir=data_dir,
             database_url=SecretStr(servers.database_url),
+            database_direct_url=None,
             broker_url=SecretStr(servers.broker_url),
             drain_budget_seconds=3_600,
         )

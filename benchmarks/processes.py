@@ -26,6 +26,7 @@ def environment(ground: Ground) -> dict[str, str]:
     """Where the servers are, for a process."""
     return {
         "PGOUTLIER_DATABASE_URL": ground.servers.database_url,
+        "PGOUTLIER_DATABASE_DIRECT_URL": "",
         "PGOUTLIER_BROKER_URL": ground.servers.broker_url,
         "PGOUTLIER_DATA_DIR": str(ground.data_dir),
     }

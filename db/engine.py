@@ -1,18 +1,36 @@
-"""The engine: how every process connects to PostgreSQL."""
+"""The engine: how every process connects to PostgreSQL, and what holds in each session or transaction of ours.
+
+A pooler such as PgBouncer may give each transaction another session of the server's, which others use before and after.
+So whoever is behind one leaves nothing in it: see docs/decisions/0033-behind-a-pooler.md.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
+from psycopg import IsolationLevel
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 
 from pgoutlier.db.errors import SettingsError
 
 APPLICATION_NAME = "pgoutlier"
-# How often a pooler is given the chance to show what it does, while others take sessions of its pool as well.
-_TRIES = 5
+# What holds in all that we do, see `secure`.
+_SETTINGS = {
+    "search_path": "pg_catalog, pg_temp",
+    "row_security": "off",
+    "outlier.session": "on",
+    "default_transaction_isolation": "read committed",  # of a statement by itself, in autocommit
+    "DateStyle": "ISO",
+    "array_nulls": "on",
+    "extra_float_digits": "1",
+}
+# Executions of a statement after which psycopg has the session keep it prepared: its default.
+_PREPARED_AFTER = 5
+_SHARED = "outlier shared"
 # A server that vanished without a word is noticed within a minute.
 KEEPALIVES = {
     "keepalives_idle": 30,
@@ -44,14 +62,30 @@ def make_engine(database_url: str, *, pool_size: int = 5, application_name: str 
             "application_name": application_name,
             "client_encoding": "utf8",
             "connect_timeout": 10,
+            "prepare_threshold": None,
             **KEEPALIVES,
         },
     )
-    event.listen(engine, "connect", lambda driver, _: secure(driver))
+    event.listen(engine, "connect", _connected)
+    event.listen(engine, "begin", _begun)
     return engine
 
 
-def secure(driver: psycopg.Connection[Any]) -> None:
+def _connected(driver: psycopg.Connection[Any], record: Any) -> None:
+    record.info[_SHARED] = secure(driver)
+
+
+def _begun(connection: Connection) -> None:
+    if is_shared(connection):
+        connection.exec_driver_sql(_settings(local=True))
+
+
+def is_shared(connection: Connection) -> bool:
+    """Whether a pooler stands between, so that the server's session may be another one in the next transaction."""
+    return bool(connection.info.get(_SHARED))
+
+
+def secure(driver: psycopg.Connection[Any]) -> bool:
     """Make a new session of ours safe; it is in no transaction afterwards.
 
     Names are looked for in pg_catalog alone: whoever may create something elsewhere could otherwise have it run with
@@ -63,40 +97,40 @@ def secure(driver: psycopg.Connection[Any]) -> None:
     writes them. Of DateStyle only how dates are printed, so that views go on reading theirs.
 
     Said by a statement and not by options of the connection: poolers refuse those, and they would be the DEFAULT.
-    Raises SettingsError where a pooler would give the next transaction a session of which all this does not hold.
+
+    Returns whether a pooler stands between: it tells of no process of the server's, but of one that it has made up.
+    Then nothing is set or kept in the session, and each transaction has to begin with the settings: the engine sees to
+    its own, `transaction` to those of others. connect with prepare_threshold=None, so that nothing is prepared before.
     """
-    found = driver.execute(
-        "SELECT pg_catalog.pg_backend_pid(),"
-        " pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false),"
-        " pg_catalog.set_config('row_security', 'off', false), pg_catalog.set_config('outlier.session', 'on', false),"
-        " pg_catalog.set_config('default_transaction_isolation', 'read committed', false),"
-        " pg_catalog.set_config('DateStyle', 'ISO', false), pg_catalog.set_config('array_nulls', 'on', false),"
-        " pg_catalog.set_config('extra_float_digits', '1', false)"
+    driver.isolation_level = IsolationLevel.READ_COMMITTED
+    own = driver.execute(
+        f"{_settings(local=False)} WHERE pg_catalog.pg_backend_pid()"
+        f" OPERATOR(pg_catalog.=) ({driver.info.backend_pid})".encode()
     ).fetchone()
     if not driver.autocommit:
         driver.commit()
-    # A pooler tells of no process of the server's, but of one that it has made up.
-    if found is not None and found[0] != driver.info.backend_pid and _is_shared(driver):
-        raise SettingsError(
-            "PGOUTLIER_DATABASE_URL leads to a pooler that gives each transaction another session (PgBouncer with"
-            " pool_mode = transaction); name the server itself, or a pool with pool_mode = session."
-        )
+    if own is not None:
+        driver.prepare_threshold = _PREPARED_AFTER
+    return own is None
 
 
-def _is_shared(driver: psycopg.Connection[Any]) -> bool:
-    """Whether another connection is given the server's session of this one, which is in no transaction."""
-    password = driver.info.password or None
-    with psycopg.connect(driver.info.dsn, password=password, prepare_threshold=None) as other:
-        for _ in range(_TRIES):
-            sessions = []
-            for connection in (driver, other):
-                sessions.append(connection.execute("SELECT pg_catalog.pg_backend_pid()").fetchone())
-                if connection is driver and not driver.autocommit:
-                    driver.commit()
-            other.rollback()
-            if sessions[0] == sessions[1]:
-                return True
-    return False
+@contextmanager
+def transaction(driver: psycopg.Connection[Any], *, shared: bool) -> Iterator[None]:
+    """What a connection in autocommit asks meanwhile is asked with our settings; shared: what `secure` has returned."""
+    if not shared:
+        yield
+        return
+    with driver.transaction():
+        driver.execute(_settings(local=True).encode())
+        yield
+
+
+def _settings(*, local: bool) -> str:
+    calls = (
+        f"pg_catalog.set_config('{name}', '{value}', {str(local).lower()})"
+        for name, value in _SETTINGS.items()
+    )
+    return f"SELECT {', '.join(calls)}"
 
 
 def driver_connection(connection: Connection) -> psycopg.Connection[Any]:

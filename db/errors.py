@@ -43,6 +43,12 @@ class LockTaken(PgoutlierError):
     exit_code = 1
 
 
+class LockLost(PgoutlierError):
+    """A lock was held for longer than a transaction, and is another's by now."""
+
+    exit_code = 1
+
+
 class ModelError(PgoutlierError):
     """No such model version or alias, or a move of an alias that cannot be made."""
 

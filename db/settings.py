@@ -30,6 +30,11 @@ class Settings(BaseSettings):
         None,
         description="PostgreSQL 15 or later, as postgresql://user@host/db; unset or `embedded`: the embedded server",
     )
+    database_direct_url: SecretStr | None = Field(
+        None,
+        description="the same database with no pooler between, where the other URL leads through one: for sessions that"
+        " hear notifications and hold locks",
+    )
     broker_url: SecretStr | None = Field(
         None,
         description="Redis 6.2+ or Valkey, as redis://host:6379/0; unset or `embedded`: the embedded server",
@@ -161,7 +166,7 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _empty_means_unset(cls, data: dict[str, Any]) -> dict[str, Any]:
-        optional = ("database_url", "broker_url", "webhook_secret")
+        optional = ("database_url", "database_direct_url", "broker_url", "webhook_secret")
         return {name: value for name, value in data.items() if value != "" or name not in optional}
 
     @field_validator("database_url", "broker_url", mode="before")
@@ -179,7 +184,7 @@ class Settings(BaseSettings):
             )
         return value
 
-    @field_validator("database_url")
+    @field_validator("database_url", "database_direct_url")
     @classmethod
     def _known_database_scheme(cls, value: SecretStr | None) -> SecretStr | None:
         if value and value.get_secret_value().split("://")[0] not in {
@@ -270,3 +275,8 @@ def _require_both_urls(settings: Settings) -> None:
                 f"{PREFIX}{other.upper()} is set and {PREFIX}{name.upper()} is not; set it, too, or to {_EMBEDDED} for"
                 f" the embedded {server}."
             )
+    if settings.database_direct_url and not settings.database_url:
+        raise SettingsError(
+            f"{PREFIX}DATABASE_DIRECT_URL is set and {PREFIX}DATABASE_URL names no server; set that, too,"
+            " or take the first away."
+        )

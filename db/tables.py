@@ -112,6 +112,22 @@ sources = Table(
     CheckConstraint("promotion in ('manual', 'if_better', 'always')", name="promotion_known"),
 )
 
+# Who holds a lock for longer than a transaction: db.sql.long_locks.
+held_locks = Table(
+    "held_locks",
+    metadata,
+    Column("source_id", Integer, ForeignKey("outlier.sources.id", ondelete="CASCADE"), primary_key=True),
+    Column("name", Text, primary_key=True, comment="what for: training, webhook"),
+    Column("holder", Uuid, nullable=False),
+    _created("taken_at"),
+    Column(
+        "until",
+        DateTime(timezone=True),
+        nullable=False,
+        comment="a lease is free from then on; infinity: it is held as long as a session has the advisory lock",
+    ),
+)
+
 # Sweep and prune look at a part of the keys at a time: db.upkeep.turns.
 upkeep_places = Table(
     "upkeep_places",
@@ -560,6 +576,21 @@ beats = Table(
         nullable=False,
         server_default=func.now(),
         comment="when it last looked at the schedules and could send what was due",
+    ),
+)
+
+# Those that look by themselves, behind a pooler; others are seen in pg_stat_activity.
+listeners = Table(
+    "listeners",
+    metadata,
+    Column("name", Text, primary_key=True, comment="host:process id"),
+    _created("started_at"),
+    Column(
+        "looked_at",
+        DateTime(timezone=True),
+        nullable=False,
+        server_default=func.now(),
+        comment="when it last looked into the queues, within some seconds",
     ),
 )
 

@@ -3,16 +3,18 @@
 It decides nothing; lost or doubled rings do no harm. While several writers are at it, it is awake: it looks into the
 queue every few milliseconds, and they do not notify. Otherwise it sleeps until it is notified, which brings a row to a
 worker soonest, and looks now and then, for rows whose writer thought that it was awake. See db.ddl.queue_triggers for
-why.
+why. Behind a pooler no notification comes: asleep it looks now and then, and awake it is as soon as it has found a row.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import psycopg
@@ -20,7 +22,7 @@ import structlog
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from pgoutlier.db.engine import KEEPALIVES, secure
+from pgoutlier.db.engine import KEEPALIVES, secure, transaction
 from pgoutlier.db.errors import first_line
 from pgoutlier.db.scoring import bell
 from pgoutlier.db.scoring.bell import Look, Session
@@ -46,6 +48,8 @@ _QUIET_SECONDS = 0.005
 # The same of notices, into which nobody looks before: anybody may notify of them, too.
 _QUIET_FLAGGED_SECONDS = 0.25
 _RECONNECT_SECONDS = 1.0
+# Behind a pooler: how often it notes that it looks.
+_NOTE_SECONDS = 5.0
 
 
 # Called with the name of a source.
@@ -68,16 +72,13 @@ def listen(
     conninfo = make_conninfo(conninfo, **KEEPALIVES)
     while not stop.is_set():
         try:
-            with (
-                _session(conninfo, "pgoutlier listener") as hearing,
-                _session(conninfo, "pgoutlier listener, looks") as looking,
-            ):
-                channels = (CHANNEL, FLAGGED_CHANNEL)
-                for channel in channels:
-                    hearing.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
-                log.info("listening", channels=list(channels))
+            with ExitStack() as sessions:
+                looking, shared = sessions.enter_context(_session(conninfo, "pgoutlier listener, looks"))
+                channels = [] if shared else [CHANNEL, FLAGGED_CHANNEL]
+                hearing = sessions.enter_context(_hearing(conninfo, channels)) if channels else None
+                log.info("listening", channels=channels)
                 on_ready()
-                ears = _Ears(hearing, looking, ring, ring_flagged)
+                ears = _Ears(hearing, looking, ring, ring_flagged, stop)
                 while not stop.is_set():
                     ears.hear()
         except psycopg.Error as error:
@@ -86,10 +87,20 @@ def listen(
 
 
 @contextmanager
-def _session(conninfo: str, application_name: str) -> Iterator[Session]:
-    with psycopg.connect(conninfo, autocommit=True, application_name=application_name) as session:
-        secure(session)
+def _hearing(conninfo: str, channels: list[str]) -> Iterator[Session]:
+    with _session(conninfo, "pgoutlier listener") as (session, _):
+        for channel in channels:
+            session.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
         yield session
+
+
+@contextmanager
+def _session(conninfo: str, application_name: str) -> Iterator[tuple[Session, bool]]:
+    """(a session in autocommit, whether it is shared with others: behind a pooler)."""
+    with psycopg.connect(
+        conninfo, autocommit=True, prepare_threshold=None, application_name=application_name
+    ) as session:
+        yield session, secure(session)
 
 
 @dataclass
@@ -134,25 +145,31 @@ class _Ears:
     """Two connections: one on which notifications are heard, and one by which queues are looked into.
 
     A statement has to take in all notifications that were sent before its result, however many those are; and a look
-    shall not wait for them.
+    shall not wait for them. hearing: None behind a pooler.
     """
 
-    hearing: Session
+    hearing: Session | None
     looking: Session
     ring: Ring
     ring_flagged: Ring
+    stop: threading.Event
     sources: dict[str, _Watched] = field(default_factory=dict)
     look_at: float = 0.0
     look_at_all: float = 0.0
+    note_at: float = 0.0
 
     def hear(self) -> None:
         """Wait for the next notification or the time of the next look, whichever comes first, and see to it."""
         next_at = min(
             self.look_at, self.look_at_all, *(each.due_at() for _, _, each in self._bells()), float("inf")
         )
-        # As many as have come by now, which the buffers of the connection bound.
-        for notice in self.hearing.notifies(timeout=max(0.0, next_at - time.monotonic()), stop_after=1):
-            self._heard(notice)
+        seconds = max(0.0, next_at - time.monotonic())
+        if self.hearing is None:
+            self.stop.wait(seconds)
+        else:
+            # As many as have come by now, which the buffers of the connection bound.
+            for notice in self.hearing.notifies(timeout=seconds, stop_after=1):
+                self._heard(notice)
         self._ring_owed()
         now = time.monotonic()
         if now >= self.look_at_all:
@@ -195,8 +212,22 @@ class _Ears:
             self.look_at = now + _LOOK_SECONDS
         source.heard_at, source.heard_of = now, notice.pid
 
+    def _asking(self) -> AbstractContextManager[None]:
+        return transaction(self.looking, shared=self.hearing is None)
+
+    def _note(self) -> None:
+        """Be seen by `status`: behind a pooler there is no session to be seen."""
+        if self.hearing is not None or time.monotonic() < self.note_at:
+            return
+        # Without the right to note it, or before the schema is there, it looks all the same.
+        with suppress(psycopg.errors.UndefinedTable, psycopg.errors.InsufficientPrivilege), self._asking():
+            bell.note_looking(self.looking, f"{socket.gethostname()}:{os.getpid()}")
+        self.note_at = time.monotonic() + _NOTE_SECONDS
+
     def _know_sources(self) -> None:
-        ids = bell.audible(self.looking)
+        self._note()
+        with self._asking():
+            ids = bell.audible(self.looking)
         known = {n: source for n, source in self.sources.items() if ids.get(n) == source.source_id}
         bell.wake_up(self.looking, {n for n, s in self.sources.items() if s.locked and n not in known})
         self.sources = {name: known.get(name) or _Watched(source_id) for name, source_id in ids.items()}
@@ -204,14 +235,14 @@ class _Ears:
     def _look(self, names: list[str], now: float) -> None:
         """Ring for those of these sources that have rows which were not there at the last look."""
         found: dict[str, Look] = {}
-        with suppress(psycopg.errors.UndefinedTable):  # detached just now
+        with suppress(psycopg.errors.UndefinedTable), self._asking():  # detached just now
             found = bell.newest(self.looking, {n: self.sources[n].source_id for n in names}) if names else {}
         took = time.monotonic() - now
         for name, look in found.items():
             source = self.sources[name]
             new = look.ids - source.seen
             source.rows.owed |= bool(new)
-            if (new and not source.asleep) or look.paced:
+            if (new and (self.hearing is None or not source.asleep)) or look.paced:
                 source.awake_until = now + _AWAKE_SECONDS
             source.seen, source.paced = look.ids, look.paced
         self._ring_owed()
@@ -225,6 +256,10 @@ class _Ears:
         """Say to the writers what has changed."""
         now = time.monotonic()
         tired = {name for name, source in self.sources.items() if now >= source.awake_until}
+        if self.hearing is None:
+            for name, source in self.sources.items():
+                source.asleep = name in tired
+            return
         locked = {name for name, source in self.sources.items() if source.locked}
         bell.wake_up(self.looking, locked - tired)
         locked = (locked & tired) | bell.fall_asleep(self.looking, tired - locked)

@@ -29,6 +29,8 @@ class Runtime:
     settings: Settings
     engine: Engine
     cache: DetectorCache
+    # Of sessions that are not shared, where the engine goes through a pooler and such a way was named, too.
+    direct: Engine | None = None
     # Set when the process is asked to end: a drain then stops after the batch at hand.
     stopping: threading.Event = field(default_factory=threading.Event)
     # Threads that read ahead. They last as long as the process: memory freed by a thread that ended stays with it.
@@ -47,6 +49,11 @@ class Runtime:
     # How many ranges of jobs, and tasks that keep house, this process works on at a time: with two threads or more one
     # is left for new rows.
     places_beside_scoring: threading.Semaphore = field(default_factory=threading.Semaphore)
+
+    @property
+    def sessions(self) -> Engine:
+        """For what is better done in a session of one's own: locks that outlast transactions."""
+        return self.direct or self.engine
 
     @property
     def seal(self) -> Seal:
@@ -71,19 +78,26 @@ def server_urls(settings: Settings) -> tuple[str, str]:
 
 
 def libpq_url(settings: Settings) -> URL:
-    """The database's URL as libpq and its programs read it. Raises SettingsError if it cannot be parsed."""
-    return sqlalchemy_url(server_urls(settings)[0]).set(drivername="postgresql")
+    """The database's URL as libpq and its programs read it, the direct one if there are two.
+
+    Raises SettingsError if it cannot be parsed.
+    """
+    direct = settings.database_direct_url
+    url = sqlalchemy_url(direct.get_secret_value() if direct else server_urls(settings)[0])
+    return url.set(drivername="postgresql")
 
 
 def make_runtime(settings: Settings, *, application_name: str = "pgoutlier") -> Runtime:
     """A runtime of its own, for commands and tests."""
     database_url, _ = server_urls(settings)
+    direct = settings.database_direct_url
     return Runtime(
         settings=settings,
         engine=make_engine(
             database_url, pool_size=2 * settings.score_threads + 2, application_name=application_name
         ),
         cache=DetectorCache(_seal(settings)),
+        direct=make_engine(direct.get_secret_value(), application_name=application_name) if direct else None,
         places_beside_scoring=threading.Semaphore(max(1, settings.score_threads - 1)),
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from psycopg import sql
 
-from pgoutlier.db.ddl import path_triggers, source_views
+from pgoutlier.db.ddl import partition_objects, path_triggers, source_views
 from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.sql.identifiers import identifier, ours
 from pgoutlier.db.sql.statements import compose
@@ -62,11 +62,13 @@ CREATE TABLE {table} (
     model_version integer NOT NULL,
     would_flag boolean NOT NULL,
     PRIMARY KEY ({key})
-)""",
+){partitioned}""",
             table=table,
             columns=sql.SQL(", ").join(source.key.definitions()),
             key=source.key.ours(),
+            partitioned=partition_objects.clause(source),
         ),
+        *partition_objects.rest(source, "shadow_scores"),
         *path_triggers.create(table),
     ]
 

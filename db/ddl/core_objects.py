@@ -12,11 +12,12 @@ from pgoutlier.db.ddl import (
     history_objects,
     migration_functions,
     notice_objects,
+    partition_objects,
     path_triggers,
     queue_triggers,
     source_views,
 )
-from pgoutlier.db.scoring import write_back
+from pgoutlier.db.scoring import score_partitions, write_back
 from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.sql.identifiers import identifier, ours
 from pgoutlier.db.sql.statements import as_text, compose
@@ -40,6 +41,7 @@ def create(
         *source_views.views(source, source_columns, by_event_time=by_event_time).values(),
         source_views.share_rows(source),
         *(s for statements in challenger(source, source_columns).values() for s in statements),
+        *([] if source.score_partitions is None else [score_partitions.ahead(source)]),
     ]
 
 
@@ -48,6 +50,7 @@ def functions(source: SourceDefinition, source_columns: tuple[str, ...]) -> list
     return [
         *(write_back.functions(source) if source.write_columns else []),
         *queue_triggers.functions(source, source_columns),
+        *partition_objects.functions(source),
     ]
 
 
@@ -77,6 +80,7 @@ def drop(source: SourceDefinition) -> list[sql.Composed]:
         *queue_triggers.drop(source.name),
         *notice_objects.drop(source.name),
         *write_back.drop(source),
+        *partition_objects.drop(source.name),
         *history_objects.drop(source),
         compose("DROP TABLE IF EXISTS {table}", table=ours("scores", source.name)),
         *challenger_objects.drop(source),
@@ -140,11 +144,13 @@ CREATE TABLE {scores} (
     flagged boolean NOT NULL,
     top_features jsonb,
     PRIMARY KEY ({key})
-)""",
+){partitioned}""",
             scores=scores,
             columns=sql.SQL(", ").join(source.key.definitions()),
             key=source.key.ours(),
+            partitioned=partition_objects.clause(source),
         ),
+        *partition_objects.rest(source, "scores"),
         compose(
             "CREATE INDEX {name} ON {scores} (scored_at, reconstruction_error) WHERE flagged",
             name=identifier(f"scores_{source.name}_flagged_idx"),

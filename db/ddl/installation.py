@@ -14,6 +14,7 @@ from pgoutlier.db.ddl import (
     history_objects,
     migration_functions,
     notice_objects,
+    partition_objects,
     path_triggers,
     queue_triggers,
     source_views,
@@ -21,6 +22,7 @@ from pgoutlier.db.ddl import (
 )
 from pgoutlier.db.ddl.lock_waits import run_ddl
 from pgoutlier.db.errors import MissingPrivilege
+from pgoutlier.db.scoring import score_partitions
 from pgoutlier.db.source import catalog
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sql import locks
@@ -105,10 +107,10 @@ def repair(
 ) -> None:
     """Make triggers, functions and views again that somebody dropped, and those on our tables that somebody disabled.
 
-    Tables stay as they are, but for an index that they lack. Views of an earlier version of this program get the
-    columns that they lack. Triggers on the user's table that are there stay as they are, also disabled ones. on_table:
-    statements on the user's table; last: others. Tables are locked in the order in which workers do: the user's, the
-    scores, the queue.
+    Tables stay as they are, but for an index, or a default partition, that they lack. Views of an earlier version of
+    this program get the columns that they lack. Triggers on the user's table that are there stay as they are, also
+    disabled ones. on_table: statements on the user's table; last: others. Tables are locked in the order in which
+    workers do: the user's, the scores, the queue.
     """
     add_challenger_objects(connection, definition, columns)
     by_event_time = _by_event_time(connection, definition)
@@ -132,6 +134,11 @@ def repair(
             *missing,
             *core_objects.score_triggers(definition),
             *([] if _has_time_index(connection, definition) else [core_objects.time_index(definition)]),
+            *(
+                s
+                for kind in _without_rest(connection, definition)
+                for s in partition_objects.rest(definition, kind)
+            ),
             *followers,
             *_views_to_mend(connection, definition, columns),
             *_barriers(connection, definition),
@@ -290,11 +297,26 @@ def lacks(connection: Connection, definition: SourceDefinition) -> list[str]:
             lacking.append(f"{view.name}.{source_views.VERDICT_COLUMN}")
     if not _has_time_index(connection, definition):
         lacking.append(core_objects.time_index_name(definition.name))
+    lacking += [
+        score_partitions.name(kind, definition.name) for kind in _without_rest(connection, definition)
+    ]
     return lacking + [_view(definition, kind).name for kind in lacks_for_challenger(connection, definition)]
 
 
 def _has_time_index(connection: Connection, definition: SourceDefinition) -> bool:
     return catalog.exists(connection, Relation(SCHEMA, core_objects.time_index_name(definition.name)))
+
+
+def _without_rest(connection: Connection, definition: SourceDefinition) -> list[str]:
+    """Kinds of tables in partitions whose default one is gone, so that there are times without a place."""
+    if definition.score_partitions is None:
+        return []
+    return [
+        kind
+        for kind in score_partitions.KINDS
+        if catalog.exists(connection, _view(definition, kind))
+        and not catalog.exists(connection, Relation(SCHEMA, score_partitions.name(kind, definition.name)))
+    ]
 
 
 def add_challenger_objects(

@@ -59,7 +59,7 @@ def tables(
             continue
         table = ours(kind, source.name)
         if len(new.types) == len(old.types):
-            statements += _retyped(table, new.names, new, key_types.scalar_type, empty=empty)
+            statements += _retyped(table, new.names, old, new, key_types.scalar_type, empty=empty)
             continue
         statements.append(_exchanged(table, old.names, new.definitions()))
         if is_primary:
@@ -76,15 +76,22 @@ def queue(source: SourceDefinition, definition: SourceDefinition, *, empty: bool
         return []
     table = ours("queue", source.name)
     if len(new.types) == len(old.types):
-        changed = _retyped(table, new.array_names, new, key_types.array_type, empty=empty)
+        changed = _retyped(table, new.array_names, old, new, key_types.array_type, empty=empty)
     else:
         changed = [_exchanged(table, old.array_names, new.array_definitions())]
     return [*changed, *core_objects.uncompressed(definition)]
 
 
 def _retyped(
-    table: sql.Composable, names: tuple[str, ...], new: Key, type_of: Callable[[str], sql.SQL], *, empty: bool
+    table: sql.Composable,
+    names: tuple[str, ...],
+    old: Key,
+    new: Key,
+    type_of: Callable[[str], sql.SQL],
+    *,
+    empty: bool,
 ) -> list[sql.Composed]:
+    # Those that stay as they are may be what the table is partitioned by.
     changes = [
         compose(
             "ALTER COLUMN {c} TYPE {type} USING {using}::{type}",
@@ -92,7 +99,8 @@ def _retyped(
             type=type_of(kind),
             using=sql.SQL("NULL") if empty else identifier(name),
         )
-        for name, kind in zip(names, new.types, strict=True)
+        for name, before, kind in zip(names, old.types, new.types, strict=True)
+        if kind != before
     ]
     return [compose("ALTER TABLE {table} {changes}", table=table, changes=sql.SQL(", ").join(changes))]
 

@@ -17,6 +17,7 @@ from pgoutlier.db.ddl.notice_objects import QUIET_SETTING
 from pgoutlier.db.jobs.jobs import BACKFILL, REFLAG, RESCORE, Job
 from pgoutlier.db.scoring import queue
 from pgoutlier.db.scoring.queue import NEIGHBOUR, Claim, next_id
+from pgoutlier.db.source import expiry
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sql import key_ranges
 from pgoutlier.db.sql.identifiers import ours
@@ -30,8 +31,28 @@ def cut(connection: Connection, source: Source, job: Job, *, at_most: int) -> No
     """Make the ranges of the rows that there are to do now, so many in each."""
     run(
         connection,
-        key_ranges.plan(source.definition.key, _key(job.kind, source.definition), _to_do(source, job.kind)),
+        key_ranges.plan(
+            source.definition.key,
+            _key(job.kind, source.definition),
+            _to_do(connection, source, job.kind),
+        ),
         {**_params(source, job.version), "job": job.id, "size": at_most},
+    )
+
+
+def n_left_out(connection: Connection, source: Source, kind: str) -> int:
+    """Rows of the table that a job of this kind leaves out since they are too old to have a score."""
+    if kind != BACKFILL or source.definition.keep_scores_days is None:
+        return 0
+    return int(
+        one(
+            connection,
+            compose(
+                "SELECT count(*) FROM {relation} t WHERE NOT {kept}",
+                relation=source.definition.relation.sql(),
+                kept=expiry.kept(connection, source.definition, "t"),
+            ),
+        )
     )
 
 
@@ -86,7 +107,7 @@ def claim_rows(connection: Connection, source: Source, job: Job, keys: KeyRange)
             change=sql.Literal(NEIGHBOUR if definition.time_column else 0),
             key=_key(job.kind, definition).as_ours(),
             rescore=sql.Literal(job.kind == RESCORE),
-            to_do=_to_do(source, job.kind),
+            to_do=_to_do(connection, source, job.kind),
             within=key_ranges.within(_key(job.kind, definition)),
         ),
         {**_params(source, job.version), **keys.params},
@@ -138,7 +159,7 @@ def reflag(connection: Connection, source: Source, job: Job, keys: KeyRange) -> 
             " FROM place p, outlier.model_versions v WHERE {same} AND v.source_id = %(source)s"
             " AND v.version = %(version)s RETURNING s.flagged)"
             " SELECT count(*), count(*) FILTER (WHERE flagged) FROM written",
-            to_do=_to_do(source, REFLAG),
+            to_do=_to_do(connection, source, REFLAG),
             key=source.definition.key.ours("s"),
             same=source.definition.key.same("s", "p"),
             within=key_ranges.within(_key(REFLAG, source.definition)),
@@ -177,15 +198,16 @@ def _key(kind: str, source: SourceDefinition) -> KeyColumns:
     return source.key.in_theirs("t") if kind == BACKFILL else source.key.in_ours("s")
 
 
-def _to_do(source: Source, kind: str) -> sql.Composable:
+def _to_do(connection: Connection, source: Source, kind: str) -> sql.Composable:
     """FROM and WHERE of the rows that a job of this kind has to do, whatever it has done already."""
     scores = ours("scores", source.name)
     if kind == BACKFILL:
         return compose(
-            "{relation} t WHERE {known} AND NOT EXISTS (SELECT FROM {scores} s WHERE {same})"
+            "{relation} t WHERE {known} AND {kept} AND NOT EXISTS (SELECT FROM {scores} s WHERE {same})"
             " AND NOT EXISTS (SELECT FROM outlier.quarantine h WHERE h.source_id = %(source)s AND h.key = {text})",
             relation=source.definition.relation.sql(),
             known=source.definition.key.in_theirs("t").are_known(),
+            kept=expiry.kept(connection, source.definition, "t"),
             same=source.definition.key.is_of("t", "s"),
             text=source.definition.key.text_of_row("t"),
             scores=scores,

@@ -14,7 +14,8 @@ from uuid import UUID
 from psycopg import sql
 from sqlalchemy import Connection, Engine
 
-from pgoutlier.db.sql import locks
+from pgoutlier.db.sql import long_locks
+from pgoutlier.db.sql.long_locks import LongLock
 from pgoutlier.db.sql.statements import compose, one, records, run
 from pgoutlier.db.tables import TopFeature
 
@@ -64,9 +65,9 @@ class Retried:
     n_notices: int
 
 
-def deliverer(engine: Engine, source_id: int) -> AbstractContextManager[Connection | None]:
-    """The session of the only one who delivers for the source; None if that is another."""
-    return locks.held_by_session(engine, "webhook", source_id)
+def deliverer(engine: Engine, source_id: int) -> AbstractContextManager[LongLock | None]:
+    """The lock of the only one who delivers for the source; None if that is another."""
+    return long_locks.held(engine, "webhook", source_id)
 
 
 # Of the webhook w.

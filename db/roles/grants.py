@@ -11,9 +11,10 @@ from psycopg.errors import Diagnostic
 from sqlalchemy import Connection
 
 from pgoutlier.db import tables
-from pgoutlier.db.ddl import challenger_objects, source_views, written_columns
+from pgoutlier.db.ddl import challenger_objects, partition_objects, source_views, written_columns
 from pgoutlier.db.engine import driver_connection
 from pgoutlier.db.errors import SourceError, first_line
+from pgoutlier.db.scoring import score_partitions
 from pgoutlier.db.source import catalog
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sources import sources
@@ -38,6 +39,7 @@ _NOT_FOR_MONITORS: dict[str, tuple[str, ...]] = {
     "quarantine": ("key", "detail"),
     "schedules": ("args", "kwargs"),
     "beats": (),
+    "listeners": (),
     "notices": ("key", "reconstruction_error", "threshold", "top_features"),
     "deliveries": ("last_error",),
     "dead_letters": ("last_error",),
@@ -310,7 +312,20 @@ def _ours_of_source(
         *read,
         compose("GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} TO {role}", tables=written, role=to),
         *([compose("GRANT USAGE ON SEQUENCE {ids} TO {role}", ids=sql.SQL(ids), role=to)] if ids else []),
+        *_partitions(connection, source_name, to),
     ]
+
+
+def _partitions(connection: Connection, source_name: str, to: sql.Composable) -> list[sql.Composed]:
+    """What makes and drops partitions of the scores, where these have some."""
+    rest = Relation(SCHEMA, score_partitions.name("scores", source_name))
+    if not catalog.exists(connection, rest):
+        return []
+    made = [
+        compose("GRANT EXECUTE ON FUNCTION {f}(date) TO {role}", f=ours(kind, source_name), role=to)
+        for kind in partition_objects.FUNCTIONS
+    ]
+    return [*made, compose("GRANT SELECT ON {rest} TO {role}", rest=rest.sql(), role=to)]
 
 
 def _readable(relation: Relation, to: sql.Composable, columns: Sequence[str] = ()) -> list[sql.Composed]:

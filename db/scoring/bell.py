@@ -1,6 +1,7 @@
 """What a listener asks PostgreSQL: which rows of the queues are new, and the lock that says that it sleeps.
 
 A writer's trigger sends NOTIFY for a source only while a listener holds that lock, see db.ddl.queue_triggers.
+A listener behind a pooler takes no such lock, and hears nothing.
 """
 
 from __future__ import annotations
@@ -83,3 +84,13 @@ def wake_up(session: Session, sources: Collection[str]) -> None:
             "SELECT pg_advisory_unlock({lock}) FROM unnest(%s::text[]) AS n (name)", lock=_SLEEPS
         )
         session.execute(statement, (list(sources),))
+
+
+def note_looking(session: Session, listener: str) -> None:
+    """Note that a listener looks by itself, as no notification comes through a pooler; others are seen as sessions."""
+    session.execute(
+        "INSERT INTO outlier.listeners (name) VALUES (%s)"
+        " ON CONFLICT (name) DO UPDATE SET looked_at = clock_timestamp()",
+        (listener,),
+    )
+    session.execute("DELETE FROM outlier.listeners WHERE looked_at < now() - interval '1 day'")

@@ -77,9 +77,18 @@ def write(
             with connection.begin_nested():
                 _copy(connection, source, rows, features, model_version, into)
             return
-        except errors.UniqueViolation:
+        except (errors.UniqueViolation, errors.CheckViolation):
             pass
-    _upsert(connection, source, rows, features, model_version, into)
+    if source.score_partitions is None:
+        _upsert(connection, source, rows, features, model_version, into)
+        return
+    try:
+        with connection.begin_nested():
+            _upsert(connection, source, rows, features, model_version, into)
+    except (
+        errors.CheckViolation
+    ):  # it was on its way into the default partition when a new one took the row's place
+        _upsert(connection, source, rows, features, model_version, into)
 
 
 def _copy(

@@ -449,10 +449,11 @@ def array_lengths(connection: Connection, relation: Relation, column: str) -> se
 
 
 def server_facts(connection: Connection) -> dict[str, Any]:
-    """server_version_num, in_recovery, clock (timestamptz), max_connections."""
+    """server_version_num, server_version, in_recovery, clock, role, database, and since when the server runs."""
     return run_dicts(
         connection,
         "SELECT current_setting('server_version_num')::int AS server_version_num,"
         " current_setting('server_version') AS server_version, pg_is_in_recovery() AS in_recovery,"
-        " clock_timestamp() AS clock, current_user::text AS role, current_database()::text AS database",
+        " clock_timestamp() AS clock, current_user::text AS role, current_database()::text AS database,"
+        " pg_postmaster_start_time() AS started_at",
     )[0]

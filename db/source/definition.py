@@ -15,6 +15,7 @@ from pgoutlier.db.sql.identifiers import Relation, display, identifier
 from pgoutlier.db.sql.keys import Key
 from pgoutlier.db.sql.statements import compose
 
+MAX_KEEP_DAYS = 36_525  # a hundred years
 MAX_FEATURES = 1_500  # PostgreSQL returns at most 1,664 columns from one query
 
 # What attach --write-columns adds to the user's table, and how the comment on each begins, which says that it is ours.
@@ -129,6 +130,9 @@ class Feature(Frozen):
         return compose("{c}::double precision", c=column)
 
 
+# How far a partition of the scores reaches in time.
+Period = Literal["day", "week", "month", "year"]
+_TIMES = ("timestamptz", "timestamp", "date")
 KeyType = Literal["smallint", "integer", "bigint", "uuid", "text", "timestamptz", "timestamp", "date"]
 
 
@@ -166,6 +170,10 @@ class SourceDefinition(Frozen):
     write_columns: bool = False
     # Whether a row that comes late has the rows behind it, which count it among those before, scored again.
     rescores_late: bool = False
+    # The scores are partitioned by `key_time`, see db.scoring.score_partitions; None: they are one table.
+    score_partitions: Period | None = None
+    # How long scores are kept by `expires_by`, see db.source.expiry; None: until their row is gone.
+    keep_scores_days: int | None = Field(None, ge=1, le=MAX_KEEP_DAYS)
 
     @property
     def key(self) -> Key:
@@ -176,10 +184,19 @@ class SourceDefinition(Frozen):
         """What says which rows are the newest: the time column, else what of the key grows with time."""
         if self.time_column is not None:
             return self.time_column
-        key = self.key
-        in_order = zip(key.columns, key.types, strict=True)
-        times = [column for column, kind in in_order if kind in ("timestamptz", "timestamp", "date")]
-        return times[0] if times else key.columns[-1]
+        place = self.key_time
+        return self.key.columns[-1 if place is None else place]
+
+    @property
+    def key_time(self) -> int | None:
+        """The place in the key of its first column of times; None where it has none."""
+        return next((place for place, kind in enumerate(self.key.types) if kind in _TIMES), None)
+
+    @property
+    def expires_by(self) -> str | None:
+        """The column that says how old a row is: the time in its key, by which scores can be partitioned, else the
+        time column."""
+        return self.time_column if self.key_time is None else self.key.columns[self.key_time]
 
     @property
     def relation(self) -> Relation:

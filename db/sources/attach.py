@@ -21,7 +21,7 @@ from pgoutlier.db.source.definition import (
     KeyColumn,
     SourceDefinition,
 )
-from pgoutlier.db.sources import sources, table_key
+from pgoutlier.db.sources import keeping, sources, table_key
 from pgoutlier.db.sql.identifiers import (
     Relation,
     check_source_name,
@@ -54,6 +54,7 @@ class AttachRequest:
 
     write_columns, row_triggers: None leaves it as it is; the latter are made where a subscription writes the table.
     late: leave or rescore; None leaves it as it is.
+    partition_scores: a db.source.definition.Period, keep_scores: days, as in 400d, or forever; None leaves it as it is.
     """
 
     relation: str
@@ -68,6 +69,8 @@ class AttachRequest:
     write_columns: bool | None = None
     row_triggers: bool | None = None
     late: str | None = None
+    partition_scores: str | None = None
+    keep_scores: str | None = None
 
 
 def request_of(source: SourceDefinition) -> AttachRequest:
@@ -87,6 +90,8 @@ def request_of(source: SourceDefinition) -> AttachRequest:
         name=source.name,
         write_columns=source.write_columns,
         late=LATE[source.rescores_late],
+        partition_scores=source.score_partitions,
+        keep_scores=keeping.as_asked(source.keep_scores_days),
     )
 
 
@@ -127,9 +132,10 @@ def resolve(connection: Connection, request: AttachRequest) -> tuple[SourceDefin
         {*others.values(), *(c for f in features for c in f.columns if view is None or f.past)},
     )
     name = check_source_name(request.name) if request.name else default_source_name(table.relation)
+    present = sources.definition_of(connection, name)
     write_columns = request.write_columns
     if write_columns is None:
-        write_columns = sources.writes_columns(connection, name)
+        write_columns = present is not None and present.write_columns
     if write_columns:
         written_columns.check(connection, table)
     definition = SourceDefinition(
@@ -146,16 +152,19 @@ def resolve(connection: Connection, request: AttachRequest) -> tuple[SourceDefin
         entity_column=others.get("entity"),
         label_column=others.get("label"),
         write_columns=write_columns,
-        rescores_late=_rescores_late(connection, request, name, features),
+        rescores_late=_rescores_late(request, present, features),
+        score_partitions=keeping.period(request.partition_scores, present),
+        keep_scores_days=keeping.days(request.keep_scores, present),
     )
+    keeping.check(table, definition)
     return definition, table.own_columns
 
 
 def _rescores_late(
-    connection: Connection, request: AttachRequest, name: str, features: tuple[Feature, ...]
+    request: AttachRequest, present: SourceDefinition | None, features: tuple[Feature, ...]
 ) -> bool:
     if request.late is None:
-        return sources.rescores_late(connection, name)
+        return present is not None and present.rescores_late
     if request.late not in LATE:
         raise SourceError(f"--late {request.late!r} is none of {', '.join(LATE)}.")
     if request.late == LATE[1] and not any(feature.past for feature in features):

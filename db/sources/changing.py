@@ -12,7 +12,7 @@ from pgoutlier.db.errors import SourceError, first_line
 from pgoutlier.db.source import catalog, identity
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sql import key_types
-from pgoutlier.db.sql.identifiers import SCHEMA, Relation, as_argument, identifier, ours
+from pgoutlier.db.sql.identifiers import SCHEMA, Relation, as_argument, display, identifier, ours
 from pgoutlier.db.sql.statements import compose, run
 
 # Scores whose rows are looked for under another key, to see that the keys are the same.
@@ -25,6 +25,7 @@ def rekey(connection: Connection, source: Source, definition: SourceDefinition) 
     The tables of scores are written anew, and locked until the transaction ends. Returns the statements that do the
     same with the queue, to be run last. Raises SourceError if the keys cannot be the same ones.
     """
+    _check_partitions(source, definition)
     old, new = source.definition, definition.key.type_shown
     anew = f"to score all rows anew under it: pgoutlier adopt {source.name} --key {as_argument(definition.key.columns)}"
     if not rekeying.can_be_cast(old.key, definition.key):
@@ -51,6 +52,19 @@ def rekey(connection: Connection, source: Source, definition: SourceDefinition) 
     if not rekeying.keeps_order(old.key, definition.key):
         end_jobs(connection, source, "the type of the key has changed")
     return rekeying.queue(old, definition, empty=False)
+
+
+def _check_partitions(source: Source, definition: SourceDefinition) -> None:
+    """Raise SourceError if scores are partitioned by a column of the key that is another one now."""
+    old, new, place = source.definition.key, definition.key, source.definition.key_time
+    if source.definition.score_partitions is None or place is None:
+        return
+    if (len(old.types), place, old.types[place]) != (len(new.types), definition.key_time, new.types[place]):
+        raise SourceError(
+            f"The scores of {source.name} are partitioned by {display(old.columns[place])} ({old.types[place]}), and"
+            f" its key is {definition.key.shown} ({', '.join(new.types)}) now, under which they cannot stay; export the"
+            f" versions that are to stay (pgoutlier models export), then: pgoutlier detach {source.name}"
+        )
 
 
 def begin_upkeep_anew(connection: Connection, source_id: int, *, other_keys: bool = True) -> None:
@@ -108,6 +122,7 @@ def adopt(
 
     Raises SourceError if another source has that table.
     """
+    _check_partitions(source, definition)
     table = catalog.inspect(connection, definition.relation)
     _check_feature_view(connection, source, definition, table.oid)
     grants = installation.view_grants(connection, source.definition)

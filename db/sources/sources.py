@@ -78,14 +78,14 @@ def _source(row: dict[str, Any]) -> Source:
     )
 
 
+def definition_of(connection: Connection, name: str) -> SourceDefinition | None:
+    """The definition of a source, or None if there is none of this name."""
+    return next((source.definition for source in every(connection) if source.name == name), None)
+
+
 def writes_columns(connection: Connection, name: str) -> bool:
     """Whether there is a source of this name and its scores are kept in columns of its table as well."""
     return any(source.name == name and source.definition.write_columns for source in every(connection))
-
-
-def rescores_late(connection: Connection, name: str) -> bool:
-    """Whether there is a source of this name that has rows behind late ones scored again."""
-    return any(source.name == name and source.definition.rescores_late for source in every(connection))
 
 
 def set_promotion(connection: Connection, source_id: int, promotion: str) -> bool:
@@ -213,6 +213,9 @@ def _attach_again(
         of_queue = changing.rekey(connection, source, definition)
         record(connection, source.name, "rekey", f"{definition.key.shown} ({definition.key.type_shown})")
     changes = _column_changes(connection, source, definition)
+    if old.keep_scores_days != definition.keep_scores_days:
+        days = definition.keep_scores_days
+        record(connection, source.name, "keep_scores", "forever" if days is None else f"{days} days")
     run(
         connection,
         "UPDATE outlier.sources SET definition = %(definition)s WHERE id = %(id)s AND definition <> %(definition)s",
@@ -294,7 +297,16 @@ def _check_same(
         raise SourceError(
             f"{source.name} is the name of the source of {old.relation}; give {new.relation} another --name."
         )
-    in_place = {"write_columns", "rescores_late", "key_column", "key_type", "further_key_columns"}
+    if old.score_partitions != new.score_partitions:
+        raise SourceError(_other_partitions(source, new))
+    in_place = {
+        "write_columns",
+        "rescores_late",
+        "keep_scores_days",
+        "key_column",
+        "key_type",
+        "further_key_columns",
+    }
     if same_table:  # which has been renamed
         in_place |= {"relation_schema", "relation_name"}
     if [f.names for f in old.features] == [f.names for f in new.features]:  # whose types have changed
@@ -312,6 +324,16 @@ def _check_same(
     raise SourceError(
         f"{source.name} is attached already with another definition (different: {', '.join(different)});"
         f" detach it first: pgoutlier detach {source.name}"
+    )
+
+
+def _other_partitions(source: Source, new: SourceDefinition) -> str:
+    old = source.definition.score_partitions
+    now = "are in one table" if old is None else f"are partitioned by {old}"
+    return (
+        f"The scores of {source.name} {now}, which cannot be changed in place: to have them by {new.score_partitions},"
+        " export the versions that are to stay (pgoutlier models export), detach the source and attach it anew with"
+        f" --partition-scores {new.score_partitions} --backfill; or leave --partition-scores out."
     )
 
 

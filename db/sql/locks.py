@@ -1,4 +1,6 @@
-"""Advisory locks: each is known by a name, and held for one source or for all of them.
+"""Advisory locks: each is known by a name, and held for one source or for all of them, while a transaction lasts.
+
+Those that are held for longer are in db.sql.long_locks.
 
 PostgreSQL lets any session take any advisory lock of its database. So no row waits for one to be scored; and where one
 is not to be had, it is looked whether its holder is one of ours, for else nobody would find out what is waited for.
@@ -6,15 +8,11 @@ is not to be had, it is looked whether its holder is one of ours, for else nobod
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 
-import psycopg
 from psycopg import errors, sql
-from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection
 
 from pgoutlier.db.errors import LockTaken
 from pgoutlier.db.sql.identifiers import display
@@ -30,9 +28,6 @@ _OF_A_SOURCE = (
 )
 # How long one of ours is waited for before it is looked whether it is one of ours; then it is waited for on.
 _LOOK_EVERY = "1s"
-# Whoever asks whether a lock is free has it for less than this.
-_ASKED_SECONDS = 0.002
-_ASKED_TIMES = 5
 
 
 @dataclass(frozen=True)
@@ -94,7 +89,7 @@ def hold(connection: Connection, name: str, source_id: int | None = None) -> Non
 
     Raises LockTaken if a stranger has it.
     """
-    lock = _lock(name, source_id)
+    lock = numbers(name, source_id)
     if one(connection, compose("SELECT pg_try_advisory_xact_lock({lock})", lock=lock)):
         return
     before = one(connection, "SELECT current_setting('lock_timeout')")
@@ -109,70 +104,19 @@ def hold(connection: Connection, name: str, source_id: int | None = None) -> Non
 
 def try_hold(connection: Connection, name: str, source_id: int) -> bool:
     """Whether the lock was free, and is held until the transaction ends. Raises LockTaken if a stranger has it."""
-    lock = _lock(name, source_id)
+    lock = numbers(name, source_id)
     taken = bool(one(connection, compose("SELECT pg_try_advisory_xact_lock({lock})", lock=lock)))
     if not taken:
         refuse_strangers(connection, name)
     return taken
 
 
-def _lock(name: str, source_id: int | None) -> sql.Composable:
+def numbers(name: str, source_id: int | None) -> sql.Composable:
+    """SQL for the number, or the two, that PostgreSQL knows a lock by."""
     known_by = number(sql.Literal(name))
     return known_by if source_id is None else compose("{n}, {s}", n=known_by, s=sql.Literal(source_id))
 
 
 def is_free(name: str, source_id: int) -> sql.Composable:
     """SQL that tells whether nobody holds or shares a lock at this moment."""
-    return compose("pg_try_advisory_xact_lock({lock})", lock=_lock(name, source_id))
-
-
-@contextmanager
-def held_by_session(engine: Engine, name: str, source_id: int) -> Iterator[Connection | None]:
-    """A session outside of the pool that has the lock, or None where another one has it.
-
-    The session's end frees the lock, whatever ends it. No transaction is open meanwhile, however long that is.
-    Raises LockTaken if a stranger has it.
-    """
-    lock = _lock(name, source_id)
-    take = compose("SELECT pg_try_advisory_lock({lock})", lock=lock)
-    with _session(engine, take, compose("SELECT pg_advisory_unlock({lock})", lock=lock)) as (session, taken):
-        if not taken:
-            with session.begin():
-                refuse_strangers(session, name)
-        yield session if taken else None
-
-
-@contextmanager
-def shared_by_session(engine: Engine, name: str, source_id: int) -> Iterator[None]:
-    """Share the lock with other sessions, likewise, for whom it matters that it `is_free`.
-
-    Goes on without it where somebody has it for longer than one takes to ask whether it is free.
-    """
-    lock = _lock(name, source_id)
-    take = compose("SELECT pg_try_advisory_lock_shared({lock})", lock=lock)
-    give_back = compose("SELECT pg_advisory_unlock_shared({lock})", lock=lock)
-    with _session(engine, take, give_back, n_tries=_ASKED_TIMES):
-        yield
-
-
-@contextmanager
-def _session(
-    engine: Engine, take: sql.Composed, give_back: sql.Composed, *, n_tries: int = 1
-) -> Iterator[tuple[Connection, bool]]:
-    """(a session outside of the pool, whether it took the lock)."""
-    with engine.connect() as connection:
-        connection.detach()
-        with connection.begin():
-            taken = bool(one(connection, take))
-            for _ in range(n_tries - 1):
-                if taken:
-                    break
-                time.sleep(_ASKED_SECONDS)
-                taken = bool(one(connection, take))
-        try:
-            yield connection, taken
-        finally:
-            # Free at once: of a session that ends the server hears only some time after this.
-            if taken:
-                with suppress(SQLAlchemyError, psycopg.Error), connection.begin():
-                    run(connection, give_back)
+    return compose("pg_try_advisory_xact_lock({lock})", lock=numbers(name, source_id))

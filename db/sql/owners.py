@@ -28,6 +28,8 @@ _OF_SOURCES = (
     "enqueue_insert",
     "enqueue_update",
     "keep_history",
+    "make_scores",
+    "drop_scores",
     "notice_insert",
     "notice_update",
     "write_columns",
@@ -76,7 +78,8 @@ def of_source(connection: Connection, source_name: str, role: str | None = None)
         (f"scores_{source_name}",),
     )
     trusted = [schema_owner(connection), *([attacher] if attached and attacher else [])]
-    return [found for found in _foreign(connection, role, trusted) if found.name in names]
+    # A partition has the name of its table before a dollar sign.
+    return [f for f in _foreign(connection, role, trusted) if f.name.partition("$")[0] in names]
 
 
 def schema_owner(connection: Connection) -> str:

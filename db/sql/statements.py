@@ -52,6 +52,13 @@ def dollar_quote(body: str) -> sql.SQL:
     return sql.SQL(f"${tag}$")
 
 
+def _driver(connection: Connection) -> psycopg.Connection[Any]:
+    """In a transaction that SQLAlchemy has begun, if need be now: the driver would begin one without our settings."""
+    if not connection.in_transaction():
+        connection.begin()
+    return driver_connection(connection)
+
+
 def run(
     connection: Connection,
     statement: sql.SQL | sql.Composed | LiteralString,
@@ -61,7 +68,7 @@ def run(
 ) -> psycopg.Cursor[Any]:
     """Execute with parameters (always, see db.sql.identifiers.identifier); rows come as tuples."""
     query = sql.SQL(statement) if isinstance(statement, str) else statement
-    return driver_connection(connection).execute(query, params, binary=binary)
+    return _driver(connection).execute(query, params, binary=binary)
 
 
 def run_dicts(
@@ -69,7 +76,7 @@ def run_dicts(
 ) -> list[dict[str, Any]]:
     """Execute and return every row as a dict."""
     query = sql.SQL(statement) if isinstance(statement, str) else statement
-    with driver_connection(connection).cursor(row_factory=dict_row) as cursor:
+    with _driver(connection).cursor(row_factory=dict_row) as cursor:
         return cursor.execute(query, params).fetchall()
 
 
@@ -79,7 +86,7 @@ def users_rows(connection: Connection, statement: sql.Composed, params: Params =
     A value that Python has no object for is there as the text that PostgreSQL prints: infinite times, years before
     Christ or of five digits, 24 o'clock, ranges and arrays of such.
     """
-    with driver_connection(connection).cursor() as cursor:
+    with _driver(connection).cursor() as cursor:
         result = cursor.execute(statement, params).pgresult
         if result is None:
             return []
@@ -117,7 +124,7 @@ def records(
 ) -> list[Record]:
     """Execute and return every row as one of these dataclasses, whose fields are named like the columns."""
     query = sql.SQL(statement) if isinstance(statement, str) else statement
-    with driver_connection(connection).cursor(row_factory=class_row(kind)) as cursor:
+    with _driver(connection).cursor(row_factory=class_row(kind)) as cursor:
         return cursor.execute(query, params).fetchall()
 
 
@@ -142,7 +149,7 @@ def binary_rows(
 
     And the pg_type.oid of each column.
     """
-    with driver_connection(connection).cursor(binary=True) as cursor:
+    with _driver(connection).cursor(binary=True) as cursor:
         result = cursor.execute(statement, params).pgresult
         if result is None:
             return [], ()
@@ -153,7 +160,7 @@ def binary_rows(
 
 def copy_in(connection: Connection, statement: sql.Composed, blocks: Iterable[memoryview | bytes]) -> None:
     """Send blocks to a COPY ... FROM STDIN."""
-    with driver_connection(connection).cursor() as cursor, cursor.copy(statement, ()) as copy:
+    with _driver(connection).cursor() as cursor, cursor.copy(statement, ()) as copy:
         for block in blocks:
             copy.write(cast(bytes, block))
 
@@ -170,8 +177,11 @@ def blames_rows(state: str | None) -> bool:
 
 
 def lost_connection(error: BaseException) -> bool:
-    """Whether the server could not be reached, or no longer: not an error in what it was asked or has answered."""
+    """Whether the server could not be reached, or no longer: not an error in what it was asked or has answered.
+
+    A pooler says in words, with a SQLSTATE of class 08, that it cannot reach the server or gives up waiting for it.
+    """
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
     original = getattr(error, "orig", error)
-    return isinstance(original, psycopg.OperationalError) and original.sqlstate is None
+    return isinstance(original, psycopg.OperationalError) and (original.sqlstate or "08").startswith("08")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection
@@ -12,7 +12,7 @@ from pgoutlier.db.drift import drift_reports
 from pgoutlier.db.drift.drift_reports import DriftReport
 from pgoutlier.db.notices import notices
 from pgoutlier.db.notices.notices import NoticeFigures
-from pgoutlier.db.scoring import queue
+from pgoutlier.db.scoring import queue, score_partitions
 from pgoutlier.db.source import catalog
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sources import sources
@@ -21,6 +21,9 @@ from pgoutlier.db.sql.statements import compose, one, show_what_policies_allow, 
 from pgoutlier.db.training import training_runs
 from pgoutlier.db.training.training_runs import TrainingRun
 from pgoutlier.db.versions import aliases
+
+# A listener behind a pooler notes every five seconds that it looks.
+_LATE = timedelta(seconds=20)
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,11 @@ class SourceFigures:
     training: TrainingRun | None
     drift: DriftFigures | None
     notices: NoticeFigures | None
+    # What scores are partitioned by, how many lie outside of the partitions as PostgreSQL estimates them, and how long
+    # they are kept; None where they are one table, and where they are kept with their rows.
+    score_partitions: str | None
+    n_outside_partitions: int | None
+    keep_scores_days: int | None
     problem: str | None
 
 
@@ -84,8 +92,15 @@ def describe(connection: Connection, source: Source, *, with_queue: bool = True)
         training=training_runs.newest(connection, source.id),
         drift=_drift(drift[0]) if drift else None,
         notices=notices.figures(connection, source.name),
+        score_partitions=source.definition.score_partitions,
+        n_outside_partitions=_outside(connection, source.definition),
+        keep_scores_days=source.definition.keep_scores_days,
         problem=source.table_problem or source.last_problem or (None if depth else _unreadable(connection)),
     )
+
+
+def _outside(connection: Connection, source: SourceDefinition) -> int | None:
+    return None if source.score_partitions is None else score_partitions.n_outside(connection, source)
 
 
 def _unreadable(connection: Connection) -> str:
@@ -102,21 +117,25 @@ def _estimate(connection: Connection, source: SourceDefinition) -> int:
     return int(
         one(
             connection,
-            "SELECT coalesce(n_live_tup, 0) FROM pg_stat_user_tables"
-            " WHERE schemaname = 'outlier' AND relname = %s",
-            (f"scores_{source.name}",),
+            compose(
+                "SELECT coalesce(sum(pg_stat_get_live_tuples(c.oid)), 0)::bigint FROM (SELECT %s::text AS name) s,"
+                " LATERAL {tables}",
+                tables=score_partitions.TABLES_OF_SCORES,
+            ),
+            (source.name,),
         )
-        or 0
     )
 
 
 def listeners(connection: Connection) -> int:
-    """How many listener processes are connected."""
+    """How many listener processes are connected, or behind a pooler have looked into the queues of late."""
     return int(
         one(
             connection,
-            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgoutlier listener'"
-            " AND datname = current_database()",
+            "SELECT (SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgoutlier listener'"
+            " AND datname = current_database())"
+            " + (SELECT count(*) FROM outlier.listeners WHERE looked_at > now() - %s::interval)",
+            (_LATE,),
         )
     )
 

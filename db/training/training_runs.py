@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
@@ -10,9 +11,17 @@ from typing import Any
 from psycopg.types.json import Jsonb
 from sqlalchemy import Connection, Engine, func, select
 
-from pgoutlier.db.sql import locks
-from pgoutlier.db.sql.statements import one, run
+from pgoutlier.db.scoring.score_partitions import TABLES_OF_SCORES
+from pgoutlier.db.sql import long_locks
+from pgoutlier.db.sql.long_locks import LongLock
+from pgoutlier.db.sql.statements import compose, one, run
 from pgoutlier.db.tables import JsonObject, training_runs
+
+# Scores of a source s that were written since the statistics began.
+_N_SCORED = compose(
+    "(SELECT sum(pg_stat_get_tuples_inserted(c.oid) + pg_stat_get_tuples_updated(c.oid)) FROM {tables})",
+    tables=TABLES_OF_SCORES,
+)
 
 
 @dataclass(frozen=True)
@@ -33,9 +42,9 @@ class TrainingRun:
     started_at: datetime
 
 
-def trainer(engine: Engine, source_id: int) -> AbstractContextManager[Connection | None]:
-    """The session of the only one who trains the source, so that a killed process frees it; None if that is another."""
-    return locks.held_by_session(engine, "training", source_id)
+def trainer(engine: Engine, source_id: int) -> AbstractContextManager[LongLock | None]:
+    """The lock of the only one who trains the source, which a killed process frees; None if that is another."""
+    return long_locks.held(engine, "training", source_id)
 
 
 def start_run(connection: Connection, source_id: int, *, recipe: JsonObject, seed: int) -> int:
@@ -52,12 +61,26 @@ def start_run(connection: Connection, source_id: int, *, recipe: JsonObject, see
     return int(
         one(
             connection,
-            "INSERT INTO outlier.training_runs (source_id, recipe, seed, n_scored_before)"
-            " SELECT s.id, %s, %s, (SELECT n_tup_ins + n_tup_upd FROM pg_stat_user_tables"
-            " WHERE schemaname = 'outlier' AND relname = 'scores_' || s.name)"
-            " FROM outlier.sources s WHERE s.id = %s RETURNING id",
+            compose(
+                "INSERT INTO outlier.training_runs (source_id, recipe, seed, n_scored_before)"
+                " SELECT s.id, %s, %s, {n_scored} FROM outlier.sources s WHERE s.id = %s RETURNING id",
+                n_scored=_N_SCORED,
+            ),
             (Jsonb(recipe), seed, source_id),
         )
+    )
+
+
+def forget_scored(connection: Connection, source_id: int, tables: Sequence[str]) -> None:
+    """Before tables of scores are dropped, with what the statistics know of them: what is new since the last run stays
+    as many."""
+    run(
+        connection,
+        "UPDATE outlier.training_runs r SET n_scored_before = n_scored_before"
+        " - (SELECT coalesce(sum(pg_stat_get_tuples_inserted(c) + pg_stat_get_tuples_updated(c)), 0)"
+        " FROM (SELECT to_regclass(t) AS c FROM unnest(%(tables)s::text[]) t) t)"
+        " WHERE r.id = (SELECT max(id) FROM outlier.training_runs WHERE source_id = %(source)s)",
+        {"source": source_id, "tables": list(tables)},
     )
 
 
@@ -111,14 +134,15 @@ def sources_to_retrain(
     return dict(
         run(
             connection,
-            "SELECT s.name, coalesce(last.id, 0) FROM outlier.sources s"
-            " LEFT JOIN LATERAL (SELECT r.id, r.started_at, r.n_scored_before FROM outlier.training_runs r"
-            " WHERE r.source_id = s.id ORDER BY r.id DESC LIMIT 1) last ON true"
-            " WHERE EXISTS (SELECT FROM outlier.model_versions v WHERE v.source_id = s.id)"
-            " AND (last.started_at IS NULL OR last.started_at <= now() - make_interval(secs => %(seconds)s)"
-            " OR %(rows)s > 0 AND (SELECT n_tup_ins + n_tup_upd FROM pg_stat_user_tables"
-            " WHERE schemaname = 'outlier' AND relname = 'scores_' || s.name)"
-            " - last.n_scored_before >= %(rows)s) ORDER BY s.name",
+            compose(
+                "SELECT s.name, coalesce(last.id, 0) FROM outlier.sources s"
+                " LEFT JOIN LATERAL (SELECT r.id, r.started_at, r.n_scored_before FROM outlier.training_runs r"
+                " WHERE r.source_id = s.id ORDER BY r.id DESC LIMIT 1) last ON true"
+                " WHERE EXISTS (SELECT FROM outlier.model_versions v WHERE v.source_id = s.id)"
+                " AND (last.started_at IS NULL OR last.started_at <= now() - make_interval(secs => %(seconds)s)"
+                " OR %(rows)s > 0 AND {n_scored} - last.n_scored_before >= %(rows)s) ORDER BY s.name",
+                n_scored=_N_SCORED,
+            ),
             {"seconds": older_than_seconds, "rows": after_rows},
         ).fetchall()
     )

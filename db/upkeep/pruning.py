@@ -1,5 +1,5 @@
-"""Removing what belongs to rows of the user's that are gone, a stretch of the keys in each transaction, and what is
-older than it is kept."""
+"""Removing what belongs to rows of the user's that are gone, or older than scores are kept, a stretch of the keys in
+each transaction, and what is older than it is kept."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from psycopg import sql
 from sqlalchemy import Connection
 
 from pgoutlier.db.ddl import installation
-from pgoutlier.db.source import catalog, identity
+from pgoutlier.db.source import catalog, expiry, identity
 from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sql.identifiers import SCHEMA, Relation, identifier, ours
 from pgoutlier.db.sql.key_ranges import Stretch
@@ -26,17 +26,19 @@ _ENDED = sql.SQL("status <> 'running'")
 @dataclass(frozen=True)
 class Prunable:
     """Rows of ours that there is a turn over, o in SQL. task: its name. gone: the condition on those of a stretch that
-    are to go."""
+    are to go. partitioned: they lie in several tables."""
 
     task: str
     keys: Keys
     gone: Callable[[Stretch], sql.Composable]
+    partitioned: bool = False
 
 
 def prunable(connection: Connection, source: Source, *, keep_history_days: int) -> list[Prunable]:
-    """Scores and quarantine entries without a row, scores of challengers that say nothing any more, and earlier scores
-    without a row or replaced longer ago than that; what there is of it, and this role may remove."""
-    found = [_scores(connection, source), _quarantine(source)]
+    """Scores and quarantine entries without a row that may have one, scores of challengers that say nothing any more,
+    and earlier scores without such a row or replaced longer ago than that; what there is of it, and this role may
+    remove."""
+    found = [_scores(connection, source), _quarantine(connection, source)]
     if "shadow_scores" not in installation.lacks_for_challenger(connection, source.definition):
         found.append(_challenger_scores(source))
     if catalog.has_table_privilege(connection, Relation(SCHEMA, f"score_history_{source.name}"), "DELETE"):
@@ -49,20 +51,43 @@ def remove(connection: Connection, source: Source, what: Prunable, stretch: Stre
 
     Raises TableReplaced if it was another table that was read.
     """
-    n_removed = run(
-        connection,
-        compose(
-            # By ctid: what is written anew meanwhile has moved, and stays. As an array, since a join would be planned
-            # as one with the whole table.
+    parts = {
+        "table": what.keys.relation.sql(),
+        "rows": what.keys.rows,
+        "stretch": stretch.has(what.keys.key),
+        "gone": what.gone(stretch),
+    }
+    if what.partitioned:
+        n_removed = _remove_from_partitions(connection, source.definition.key, parts)
+    else:
+        # By ctid: what is written anew meanwhile has moved, and stays. As an array, since a join would be planned as
+        # one with the whole table.
+        statement = compose(
             "DELETE FROM {table} d WHERE d.ctid = ANY (ARRAY("
             "SELECT o.ctid FROM {rows} AND {stretch} AND {gone}))",
-            table=what.keys.relation.sql(),
-            rows=what.keys.rows,
-            stretch=stretch.has(what.keys.key),
-            gone=what.gone(stretch),
-        ),
-    ).rowcount
+            **parts,
+        )
+        n_removed = run(connection, statement).rowcount
     identity.check(connection, source)
+    return n_removed
+
+
+def _remove_from_partitions(connection: Connection, key: Key, parts: dict[str, sql.Composable]) -> int:
+    """The same of rows in partitions, where a ctid is that of a row in each.
+
+    Joined by key, by which the one partition is found; by ctid all of them would be looked into for each row.
+    """
+    statement = compose(
+        "WITH found AS MATERIALIZED (SELECT {keys}, o.tableoid AS partition, o.ctid AS place FROM {rows} AND {stretch}"
+        " AND {gone}) DELETE FROM {table} o USING found f WHERE {stretch} AND {same} AND o.tableoid = f.partition"
+        " AND o.ctid = f.place",
+        keys=key.ours("o"),
+        same=key.same("o", "f"),
+        **parts,
+    )
+    run(connection, "SET LOCAL enable_tidscan = off")
+    n_removed = run(connection, statement).rowcount
+    run(connection, "SET LOCAL enable_tidscan TO DEFAULT")
     return n_removed
 
 
@@ -92,26 +117,36 @@ def _keys(source: Source, kind: str) -> Keys:
 
 
 def _scores(connection: Connection, source: Source) -> Prunable:
-    return Prunable("scores", _keys(source, "scores"), _without_row(connection, source, "scores"))
+    return Prunable(
+        "scores",
+        _keys(source, "scores"),
+        _without_row(connection, source, "scores"),
+        partitioned=source.definition.score_partitions is not None,
+    )
 
 
 def _without_row(connection: Connection, source: Source, kind: str) -> Callable[[Stretch], sql.Composable]:
-    """The condition on o that the user's row is gone."""
+    """The condition on o that the user's row is gone, or older than scores are kept."""
     definition = source.definition
     key, relation = definition.key, definition.relation.sql()
+    kept = expiry.kept(connection, definition, "t")
     if not sweeping.same_order(connection, definition):
         missing = compose(
-            "NOT EXISTS (SELECT FROM {relation} t WHERE {same})", relation=relation, same=key.is_of("t", "o")
+            "NOT EXISTS (SELECT FROM {relation} t WHERE {same} AND {kept})",
+            relation=relation,
+            same=key.is_of("t", "o"),
+            kept=kept,
         )
         return lambda _: missing
     return lambda stretch: _among(
         key,
         ours(kind, source.name),
         compose(
-            "SELECT {row} FROM {relation} t WHERE {stretch}",
+            "SELECT {row} FROM {relation} t WHERE {stretch} AND {kept}",
             row=key.theirs("t"),
             relation=relation,
             stretch=stretch.has(key.in_theirs("t")),
+            kept=kept,
         ),
         stretch,
     )
@@ -158,7 +193,12 @@ def _challenger_scores(source: Source) -> Prunable:
             ),
         )
 
-    return Prunable("challenger", _keys(source, "shadow_scores"), gone)
+    return Prunable(
+        "challenger",
+        _keys(source, "shadow_scores"),
+        gone,
+        partitioned=source.definition.score_partitions is not None,
+    )
 
 
 def _history(connection: Connection, source: Source, days: int) -> Prunable:
@@ -174,14 +214,15 @@ def _history(connection: Connection, source: Source, days: int) -> Prunable:
     )
 
 
-def _quarantine(source: Source) -> Prunable:
+def _quarantine(connection: Connection, source: Source) -> Prunable:
     relation = Relation(SCHEMA, "quarantine")
     rows = compose(
         "{table} o WHERE o.source_id = {source_id}", table=relation.sql(), source_id=sql.Literal(source.id)
     )
     gone = compose(
-        "NOT EXISTS (SELECT FROM {relation} t WHERE {same})",
+        "NOT EXISTS (SELECT FROM {relation} t WHERE {same} AND {kept})",
         relation=source.definition.relation.sql(),
+        kept=expiry.kept(connection, source.definition, "t"),
         same=source.definition.key.is_text_of("t", sql.SQL("o.key")),
     )
     as_text = Key(("key",), ("text",))

@@ -11,7 +11,7 @@ from psycopg import sql
 from sqlalchemy import Connection
 
 from pgoutlier.db.scoring import queue
-from pgoutlier.db.source import catalog
+from pgoutlier.db.source import catalog, expiry
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sql.identifiers import SCHEMA, Relation, identifier, ours
 from pgoutlier.db.sql.key_ranges import Stretch
@@ -46,15 +46,18 @@ def enter(connection: Connection, source: Source, stretch: Stretch) -> int:
     """Queue the rows in a stretch of keys that were missed. Returns how many.
 
     Rows written by transactions before source.attached_xid are left alone (they were there before attach); where that
-    is None they are taken too. Raises TableReplaced if it was another table that was read.
+    is None they are taken too. Those that are too old to have a score never are. Raises TableReplaced if it was
+    another table that was read.
     """
     keys = keys_of(source.definition)
     candidates = compose(
-        "SELECT {key} FROM {rows} AND {stretch} AND {newer}",
+        "SELECT {key} FROM {rows} AND {stretch} AND {newer} AND {kept}",
         key=keys.key.as_ours(),
         rows=keys.rows,
         stretch=stretch.has(keys.key),
         newer=_newer(connection, source),
+        # Not in `rows`, which the ends of stretches are sought in: those may lie behind many that are too old.
+        kept=expiry.kept(connection, source.definition, "t"),
     )
     return queue.enter_missing(
         connection, source, _without(connection, source.definition, candidates, stretch)
@@ -122,12 +125,13 @@ def enter_new(connection: Connection, source: Source, since: str) -> tuple[int, 
         return enter(connection, source, stretch), stretch.up_to
     moment = compose("t.{time}", time=identifier(definition.time_column or ""))
     rows = compose(
-        "SELECT {key} FROM {rows} AND {moment} >= {since} AND {newer} ORDER BY {order} LIMIT {at_most}",
+        "SELECT {key} FROM {rows} AND {moment} >= {since} AND {newer} AND {kept} ORDER BY {order} LIMIT {at_most}",
         key=definition.key.theirs_as_ours("t"),
         rows=keys_of(definition).rows,
         moment=moment,
         since=sql.Literal(since),
         newer=_newer(connection, source),
+        kept=expiry.kept(connection, definition, "t"),
         order=catalog.newest_first(connection, definition.relation, definition.time_column or "", "t"),
         at_most=sql.Literal(turns.KEYS_PER_STRETCH),
     )

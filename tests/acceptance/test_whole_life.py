@@ -23,6 +23,8 @@ ATTACH = (
     *("attach", "shop.payments", "--features", "amount,items,online,hour(paid_at)"),
     *("--time", "paid_at", "--entity", "customer", "--label", "is_fraud"),
 )
+# Where the key has a time: in partitions, and for longer than any row here is old.
+KEPT = {"id,paid_at": ("--partition-scores", "week", "--keep-scores", "3000d")}
 GATE = "metrics -> 'gate' ->> 'reason'"
 
 
@@ -75,7 +77,7 @@ def attach_and_train(life: Life) -> None:
         connection.execute("TRUNCATE outlier.schedules, outlier.schedule_events, outlier.beats")
     with ThreadPoolExecutor(1) as starting:
         ready = starting.submit(start_processes, stack)
-        assert "as source payments" in life.run(*ATTACH, "--key", life.key)
+        assert "as source payments" in life.run(*ATTACH, "--key", life.key, *KEPT.get(life.key, ()))
         life.run("db", "grant", "ana")
         assert "It is the champion" in life.run("train", "payments")
         ready.result()

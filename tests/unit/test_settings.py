@@ -35,6 +35,8 @@ def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     [
         ("DATABASE_URL", f"mysql://root:{SECRET}@host/db"),
         ("DATABASE_URL", SECRET),
+        ("DATABASE_DIRECT_URL", f"mysql://root:{SECRET}@host/db"),
+        ("DATABASE_DIRECT_URL", f"postgresql://root:{SECRET}@{SECRET}@host/db"),
         ("BROKER_URL", f"amqp://guest:{SECRET}@host"),
         ("LOG_FORMAT", SECRET),
         ("BATCH_ROWS", SECRET),
@@ -69,10 +71,20 @@ def test_every_complaint_is_made_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_an_empty_url_is_none_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("DATABASE_URL", "BROKER_URL"):
+    for name in ("DATABASE_URL", "DATABASE_DIRECT_URL", "BROKER_URL"):
         monkeypatch.setenv(f"PGOUTLIER_{name}", "")
     settings = load_settings()
-    assert (settings.database_url, settings.broker_url) == (None, None)
+    assert (settings.database_url, settings.database_direct_url, settings.broker_url) == (None, None, None)
+
+
+def test_a_direct_url_alone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server would be started beside it, and another database be listened to."""
+    monkeypatch.setenv("PGOUTLIER_DATABASE_DIRECT_URL", f"postgresql://me:{SECRET}@host/db")
+    for url in ("", "embedded"):
+        monkeypatch.setenv("PGOUTLIER_DATABASE_URL", url)
+        with pytest.raises(SettingsError, match="PGOUTLIER_DATABASE_DIRECT_URL is set and") as raised:
+            load_settings()
+        assert SECRET not in raised.value.sentence
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,7 @@ def _follow(runtime: Runtime, started: Started, *, here: bool, no_wait: bool, as
             )
     job = job_control.described(runtime, started.id)
     if as_json:
-        print_json({**vars(job), "made": started.made})
+        print_json({**vars(job), "made": started.made, "n_left_out": started.n_left_out})
     else:
         _print(job, started)
     if job.status == "failed":
@@ -244,3 +244,10 @@ def _print(job: JobFigures, started: Started) -> None:
         f" {job.id}",
     }
     console.print(said[job.status], highlight=False, markup=False, soft_wrap=True)
+    if started.n_left_out:
+        console.print(left_out_text(started), highlight=False, soft_wrap=True)
+
+
+def left_out_text(started: Started) -> str:
+    """What a backfill leaves out."""
+    return f"{started.n_left_out:,} rows are older than scores are kept, and left out."

@@ -10,13 +10,14 @@ from typing import Annotated
 import typer
 
 from pgoutlier import detector
-from pgoutlier.db.source.definition import WRITTEN_COLUMNS
+from pgoutlier.db.source.definition import WRITTEN_COLUMNS, SourceDefinition
 from pgoutlier.db.sources.attach import AttachRequest
 from pgoutlier.db.sources.suggesting import Suggestion
 from pgoutlier.detector import Recipe
 from pgoutlier.worker import tasks
 from pgoutlier.worker.cli.arguments import AsJson, CommandOfKeys, SourceName
 from pgoutlier.worker.cli.context import open_runtime
+from pgoutlier.worker.cli.jobs import left_out_text
 from pgoutlier.worker.console import console, new_bar, print_json, print_table
 from pgoutlier.worker.jobs import job_control
 from pgoutlier.worker.runtime import Runtime
@@ -110,6 +111,20 @@ def attach(
             "--suggest", help="Look at the table, print a list of features with reasons, and change nothing."
         ),
     ] = False,
+    partition_scores: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep the scores in partitions by the time in the key: day, week, month or year. They are made ahead,"
+            " and dropped with the rows of theirs. For a new source."
+        ),
+    ] = None,
+    keep_scores: Annotated[
+        str | None,
+        typer.Option(
+            help="How long scores are kept, by the time in the key or else --time: days such as 400d, or forever, which"
+            " is until their row is gone. By default as it is."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the SQL and change nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -137,6 +152,8 @@ def attach(
         write_columns=write_columns,
         row_triggers=row_triggers,
         late=late,
+        partition_scores=partition_scores,
+        keep_scores=keep_scores,
     )
     if suggest:
         _print_suggestion(attaching.suggest(runtime, request), as_json=as_json)
@@ -186,6 +203,9 @@ def _attached_json(done: Attached, *, n_copied: int, made: Sequence[str] = ()) -
         "left_out": done.left_out,
         "label_values": done.labels,
         "backfill_job": done.job.id if done.job else None,
+        "n_left_out": done.job.n_left_out if done.job else None,
+        "score_partitions": done.source.definition.score_partitions,
+        "keep_scores_days": done.source.definition.keep_scores_days,
         "write_columns": done.source.definition.write_columns,
         "n_scores_copied": n_copied,
         "index_advice": done.indexes.before_each,
@@ -227,6 +247,7 @@ def _print_attached(done: Attached, *, n_copied: int, n_old: int | None) -> None
             highlight=False,
             soft_wrap=True,
         )
+    _print_kept(done)
     if definition.write_columns:
         console.print(
             f"{definition.relation} has the scores in its columns {' and '.join(WRITTEN_COLUMNS)}"
@@ -262,6 +283,21 @@ def _make_indexes(runtime: Runtime, done: Attached, recipe: Recipe, *, as_json: 
             console.print(f"Making: {statement}", highlight=False, markup=False, soft_wrap=True)
         made.append(statement)
     return made
+
+
+def _print_kept(done: Attached) -> None:
+    definition = done.source.definition
+    if done.job is not None and done.job.n_left_out:
+        console.print(left_out_text(done.job), highlight=False, soft_wrap=True)
+    if definition.score_partitions or definition.keep_scores_days:
+        console.print(f"Scores are kept {scores_text(definition)}.", highlight=False, soft_wrap=True)
+
+
+def scores_text(definition: SourceDefinition) -> str:
+    """How long scores are kept, and in which partitions."""
+    days = definition.keep_scores_days
+    kept = "until their row is gone" if days is None else f"{days:,} days by {definition.expires_by}"
+    return kept + (f", in partitions by {definition.score_partitions}" if definition.score_partitions else "")
 
 
 def _print_indexes(done: Attached) -> None:
@@ -336,7 +372,7 @@ def sources(as_json: AsJson = False) -> None:
         return
     print_table(
         "",
-        ["source", "table", "key", "features", "time", "label", "recipe", "columns"],
+        ["source", "table", "key", "features", "time", "label", "recipe", "columns", "scores"],
         [
             (
                 s.name,
@@ -347,9 +383,19 @@ def sources(as_json: AsJson = False) -> None:
                 s.definition.label_column,
                 s.recipe["name"],
                 "written" if s.definition.write_columns else None,
+                _shortly(s.definition),
             )
             for s in found
         ],
+    )
+
+
+def _shortly(definition: SourceDefinition) -> str | None:
+    """What is particular about its scores."""
+    days, period = definition.keep_scores_days, definition.score_partitions
+    return (
+        ", ".join(filter(None, (f"{days} days" if days else None, f"by {period}" if period else None)))
+        or None
     )
 
 

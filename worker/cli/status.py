@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from pgoutlier.db.errors import SourceError
+from pgoutlier.db.scoring.score_partitions import MOST_MOVED
 from pgoutlier.worker.cli.arguments import AsJson, SourceName
 from pgoutlier.worker.cli.context import open_runtime, settings_with_servers
 from pgoutlier.worker.console import (
@@ -108,10 +109,13 @@ def _notices_text(found: NoticeFigures | None) -> str:
 
 
 def note(source: SourceFigures) -> str:
-    """Why scoring stands still, why the challenger does not score, what has drifted, and what is not delivered."""
+    """Why scoring stands still, why the challenger does not score, what has drifted, what is not delivered, and that
+    scores gather outside of their partitions."""
     challenger = f"challenger: {source.challenger_problem}" if source.challenger_problem else None
     drift, notices = _drift_text(source.drift), _notices_text(source.notices)
-    return "; ".join(filter(None, (source.problem, challenger, drift, notices)))
+    outside = source.n_outside_partitions or 0
+    scores = f"~{outside:,} scores in no partition: see pgoutlier doctor" if outside > MOST_MOVED else None
+    return "; ".join(filter(None, (source.problem, challenger, drift, notices, scores)))
 
 
 def _training_text(training: TrainingRun | None) -> str:

@@ -97,12 +97,14 @@ def _servers(settings: Settings, data_dir: Path, keep: Callable[[], bool]) -> It
     try:
         servers = embedded.ensure_running(data_dir)
         os.environ[f"{PREFIX}DATABASE_URL"] = servers.database_url
+        os.environ[f"{PREFIX}DATABASE_DIRECT_URL"] = ""  # which leads to a database of the user's
         os.environ[f"{PREFIX}BROKER_URL"] = servers.broker_url
         os.environ[f"{PREFIX}DATA_DIR"] = str(data_dir)
         yield settings.model_copy(
             update={
                 "data_dir": data_dir,
                 "database_url": SecretStr(servers.database_url),
+                "database_direct_url": None,
                 "broker_url": SecretStr(servers.broker_url),
             }
         )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 import psycopg
 import redis
@@ -14,11 +15,12 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from pgoutlier.db import migrate
+from pgoutlier.db.engine import is_shared
 from pgoutlier.db.errors import PgoutlierError, SettingsError, first_line
 from pgoutlier.db.schedules import schedules
 from pgoutlier.db.source import catalog
 from pgoutlier.db.sources import sources
-from pgoutlier.db.sql import locks, owners
+from pgoutlier.db.sql import locks, long_locks, owners
 from pgoutlier.db.sql.identifiers import display
 from pgoutlier.db.status import overview
 from pgoutlier.worker.doctor.finding import Finding, allowed
@@ -29,6 +31,7 @@ from pgoutlier.worker.status.status import alive_workers
 
 _OLDEST_POSTGRES = 150_000
 _CLOCK_SECONDS = 2.0
+_DIRECT = "PGOUTLIER_DATABASE_DIRECT_URL"
 _QUEUES = ("score", "admin", "train")
 
 
@@ -38,6 +41,7 @@ def examine(runtime: Runtime) -> Iterator[Finding]:
     try:
         with runtime.engine.begin() as connection:
             yield from _postgres(connection)
+            pooled, facts = is_shared(connection), catalog.server_facts(connection)
             [schema] = allowed(connection, "schema", lambda: iter([_schema(connection)]))
             yield schema
     except SettingsError as error:
@@ -49,13 +53,14 @@ def examine(runtime: Runtime) -> Iterator[Finding]:
             "PostgreSQL", False, first_line(error), "start the server, or mend PGOUTLIER_DATABASE_URL"
         )
         return
+    yield from _way(runtime, pooled, facts)
     if schema.ok:
         with runtime.engine.begin() as connection:
             yield _owners(connection)
             for source in sources.every(connection):
                 yield from of_source(connection, runtime, source)
             yield _locks(connection)
-            yield _listeners(connection)
+            yield from allowed(connection, "listener", lambda: iter([_listeners(connection)]))
             yield from allowed(connection, "beat", lambda: iter([_beat(connection)]))
             yield from allowed(connection, "schedules", lambda: _schedules(connection))
     yield from _workers()
@@ -98,6 +103,39 @@ def _postgres(connection: Connection) -> Iterator[Finding]:
         f"{apart:.1f} s between this machine and PostgreSQL",
         "" if apart <= _CLOCK_SECONDS else "synchronise both with NTP",
     )
+
+
+def _way(runtime: Runtime, pooled: bool, facts: Mapping[str, Any]) -> Iterator[Finding]:
+    """Whether a pooler stands between, and what the direct URL leads to, if there is one.
+
+    In no transaction: where that is the same pooler, one would wait for the other.
+    """
+    if pooled:
+        told = "PGOUTLIER_DATABASE_URL leads through one, and nothing is left in its sessions"
+        if runtime.direct is None:
+            told += (
+                "; without PGOUTLIER_DATABASE_DIRECT_URL the listener looks every quarter of a second, and the place"
+                f" of a killed training is free after {long_locks.LEASE.seconds} s"
+            )
+        yield Finding("pooler", True, told)
+    if runtime.direct is None:
+        return
+    try:
+        with runtime.direct.begin() as direct:
+            yield _direct(facts, direct)
+    except (DBAPIError, psycopg.Error) as error:
+        yield Finding("direct URL", False, first_line(error), f"mend {_DIRECT}, or take it away")
+
+
+def _direct(ours: Mapping[str, Any], direct: Connection) -> Finding:
+    if is_shared(direct):
+        mend = "name the server itself, or take it away"
+        return Finding("direct URL", False, f"{_DIRECT} leads through a pooler, too", mend)
+    its = catalog.server_facts(direct)
+    if (ours["started_at"], ours["database"]) != (its["started_at"], its["database"]):
+        mend = f"mend {_DIRECT}: of what is in the other database nothing is heard there"
+        return Finding("direct URL", False, f"{_DIRECT} leads to another server or database", mend)
+    return Finding("direct URL", True, f"leads to the same database, as {its['role']}")
 
 
 def _schema(connection: Connection) -> Finding:

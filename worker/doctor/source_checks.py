@@ -12,7 +12,7 @@ from pgoutlier.db.ddl import installation, queue_triggers, written_columns
 from pgoutlier.db.errors import PgoutlierError, first_line
 from pgoutlier.db.notices import notices
 from pgoutlier.db.roles import grants
-from pgoutlier.db.scoring import past_rows, write_back
+from pgoutlier.db.scoring import past_rows, score_partitions, write_back
 from pgoutlier.db.source import catalog
 from pgoutlier.db.source.catalog import RelationInfo
 from pgoutlier.db.source.definition import Source
@@ -45,6 +45,7 @@ def of_source(connection: Connection, runtime: Runtime, source: Source) -> Itera
     yield from allowed(connection, source.name, partial(_challenger, connection, runtime, source))
     yield from allowed(connection, source.name, partial(_webhook, connection, runtime, source))
     yield from allowed(connection, source.name, partial(_columns, connection, source))
+    yield from allowed(connection, source.name, partial(_kept, connection, source))
 
 
 def _single(check: Check, connection: Connection, runtime: Runtime, source: Source) -> Iterator[Finding]:
@@ -261,6 +262,26 @@ def _columns(connection: Connection, source: Source) -> Iterator[Finding]:
         yield Finding(what, False, "scores of before are not all copied", again)
     else:
         yield Finding(what, True, f"written in {relation}")
+
+
+def _kept(connection: Connection, source: Source) -> Iterator[Finding]:
+    """Nothing where scores are one table and stay until their row is gone."""
+    definition, what = source.definition, f"{source.name} scores kept"
+    if definition.keep_scores_days is None and definition.score_partitions is None:
+        return
+    days = definition.keep_scores_days
+    kept = "until their row is gone" if days is None else f"{days:,} days by {definition.expires_by}"
+    if definition.score_partitions is None:
+        yield Finding(what, True, kept)
+        return
+    n_partitions = len(score_partitions.listed(connection, definition))
+    n_outside = score_partitions.n_outside(connection, definition)
+    detail = f"{kept}, in {n_partitions} partitions by {definition.score_partitions}, ~{n_outside:,} outside"
+    if n_outside > score_partitions.MOST_MOVED:
+        mend = "let beat prune; what is outside already, of more than that a period, goes row by row"
+        yield Finding(what, False, f"{detail}, more than a prune moves into one", mend)
+        return
+    yield Finding(what, True, detail)
 
 
 def _order(connection: Connection, runtime: Runtime, source: Source) -> Finding:

@@ -34,11 +34,15 @@ _HELP_EVERY_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Started:
-    """A job, and whether this made it: False if one like it was running already."""
+    """A job, and whether this made it: False if one like it was running already.
+
+    n_left_out: rows that a backfill leaves out since they are older than scores are kept; None where nobody counted.
+    """
 
     id: int
     made: bool
     version: int | None = None
+    n_left_out: int | None = None
 
 
 def backfill(runtime: Runtime, source_name: str) -> Started:
@@ -100,7 +104,7 @@ def _start(
         identity.check(connection, source)
         log.info("job_started", job=job.id, source=source.name, kind=kind, version=version)
         _close_if_done(connection, job)
-        return Started(job.id, True, version)
+        return Started(job.id, True, version, job_ranges.n_left_out(connection, source, kind))
     if present.version != version:
         raise JobError(
             f"Job {present.id} is at work on {source.name} already, with version {present.version}; let it end, or stop"

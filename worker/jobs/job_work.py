@@ -21,9 +21,10 @@ from pgoutlier.db.versions.aliases import Pointed
 from pgoutlier.models_store import registry
 from pgoutlier.models_store.registry import LoadedVersion
 from pgoutlier.worker.runtime import Runtime
-from pgoutlier.worker.scoring import challenger, failures, sequences
+from pgoutlier.worker.scoring import challenger, failures, partitions, sequences
 from pgoutlier.worker.scoring.batches import BatchResult, score_claimed
 from pgoutlier.worker.scoring.challenger import Outcome
+from pgoutlier.worker.scoring.partitions import PartitionsWanted
 
 
 class RangeFailed(Exception):
@@ -45,6 +46,14 @@ def work_one(runtime: Runtime, job: Job) -> bool:
 
     Raises RangeFailed, NoChampion, Overtaken, TableReplaced.
     """
+    while True:
+        try:
+            return _work_one(runtime, job)
+        except PartitionsWanted as wanted:  # and not what this range has claimed and read
+            partitions.make(runtime, wanted.source, wanted.days)
+
+
+def _work_one(runtime: Runtime, job: Job) -> bool:
     with runtime.engine.begin() as connection:
         job_ranges.prepare(connection)
         keys = job_ranges.claim_range(connection, job.id)
@@ -58,7 +67,7 @@ def work_one(runtime: Runtime, job: Job) -> bool:
                 done = _Done(*job_ranges.reflag(connection, source, job, keys))
             else:
                 done = _scored(runtime, connection, source, job, keys)
-        except (NoChampion, Overtaken, TableReplaced):
+        except (NoChampion, Overtaken, TableReplaced, PartitionsWanted):
             raise
         except Exception as error:
             raise RangeFailed(source, keys, error) from error
@@ -122,6 +131,8 @@ def _score(
         )
     else:
         rows = sequences.read_for(connection, source, claim, recipe, careful=careful)
+    if missing := partitions.wanted(runtime, source, rows):
+        raise PartitionsWanted(source, missing)
     windows.queue_neighbours(connection, source.definition, claim, rows)
     rows = _without_waiting(connection, source, claim, rows)
     pointed = aliases.both(connection, source.id)

@@ -26,6 +26,7 @@ from pgoutlier.db.notices.webhooks import Webhook
 from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
 from pgoutlier.db.sql.keys import Key
+from pgoutlier.db.sql.long_locks import LongLock
 from pgoutlier.worker.notices import http_post, webhook_messages, webhook_signature, webhook_url
 from pgoutlier.worker.notices.http_post import Answer, NoAnswer
 from pgoutlier.worker.runtime import Runtime
@@ -104,28 +105,29 @@ def deliver(
     stop_at = time.monotonic() + runtime.settings.drain_budget_seconds
     with runtime.engine.begin() as connection:
         source = sources.find(connection, source_name)
-    with deliveries.deliverer(runtime.engine, source.id) as session:
-        if session is None:
+    with deliveries.deliverer(runtime.sessions, source.id) as lock:
+        if lock is None:
             return DeliveryResult(busy=True)
         while time.monotonic() < stop_at and not runtime.stopping.is_set():
-            with session.begin():
-                wait = deliveries.seconds_to_next(session, source_name)
+            with lock.connection.begin():
+                wait = deliveries.seconds_to_next(lock.connection, source_name)
             if wait is None or wait > longest_wait_seconds:
                 break
             if runtime.stopping.wait(wait):
                 break
-            if not _deliver_one(runtime, session, source, result):
+            if not _deliver_one(runtime, lock, source, result):
                 break
     return result
 
 
-def _deliver_one(runtime: Runtime, connection: Connection, source: Source, result: DeliveryResult) -> bool:
-    """Send one delivery. Returns whether to go on."""
-    source_name = source.name
+def _deliver_one(runtime: Runtime, lock: LongLock, source: Source, result: DeliveryResult) -> bool:
+    """Send one delivery. Returns whether to go on. Raises LockLost if it is another's to send by now."""
+    source_name, connection = source.name, lock.connection
     with connection.begin():
         webhook = webhooks.look_up(connection, source_name)
         if webhook is None or webhook.url is None or not webhook.enabled:
             return False
+        lock.require(connection)
         try:
             send = sender(runtime, webhook)
         except WebhookError as error:

@@ -16,7 +16,7 @@ import numpy as np
 import structlog
 from sqlalchemy import Connection, RootTransaction
 
-from pgoutlier.db.engine import driver_connection
+from pgoutlier.db.engine import driver_connection, is_shared
 from pgoutlier.db.errors import NoChampion
 from pgoutlier.db.scoring import claimed_rows, late_rows, quarantine, queue, scores, windows
 from pgoutlier.db.scoring.quarantine import Entry
@@ -29,7 +29,7 @@ from pgoutlier.detector import exceeds, top_features
 from pgoutlier.models_store import registry
 from pgoutlier.models_store.registry import LoadedVersion
 from pgoutlier.worker.runtime import Runtime
-from pgoutlier.worker.scoring import challenger, failures, sequences
+from pgoutlier.worker.scoring import challenger, failures, partitions, sequences
 from pgoutlier.worker.scoring.challenger import ChallengerScorer, Outcome
 
 log = structlog.get_logger()
@@ -138,6 +138,7 @@ def score_batch(runtime: Runtime, source: Source, batch: OpenBatch) -> BatchResu
             champion.detector.recipe,
             careful=failures.is_last_whole_try(runtime, claim),
         )
+        partitions.make(runtime, source, partitions.wanted(runtime, source, rows))
         windows.queue_neighbours(connection, source.definition, claim, rows)
         late_rows.queue_behind(connection, source.definition, claim)
         challenger_scorer = challenger.scorer(runtime, connection, source, claim, pointed)
@@ -181,6 +182,7 @@ class BatchReader:
         self._begun: Connection | None = runtime.engine.connect()
         try:
             self._begun.begin()
+            self._reads_ahead = not is_shared(self._begun)
             self.source = sources.find(self._begun, source_name)
         except BaseException:
             _give_back(self._begun)
@@ -195,7 +197,13 @@ class BatchReader:
         return ahead.result()
 
     def read_ahead(self) -> None:
-        """Open the next batch in the background; `next` will return it. Does nothing if no thread can be had."""
+        """Open the next batch in the background; `next` will return it. Does nothing if no thread can be had.
+
+        Nor behind a pooler, whose sessions may be few: who holds one and waits for another may wait for those who do
+        the same.
+        """
+        if not self._reads_ahead:
+            return
         with suppress(RuntimeError):
             self._ahead = self._runtime.readers.submit(open_batch, self._runtime, self.source)
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from types import TracebackType
 
 from pgoutlier.db.scoring.queue import Claim
-from pgoutlier.db.sql import locks
+from pgoutlier.db.sql import locks, long_locks
 from pgoutlier.worker.runtime import Runtime
 
 # As many queue rows in a claim say that writers are at it.
@@ -37,9 +37,7 @@ class Pace:
             return
         if not self._rests:
             self._rests = True
-            self._held.enter_context(
-                locks.shared_by_session(self._runtime.engine, locks.PACED, self._source_id)
-            )
+            self._held.enter_context(long_locks.shared(self._runtime.sessions, locks.PACED, self._source_id))
         took = time.perf_counter() - started
         seconds = min(_LONGEST_SECONDS - took, (_TIMES_THE_BATCH - 1) * took)
         if seconds > 0:

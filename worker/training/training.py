@@ -18,6 +18,7 @@ from pgoutlier.db.scoring.quarantine import Entry
 from pgoutlier.db.source import identity
 from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
+from pgoutlier.db.sql.long_locks import LongLock
 from pgoutlier.db.training import training_rows, training_runs
 from pgoutlier.db.training.training_rows import TrainingRows
 from pgoutlier.detector import DetectorError, FitResult, Progress, Recipe
@@ -103,14 +104,15 @@ def train(
     promote: None leaves that to the source's policy and the gate. threshold: a policy in place of the recipe's,
     for this version. after_run: do it only if this is the last training run there was (0: none), so that triggers
     which ask again until somebody begins bring one training. Raises TrainingBusy if there was a later one or a
-    training of the source is under way, SourceError if there is no such source or it lacks a column that the policy
+    training of the source is under way, LockLost if another one has begun because this one was taken for dead,
+    SourceError if there is no such source or it lacks a column that the policy
     needs, ModelError if the rows cannot be trained on or TensorFlow is not installed.
     """
     source, recipe = plan(runtime, source_name, recipe_name=recipe_name, threshold=threshold)
     seed = recipe.seed if seed is None else seed
     require_tensorflow(recipe)  # before anything is written: another worker may well have it
-    with training_runs.trainer(runtime.engine, source.id) as session:
-        if session is None:
+    with training_runs.trainer(runtime.sessions, source.id) as lock:
+        if lock is None:
             raise TrainingBusy(f"{source.name} is being trained already; watch it with: pgoutlier status")
         with runtime.engine.begin() as connection:
             if after_run is not None and training_runs.last_run(connection, source.id) != after_run:
@@ -119,7 +121,7 @@ def train(
                 connection, source.id, recipe=recipe.model_dump(mode="json"), seed=seed
             )
         try:
-            return _train(runtime, source, recipe, seed, promote, run_id, on_progress)
+            return _train(runtime, source, recipe, seed, promote, run_id, lock, on_progress)
         except BaseException as error:
             with runtime.engine.begin() as connection:
                 training_runs.finish_run(
@@ -149,6 +151,7 @@ def _train(
     seed: int,
     promote: bool | None,
     run_id: int,
+    lock: LongLock,
     on_progress: Callable[[Progress], None] | None,
 ) -> TrainedVersion:
     window, rate = _rows(
@@ -166,13 +169,14 @@ def _train(
         groups=rows.runs,
         codes=source.definition.codes,
         seed=seed,
-        on_progress=_noted(runtime, run_id, on_progress),
+        on_progress=_noted(runtime, run_id, lock, on_progress),
     )
     # They are counted from the oldest row on, of which the hold-out has none.
     window = window.leaving_out(fitted.far_rows, "far_out")
     rows = window.without_last(n_held_out)
     figures = gate.measure(runtime, source, fitted, window, n_held_out=n_held_out)
     with runtime.engine.begin() as connection:
+        lock.require(connection)
         decision = gate.decide(connection, runtime, source, window, figures, promote=promote)
         number = _register(connection, runtime, source, fitted, rows, decision, run_id)
     log.info(
@@ -202,12 +206,13 @@ def _train(
 
 
 def _noted(
-    runtime: Runtime, run_id: int, on_progress: Callable[[Progress], None] | None
+    runtime: Runtime, run_id: int, lock: LongLock, on_progress: Callable[[Progress], None] | None
 ) -> Callable[[Progress], None]:
-    """Notes progress with the training run, and passes it on."""
+    """Notes progress with the training run, and passes it on. Raises LockLost if another trains the source by now."""
 
     def note(progress: Progress) -> None:
         with runtime.engine.begin() as connection:
+            lock.require(connection)
             training_runs.update_run(
                 connection,
                 run_id,

@@ -20,7 +20,7 @@ from pgoutlier.db.sql import locks
 from pgoutlier.db.upkeep import pruning, sweeping, turns
 from pgoutlier.db.upkeep.pruning import Prunable
 from pgoutlier.worker.runtime import Runtime
-from pgoutlier.worker.upkeep import looking
+from pgoutlier.worker.upkeep import looking, partitions
 from pgoutlier.worker.upkeep.looking import Looked, Task
 from pgoutlier.worker.versions import versions
 
@@ -107,7 +107,8 @@ def quarantined(runtime: Runtime, source_name: str, *, limit: int) -> list[Quara
 
 
 def prune_all(runtime: Runtime) -> dict[str, int]:
-    """Remove what belongs to rows that are gone, old training runs and versions; things removed, by source."""
+    """Remove what belongs to rows that are gone or older than scores are kept, partitions of scores that have come to
+    their end, old training runs and versions; things removed, by source."""
     return _of_each(runtime, "prune", lambda name: _prune(runtime, name))
 
 
@@ -116,7 +117,9 @@ def _prune(runtime: Runtime, source_name: str) -> int:
     with runtime.engine.begin() as connection:
         source = sources.at_work(connection, source_name)
         what = pruning.prunable(connection, source, keep_history_days=settings.keep_history_days)
-    n_removed = sum(_prune_in_turn(runtime, source, rows) for rows in what)
+    # What goes with a partition need not be deleted.
+    n_removed = partitions.keep(runtime, source)
+    n_removed += sum(_prune_in_turn(runtime, source, rows) for rows in what)
     with runtime.engine.begin() as connection:
         n_removed += pruning.prune_books(
             connection,

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from pgoutlier.db.scoring import bell
-from pgoutlier.db.sql import locks
+from pgoutlier.db.sql import locks, long_locks
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.scoring import draining
 from pgoutlier.worker.scoring.pace import Pace
@@ -26,7 +26,7 @@ def test_rows_that_a_drain_will_see_by_itself_are_not_rung_for(transactions: Tab
     listener = connect()
     transactions.insert(1)
     assert look(transactions, listener) == bell.Look(frozenset({1}), paced=False)
-    with locks.shared_by_session(transactions.runtime.engine, locks.PACED, transactions.source.id):
+    with long_locks.shared(transactions.runtime.engine, locks.PACED, transactions.source.id):
         assert look(transactions, listener) == bell.Look(frozenset(), paced=True)
     assert look(transactions, listener) == bell.Look(frozenset({1}), paced=False)
 
@@ -35,7 +35,7 @@ def test_rows_that_a_drain_leaves_are_rung_for_all_the_same(transactions: Table,
     """It may hang."""
     listener = connect()
     transactions.insert(1)
-    with locks.shared_by_session(transactions.runtime.engine, locks.PACED, transactions.source.id):
+    with long_locks.shared(transactions.runtime.engine, locks.PACED, transactions.source.id):
         until(lambda: look(transactions, listener).ids == {1}, "the row is rung for")
         transactions.insert(2)
         assert look(transactions, listener).ids == {1}
@@ -45,8 +45,8 @@ def test_several_drains_pace_a_source_and_the_last_to_end_says_so(
     transactions: Table, connect: Connect
 ) -> None:
     listener, engine, source_id = connect(), transactions.runtime.engine, transactions.source.id
-    with locks.shared_by_session(engine, locks.PACED, source_id):
-        with locks.shared_by_session(engine, locks.PACED, source_id):
+    with long_locks.shared(engine, locks.PACED, source_id):
+        with long_locks.shared(engine, locks.PACED, source_id):
             assert look(transactions, listener).paced
         assert look(transactions, listener).paced
     assert not look(transactions, listener).paced

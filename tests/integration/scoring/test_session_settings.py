@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,12 @@ import pytest
 from sqlalchemy import make_url
 
 from pgoutlier.db.settings import Settings
-from pgoutlier.worker.runtime import make_runtime
+from pgoutlier.worker.runtime import Runtime, make_runtime
 from pgoutlier.worker.status import flagged_rows
 from pgoutlier.worker.upkeep import maintenance
 from tests.conftest import Connect
-from tests.support import FEATURES, Table, make_detector, make_table
+from tests.pgbouncer import running_pgbouncer
+from tests.support import FEATURES, Table, make_detector, make_table, quick_settings
 
 User = psycopg.Connection[Any]
 SETTINGS = {
@@ -36,9 +38,31 @@ SETTINGS = {
 def test_rows_are_scored_as_without_a_setting(
     user: User, settings: Settings, connect: Connect, database_url: str, name: str
 ) -> None:
-    user.execute(f"ALTER DATABASE {make_url(database_url).database} SET {name} = '{SETTINGS[name]}'".encode())
-    runtime = make_runtime(settings, application_name="tests")
-    table = make_table(connect(), runtime)
+    set_for_all(user, database_url, name)
+    rows_are_scored_as_ever(user, connect(), make_runtime(settings, application_name="tests"))
+
+
+def test_rows_are_scored_as_without_settings_through_a_pooler(
+    user: User, connect: Connect, database_url: str, scratch: Path
+) -> None:
+    """Which tells us its sessions' settings as they were, and sets some of them by what we have told it."""
+    set_for_all(user, database_url, *SETTINGS)
+    with running_pgbouncer(database_url, scratch, n_sessions=2) as pgbouncer:
+        rows_are_scored_as_ever(user, connect(), make_runtime(quick_settings(pgbouncer.url)))
+        with psycopg.connect(pgbouncer.url, prepare_threshold=None) as other, other.cursor() as cursor:
+            for name, value in SETTINGS.items():
+                assert cursor.execute(f"SHOW {name}".encode()).fetchall() == [(value,)]
+
+
+def set_for_all(user: User, database_url: str, *names: str) -> None:
+    for name in names:
+        user.execute(
+            f"ALTER DATABASE {make_url(database_url).database} SET {name} = '{SETTINGS[name]}'".encode()
+        )
+
+
+def rows_are_scored_as_ever(user: User, owner: User, runtime: Runtime) -> None:
+    table = make_table(owner, runtime)
     detector = make_detector(FEATURES, threshold=1e6)
     table.promote(detector)
     fill(table)

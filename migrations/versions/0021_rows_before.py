@@ -1,15 +1,15 @@
 """Features over the rows before: the columns that tell their entities apart are known to the functions for migrations.
 
-Revision ID: 0022
-Revises: 0018
+Revision ID: 0021
+Revises: 0020
 """
 
 from __future__ import annotations
 
 from alembic import op
 
-revision = "0022"
-down_revision = "0018"
+revision = "0021"
+down_revision = "0020"
 branch_labels = None
 depends_on = None
 
@@ -63,6 +63,6 @@ def _change(function: str, changes: tuple[tuple[str, str], ...]) -> None:
     ).scalar_one()
     for old, new in changes:
         if old not in found:
-            raise AssertionError(f"{function} is not as revision 0018 left it")
+            raise AssertionError(f"{function} is not as revision 0020 left it")
         found = found.replace(old, new)
     connection.exec_driver_sql(found.replace("%", "%%"))
