@@ -1,8 +1,8 @@
 """What many small sources cost: python -m benchmarks.sources [--sources 500] [--rows 200] [--json]
 
-Each is a table of three doubles with a champion, all of whose rows are scored. One is measured against that many: looks
-of the tasks that beat sends (seconds and statements), `status` and `doctor` (seconds and lines), from the start of a score
-worker to its first score, connections by process, one more `attach`, and a migration down and up again.
+Each is a table of three doubles with a champion, all of whose rows are scored. One is measured against that many:
+looks of the tasks that beat sends (seconds and statements), `status` and `doctor` (seconds and lines), from the start
+of a score worker to its first score, connections by process, one more `attach`, and a migration down and up again.
 """
 
 from __future__ import annotations

@@ -206,7 +206,7 @@ def _challenger(connection: Connection, runtime: Runtime, source: Source) -> Ite
 
 def _webhook(connection: Connection, runtime: Runtime, source: Source) -> Iterator[Finding]:
     """Nothing where notices are off."""
-    found = notices.figures(connection, source.name)
+    found = notices.figures(connection, [source.name]).get(source.name)
     if found is None:
         return
     what = f"{source.name} notices"
@@ -292,7 +292,7 @@ def _newest(connection: Connection, _: Runtime, source: Source) -> Finding:
 
 
 def _problem(connection: Connection, _: Runtime, source: Source) -> Finding:
-    found = overview.describe(connection, source)
+    [found] = overview.describe(connection, [source])
     detail = f"{found.n_queued or 0:,} queued, {found.n_quarantined:,} in quarantine"
     if found.problem:
         return Finding(f"{source.name} queue", False, f"{detail}; {found.problem}", "see the sentence before")
