@@ -105,7 +105,7 @@ def _drifts(connection: Connection, source_ids: Sequence[int]) -> dict[int, Drif
     """The last report of each."""
     rows = run(
         connection,
-        "SELECT s.id, r.measured_at, r.drifted, r.reasons FROM unnest(%s::bigint[]) s (id), LATERAL (SELECT *"
+        "SELECT s.id, r.* FROM unnest(%s::bigint[]) s (id), LATERAL (SELECT d.measured_at, d.drifted, d.reasons"
         " FROM outlier.drift_reports d WHERE d.source_id = s.id ORDER BY d.id DESC LIMIT 1) r",
         (list(source_ids),),
     )

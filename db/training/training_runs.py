@@ -82,9 +82,9 @@ def newest(connection: Connection, source_ids: Sequence[int]) -> dict[int, Train
     rows = run(
         connection,
         compose(
-            "SELECT r.source_id, {columns} FROM unnest(%s::bigint[]) s (id), LATERAL (SELECT * FROM"
+            "SELECT s.id, r.* FROM unnest(%s::bigint[]) s (id), LATERAL (SELECT {columns} FROM"
             " outlier.training_runs t WHERE t.source_id = s.id ORDER BY t.id DESC LIMIT 1) r",
-            columns=sql.SQL(", ").join(identifier("r", field.name) for field in fields(TrainingRun)),
+            columns=sql.SQL(", ").join(identifier("t", field.name) for field in fields(TrainingRun)),
         ),
         (list(source_ids),),
     )

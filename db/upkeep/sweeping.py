@@ -5,6 +5,7 @@ A look goes through what is new since the last one, which an index finds, and th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from psycopg import sql
@@ -24,6 +25,10 @@ from pgoutlier.db.upkeep.turns import Keys
 _OVERLAP = 10_000
 # Transaction numbers are compared around a circle: age() of anything older than this has wrapped.
 _OLDEST_AGE = 2**31 - 2
+# Tables up to this size are looked at together with others, as many as are not larger than that in all.
+_SMALL_BYTES = 4 * 2**20
+_GROUP_BYTES = 16 * 2**20
+_GROUP_PATIENCE = "100ms"
 
 
 def keys_of(source: SourceDefinition) -> Keys:
@@ -59,6 +64,70 @@ def enter(connection: Connection, source: Source, stretch: Stretch) -> int:
     return queue.enter_missing(
         connection, source, _without(connection, source.definition, candidates, stretch)
     )
+
+
+def small(connection: Connection, every: Sequence[Source]) -> list[list[Source]]:
+    """Those of these sources whose rows and scores are few, in groups for `settled`."""
+    sizes = dict(
+        run(
+            connection,
+            "SELECT s.id, pg_relation_size(t.oid) + pg_relation_size(c.oid) FROM outlier.sources s"
+            " JOIN pg_class t ON t.oid = s.relation::oid AND t.relkind = 'r'"
+            " JOIN pg_class c ON c.oid = to_regclass(format('outlier.%%I', 'scores_' || s.name)) AND c.relkind = 'r'"
+            " WHERE s.id = ANY (%s)",
+            ([source.id for source in every if source.table_problem is None],),
+        ).fetchall()
+    )
+    groups: list[list[Source]] = []
+    n_bytes = _GROUP_BYTES
+    for source in every:
+        if sizes.get(source.id, _SMALL_BYTES) >= _SMALL_BYTES:
+            continue
+        if n_bytes + sizes[source.id] > _GROUP_BYTES or len(groups[-1]) >= queue.AT_ONCE:
+            groups.append([])
+            n_bytes = 0
+        groups[-1].append(source)
+        n_bytes += sizes[source.id]
+    return groups
+
+
+def settled(connection: Connection, group: Sequence[Source]) -> set[int]:
+    """Ids of those of a group of which every row has a score; all of it was looked at, and this is noted.
+
+    Raises psycopg's LockNotAvailable if somebody has locked a table: the others are not to wait for that.
+    """
+    run(connection, "SELECT set_config('lock_timeout', %s, true)", (_GROUP_PATIENCE,))
+    looks = [
+        compose(
+            "SELECT {id}::bigint WHERE NOT EXISTS ({missing})",
+            id=sql.Literal(source.id),
+            missing=_probed(
+                source.definition,
+                compose(
+                    "SELECT {key} FROM {rows} AND {newer}",
+                    key=keys_of(source.definition).key.as_ours(),
+                    rows=keys_of(source.definition).rows,
+                    newer=_newer(connection, source),
+                ),
+            ),
+        )
+        for source in group
+    ]
+    found = sorted(source_id for (source_id,) in run(connection, sql.SQL(" UNION ALL ").join(looks)))
+    turns.note_whole(connection, found, turns.SWEEP)
+    run(
+        connection,
+        "UPDATE outlier.sources SET swept_at = now() WHERE id IN"
+        " (SELECT id FROM outlier.sources WHERE id = ANY (%s) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)",
+        (found,),
+    )
+    return set(found)
+
+
+def longest_ago_first(connection: Connection) -> list[str]:
+    """Names of all sources, that which was swept longest ago or never first: where time is short, each has its turn."""
+    rows = run(connection, "SELECT name FROM outlier.sources ORDER BY swept_at NULLS FIRST, name")
+    return [name for (name,) in rows]
 
 
 def _without(

@@ -7,6 +7,7 @@ they are so many that the time would not do for them at the usual pace.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -101,6 +102,18 @@ def go_on(connection: Connection, source_id: int, task: str, stretch: Stretch) -
         " turn_began_at = CASE WHEN excluded.place IS NULL THEN now() ELSE p.turn_began_at END,"
         " turn_ended_at = coalesce(excluded.turn_ended_at, p.turn_ended_at)",
         {"source": source_id, "task": task, "place": stretch.up_to},
+    )
+
+
+def note_whole(connection: Connection, source_ids: Sequence[int], task: str) -> None:
+    """Note of these sources that a task looked at all keys at once."""
+    run(
+        connection,
+        "INSERT INTO outlier.upkeep_places (source_id, task, turn_began_at, turn_ended_at, looked_at)"
+        " SELECT id, %s, now(), now(), now() FROM unnest(%s::bigint[]) s (id)"
+        " ON CONFLICT (source_id, task) DO UPDATE SET place = NULL, turn_began_at = now(), turn_ended_at = now(),"
+        " looked_at = now()",
+        (task, list(source_ids)),
     )
 
 

@@ -77,8 +77,30 @@ def _sweep_new(runtime: Runtime, source: Source) -> Looked:
 
 
 def sweep_all(runtime: Runtime) -> dict[str, int]:
-    """Sweep every source; rows found, by source. One that cannot be swept does not keep the others from it."""
-    return _of_each(runtime, "sweep", lambda name: sweep(runtime, name))
+    """Sweep every source; rows found, by source. One that cannot be swept does not keep the others from it.
+
+    Small ones first, many at once where none of their rows was missed; then those that were swept longest ago.
+    """
+    with runtime.engine.begin() as connection:
+        groups = sweeping.small(connection, sources.every(connection))
+    settled = set[int]().union(*(_settled(runtime, group) for group in groups))
+    done = {source.name: 0 for group in groups for source in group if source.id in settled}
+    with runtime.engine.begin() as connection:
+        left = [name for name in sweeping.longest_ago_first(connection) if name not in done]
+    return done | _of_each(runtime, "sweep", left, lambda name: sweep(runtime, name))
+
+
+def _settled(runtime: Runtime, group: Sequence[Source]) -> set[int]:
+    """Ids of those of a group of which every row has a score. The others have to be swept."""
+    try:
+        with runtime.engine.begin() as connection:
+            return sweeping.settled(connection, group)
+    except (DBAPIError, psycopg.Error):
+        # One of them is detached, locked or not to be read: the others are looked at without it.
+        if len(group) == 1:
+            return set()
+        half = len(group) // 2
+        return _settled(runtime, group[:half]) | _settled(runtime, group[half:])
 
 
 def retry_quarantine(runtime: Runtime, source_name: str, words: Sequence[Word] | None) -> int:
@@ -108,7 +130,9 @@ def quarantined(runtime: Runtime, source_name: str, *, limit: int) -> list[Quara
 
 def prune_all(runtime: Runtime) -> dict[str, int]:
     """Remove what belongs to rows that are gone, old training runs and versions; things removed, by source."""
-    return _of_each(runtime, "prune", lambda name: _prune(runtime, name))
+    with runtime.engine.begin() as connection:
+        names = sources.names(connection)
+    return _of_each(runtime, "prune", names, lambda name: _prune(runtime, name))
 
 
 def _prune(runtime: Runtime, source_name: str) -> int:
@@ -151,11 +175,11 @@ def _prune_in_turn(runtime: Runtime, source: Source, rows: Prunable) -> int:
     return n_removed
 
 
-def _of_each(runtime: Runtime, what: str, work: Callable[[str], int]) -> dict[str, int]:
-    with runtime.engine.begin() as connection:
-        names = [source.name for source in sources.every(connection)]
-    done = {}
+def _of_each(runtime: Runtime, what: str, names: Sequence[str], work: Callable[[str], int]) -> dict[str, int]:
+    done: dict[str, int] = {}
     for name in names:
+        if runtime.stopping.is_set():
+            return done
         try:
             done[name] = work(name)
         except (PgoutlierError, DBAPIError, psycopg.Error) as error:
