@@ -25,10 +25,10 @@ from pgoutlier.db.upkeep.turns import Keys
 _OVERLAP = 10_000
 # Transaction numbers are compared around a circle: age() of anything older than this has wrapped.
 _OLDEST_AGE = 2**31 - 2
-# Tables up to this size are looked at together with others, as many as are not larger than that in all.
-_SMALL_BYTES = 4 * 2**20
-_GROUP_BYTES = 16 * 2**20
+# What the look at several tables at once may wait for a lock of somebody's, and take in all: one of them may turn out
+# to be large.
 _GROUP_PATIENCE = "100ms"
+_GROUP_TIMEOUT = "5s"
 
 
 def keys_of(source: SourceDefinition) -> Keys:
@@ -59,7 +59,7 @@ def enter(connection: Connection, source: Source, stretch: Stretch) -> int:
         key=keys.key.as_ours(),
         rows=keys.rows,
         stretch=stretch.has(keys.key),
-        newer=_newer(connection, source),
+        newer=_newer(source, _now_xid(connection)),
     )
     return queue.enter_missing(
         connection, source, _without(connection, source.definition, candidates, stretch)
@@ -68,10 +68,12 @@ def enter(connection: Connection, source: Source, stretch: Stretch) -> int:
 
 def small(connection: Connection, every: Sequence[Source]) -> list[list[Source]]:
     """Those of these sources whose rows and scores are few, in groups for `settled`."""
-    sizes = dict(
+    # Of no table the size, which takes a lock that somebody may be keeping. What has no statistics yet may be larger.
+    n_rows = dict(
         run(
             connection,
-            "SELECT s.id, pg_relation_size(t.oid) + pg_relation_size(c.oid) FROM outlier.sources s"
+            "SELECT s.id, greatest(t.reltuples, pg_stat_get_live_tuples(t.oid), c.reltuples,"
+            " pg_stat_get_live_tuples(c.oid), 0)::bigint FROM outlier.sources s"
             " JOIN pg_class t ON t.oid = s.relation::oid AND t.relkind = 'r'"
             " JOIN pg_class c ON c.oid = to_regclass(format('outlier.%%I', 'scores_' || s.name)) AND c.relkind = 'r'"
             " WHERE s.id = ANY (%s)",
@@ -79,24 +81,30 @@ def small(connection: Connection, every: Sequence[Source]) -> list[list[Source]]
         ).fetchall()
     )
     groups: list[list[Source]] = []
-    n_bytes = _GROUP_BYTES
+    n_grouped = 0
     for source in every:
-        if sizes.get(source.id, _SMALL_BYTES) >= _SMALL_BYTES:
+        n_here = n_rows.get(source.id)
+        if n_here is None or n_here >= turns.KEYS_PER_STRETCH:
             continue
-        if n_bytes + sizes[source.id] > _GROUP_BYTES or len(groups[-1]) >= queue.AT_ONCE:
+        if not groups or n_grouped + n_here > turns.KEYS_PER_STRETCH or len(groups[-1]) >= queue.AT_ONCE:
             groups.append([])
-            n_bytes = 0
+            n_grouped = 0
         groups[-1].append(source)
-        n_bytes += sizes[source.id]
+        n_grouped += n_here
     return groups
 
 
 def settled(connection: Connection, group: Sequence[Source]) -> set[int]:
     """Ids of those of a group of which every row has a score; all of it was looked at, and this is noted.
 
-    Raises psycopg's LockNotAvailable if somebody has locked a table: the others are not to wait for that.
+    Raises psycopg's LockNotAvailable if somebody has locked a table, and QueryCanceled if one is too large.
     """
-    run(connection, "SELECT set_config('lock_timeout', %s, true)", (_GROUP_PATIENCE,))
+    run(
+        connection,
+        "SELECT set_config('lock_timeout', %s, true), set_config('statement_timeout', %s, true)",
+        (_GROUP_PATIENCE, _GROUP_TIMEOUT),
+    )
+    now_xid = _now_xid(connection)
     looks = [
         compose(
             "SELECT {id}::bigint WHERE NOT EXISTS ({missing})",
@@ -107,7 +115,7 @@ def settled(connection: Connection, group: Sequence[Source]) -> set[int]:
                     "SELECT {key} FROM {rows} AND {newer}",
                     key=keys_of(source.definition).key.as_ours(),
                     rows=keys_of(source.definition).rows,
-                    newer=_newer(connection, source),
+                    newer=_newer(source, now_xid),
                 ),
             ),
         )
@@ -168,11 +176,16 @@ def same_order(connection: Connection, source: SourceDefinition) -> bool:
     )
 
 
-def _newer(connection: Connection, source: Source) -> sql.Composable:
+def _now_xid(connection: Connection) -> int:
+    """The number of this transaction, for `_newer`."""
+    return int(one(connection, "SELECT pg_current_xact_id()::text::bigint"))
+
+
+def _newer(source: Source, now_xid: int) -> sql.Composable:
     """SQL for whether a row was written since attach."""
     if source.attached_xid is None:
         return sql.SQL("true")
-    n_since = one(connection, "SELECT pg_current_xact_id()::text::bigint") - source.attached_xid
+    n_since = now_xid - source.attached_xid
     return compose("age(t.xmin) <= {n}", n=sql.Literal(min(n_since, _OLDEST_AGE)))
 
 
@@ -196,7 +209,7 @@ def enter_new(connection: Connection, source: Source, since: str) -> tuple[int, 
         rows=keys_of(definition).rows,
         moment=moment,
         since=sql.Literal(since),
-        newer=_newer(connection, source),
+        newer=_newer(source, _now_xid(connection)),
         order=catalog.newest_first(connection, definition.relation, definition.time_column or "", "t"),
         at_most=sql.Literal(turns.KEYS_PER_STRETCH),
     )
