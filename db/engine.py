@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import psycopg
@@ -13,12 +14,12 @@ from pgoutlier.db.errors import SettingsError
 APPLICATION_NAME = "pgoutlier"
 # How often a pooler is given the chance to show what it does, while others take sessions of its pool as well.
 _TRIES = 5
-# A server that vanished without a word is noticed within a minute.
-KEEPALIVES = {
-    "keepalives_idle": 30,
-    "keepalives_interval": 10,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 60_000,  # milliseconds
+# A peer that vanished without a word is noticed within a minute, unless the URL says otherwise.
+_KEEPALIVES = {
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "60000",  # milliseconds
 }
 
 
@@ -33,10 +34,16 @@ def sqlalchemy_url(database_url: str) -> URL:
         ) from None
 
 
+def keepalives(given: Iterable[str]) -> dict[str, str]:
+    """libpq's parameters by which a peer that has vanished is noticed, but for those that are given in the URL."""
+    return {name: value for name, value in _KEEPALIVES.items() if name not in given}
+
+
 def make_engine(database_url: str, *, pool_size: int = 5, application_name: str = APPLICATION_NAME) -> Engine:
     """An engine whose pooled connections are checked before use, so that a server restart is survived."""
+    url = sqlalchemy_url(database_url)
     engine = create_engine(
-        sqlalchemy_url(database_url),
+        url,
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_pre_ping=True,
@@ -44,7 +51,7 @@ def make_engine(database_url: str, *, pool_size: int = 5, application_name: str 
             "application_name": application_name,
             "client_encoding": "utf8",
             "connect_timeout": 10,
-            **KEEPALIVES,
+            **keepalives(url.query),
         },
     )
     event.listen(engine, "connect", lambda driver, _: secure(driver))
@@ -75,12 +82,29 @@ def secure(driver: psycopg.Connection[Any]) -> None:
     ).fetchone()
     if not driver.autocommit:
         driver.commit()
+    if found is not None and found[0] == driver.info.backend_pid:
+        _let_go_of_lost(driver)
     # A pooler tells of no process of the server's, but of one that it has made up.
     if found is not None and found[0] != driver.info.backend_pid and _is_shared(driver):
         raise SettingsError(
             "PGOUTLIER_DATABASE_URL leads to a pooler that gives each transaction another session (PgBouncer with"
             " pool_mode = transaction); name the server itself, or a pool with pool_mode = session."
         )
+
+
+def _let_go_of_lost(driver: psycopg.Connection[Any]) -> None:
+    """Have the server give this session up when we have vanished, as soon as we would give up the server.
+
+    It would keep the rows and locks of a machine that was cut off for two hours: its own keepalives begin after that.
+    """
+    if driver.info.host.startswith(("/", "@")):
+        return
+    given = {**_KEEPALIVES, **driver.info.get_parameters()}
+    values = {f"tcp_{name.removeprefix('tcp_')}": given[name] for name in _KEEPALIVES}
+    set_each = ", ".join(f"pg_catalog.set_config('{name}', %({name})s, false)" for name in values)
+    driver.execute(f"SELECT {set_each}".encode(), values)
+    if not driver.autocommit:
+        driver.commit()
 
 
 def _is_shared(driver: psycopg.Connection[Any]) -> bool:
