@@ -39,13 +39,22 @@ def keepalives(given: Iterable[str]) -> dict[str, str]:
     return {name: value for name, value in _KEEPALIVES.items() if name not in given}
 
 
-def make_engine(database_url: str, *, pool_size: int = 5, application_name: str = APPLICATION_NAME) -> Engine:
-    """An engine whose pooled connections are checked before use, so that a server restart is survived."""
+def make_engine(
+    database_url: str,
+    *,
+    pool_size: int = 5,
+    max_overflow: int = 5,
+    application_name: str = APPLICATION_NAME,
+) -> Engine:
+    """An engine whose pooled connections are checked before use, so that a server restart is survived.
+
+    Who wants one more than pool_size and max_overflow waits, for half a minute at most.
+    """
     url = sqlalchemy_url(database_url)
     engine = create_engine(
         url,
         pool_size=pool_size,
-        max_overflow=pool_size,
+        max_overflow=max_overflow,
         pool_pre_ping=True,
         connect_args={
             "application_name": application_name,

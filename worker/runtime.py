@@ -80,8 +80,12 @@ def make_runtime(settings: Settings, *, application_name: str = "pgoutlier") -> 
     database_url, _ = server_urls(settings)
     return Runtime(
         settings=settings,
+        # A batch and the one that is read ahead, for each thread.
         engine=make_engine(
-            database_url, pool_size=2 * settings.score_threads + 2, application_name=application_name
+            database_url,
+            pool_size=2 * settings.score_threads,
+            max_overflow=0,
+            application_name=application_name,
         ),
         cache=DetectorCache(_seal(settings)),
         places_beside_scoring=threading.Semaphore(max(1, settings.score_threads - 1)),

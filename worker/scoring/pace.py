@@ -29,14 +29,15 @@ class Pace:
         self._runtime = runtime
         self._source_id = source_id
         self._held = ExitStack()
-        self._rests = False
+        # Whether it has rested, and has a session of its own since then.
+        self.rests = False
 
     def rest(self, claim: Claim, started: float) -> None:
         """Wait, if it is worth it, after a batch of these queue rows that was begun then (time.perf_counter)."""
         if len(claim.queue_ids) < _SEVERAL:
             return
-        if not self._rests:
-            self._rests = True
+        if not self.rests:
+            self.rests = True
             self._held.enter_context(
                 locks.shared_by_session(self._runtime.engine, locks.PACED, self._source_id)
             )
