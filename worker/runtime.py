@@ -48,6 +48,9 @@ class Runtime:
     # is left for new rows.
     places_beside_scoring: threading.Semaphore = field(default_factory=threading.Semaphore)
 
+    # Whose is the one session by which a drain says that it looks into its queue by itself.
+    pacing: threading.Semaphore = field(default_factory=threading.Semaphore)
+
     @property
     def seal(self) -> Seal:
         return _seal(self.settings)
@@ -80,10 +83,10 @@ def make_runtime(settings: Settings, *, application_name: str = "pgoutlier") -> 
     database_url, _ = server_urls(settings)
     return Runtime(
         settings=settings,
-        # A batch and the one that is read ahead, for each thread.
+        # A batch for each thread, and one that is read ahead: nobody waits for one while he holds another.
         engine=make_engine(
             database_url,
-            pool_size=2 * settings.score_threads,
+            pool_size=settings.score_threads + 1,
             max_overflow=0,
             application_name=application_name,
         ),

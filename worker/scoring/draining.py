@@ -90,8 +90,7 @@ def drain(
                     result.more = False
                     return result
                 is_full = batch.claim.n_keys >= full
-                # A drain that rests has a second connection for that; more rows than for a batch are its exception.
-                if is_full and not pace.rests and not runtime.stopping.is_set():
+                if is_full and not runtime.stopping.is_set():
                     reader.read_ahead()
                 scored = score_batch(runtime, source, batch)
             except BatchFailed as failed:

@@ -29,18 +29,20 @@ class Pace:
         self._runtime = runtime
         self._source_id = source_id
         self._held = ExitStack()
-        # Whether it has rested, and has a session of its own since then.
-        self.rests = False
+        self._rests = False
 
     def rest(self, claim: Claim, started: float) -> None:
         """Wait, if it is worth it, after a batch of these queue rows that was begun then (time.perf_counter)."""
         if len(claim.queue_ids) < _SEVERAL:
             return
-        if not self.rests:
-            self.rests = True
-            self._held.enter_context(
-                locks.shared_by_session(self._runtime.engine, locks.PACED, self._source_id)
-            )
+        if not self._rests:
+            self._rests = True
+            # Of a process one at a time has a session for that. Of others a bell more is rung, and heard for nothing.
+            if self._runtime.pacing.acquire(blocking=False):
+                self._held.callback(self._runtime.pacing.release)
+                self._held.enter_context(
+                    locks.shared_by_session(self._runtime.engine, locks.PACED, self._source_id)
+                )
         took = time.perf_counter() - started
         seconds = min(_LONGEST_SECONDS - took, (_TIMES_THE_BATCH - 1) * took)
         if seconds > 0:
