@@ -53,13 +53,10 @@ def enter(connection: Connection, source: Source, stretch: Stretch) -> int:
     Rows written by transactions before source.attached_xid are left alone (they were there before attach); where that
     is None they are taken too. Raises TableReplaced if it was another table that was read.
     """
-    keys = keys_of(source.definition)
     candidates = compose(
-        "SELECT {key} FROM {rows} AND {stretch} AND {newer}",
-        key=keys.key.as_ours(),
-        rows=keys.rows,
-        stretch=stretch.has(keys.key),
-        newer=_newer(source, _now_xid(connection)),
+        "{rows} AND {stretch}",
+        rows=_candidates(source, _now_xid(connection)),
+        stretch=stretch.has(keys_of(source.definition).key),
     )
     return queue.enter_missing(
         connection, source, _without(connection, source.definition, candidates, stretch)
@@ -109,15 +106,7 @@ def settled(connection: Connection, group: Sequence[Source]) -> set[int]:
         compose(
             "SELECT {id}::bigint WHERE NOT EXISTS ({missing})",
             id=sql.Literal(source.id),
-            missing=_probed(
-                source.definition,
-                compose(
-                    "SELECT {key} FROM {rows} AND {newer}",
-                    key=keys_of(source.definition).key.as_ours(),
-                    rows=keys_of(source.definition).rows,
-                    newer=_newer(source, now_xid),
-                ),
-            ),
+            missing=_probed(source.definition, _candidates(source, now_xid)),
         )
         for source in group
     ]
@@ -132,10 +121,15 @@ def settled(connection: Connection, group: Sequence[Source]) -> set[int]:
     return set(found)
 
 
-def longest_ago_first(connection: Connection) -> list[str]:
-    """Names of all sources, that which was swept longest ago or never first: where time is short, each has its turn."""
-    rows = run(connection, "SELECT name FROM outlier.sources ORDER BY swept_at NULLS FIRST, name")
-    return [name for (name,) in rows]
+def _candidates(source: Source, now_xid: int) -> sql.Composed:
+    """SELECT of the keys of rows that are to have a score; a condition may follow."""
+    keys = keys_of(source.definition)
+    return compose(
+        "SELECT {key} FROM {rows} AND {newer}",
+        key=keys.key.as_ours(),
+        rows=keys.rows,
+        newer=_newer(source, now_xid),
+    )
 
 
 def _without(

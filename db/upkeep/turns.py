@@ -21,6 +21,8 @@ from pgoutlier.db.sql.key_ranges import Stretch
 from pgoutlier.db.sql.statements import as_text, one, run
 
 SWEEP = "sweep"
+# How long a look waits for a lock on one table.
+PATIENCE = "5s"
 # Keys that one transaction looks at, and the fewest that a look does.
 KEYS_PER_STRETCH = 50_000
 # Of fewer rows than this in a day a turn takes no longer for it, so a look costs the same up to there.
@@ -52,6 +54,25 @@ class Keys:
     rows: sql.Composable
     key: KeyColumns
     relation: Relation
+
+
+def wait_shortly(connection: Connection) -> None:
+    """For the rest of the transaction a lock that somebody has is not waited for for long: other sources wait, too."""
+    run(connection, "SELECT set_config('lock_timeout', %s, true)", (PATIENCE,))
+
+
+def longest_ago_first(connection: Connection, *, sweep: bool) -> list[str]:
+    """Names of all sources, that which was swept, or pruned, longest ago or never first.
+
+    So each has its turn, also where a look at all of them is not seen to the end.
+    """
+    rows = run(
+        connection,
+        "SELECT s.name FROM outlier.sources s LEFT JOIN outlier.upkeep_places p ON p.source_id = s.id"
+        " AND (p.task = %s) = %s GROUP BY s.name ORDER BY max(p.looked_at) NULLS FIRST, s.name",
+        (SWEEP, sweep),
+    )
+    return [name for (name,) in rows]
 
 
 def place(connection: Connection, source_id: int, task: str) -> Place:

@@ -32,16 +32,20 @@ def sweep(
     source_name: str,
     *,
     whole: bool = False,
+    patient: bool = True,
     on_progress: Callable[[int, int], None] = lambda n_seen, n_all: None,
 ) -> int:
     """Queue the rows that have neither score nor queue entry: what is new since the last look, and of all rows those
     whose turn it is. Returns how many; none where another sweep of the source is under way.
 
-    whole: look at all rows at once. on_progress: is told how many were looked at, of about how many. Rows from before
-    attach count once a backfill has been through them. Raises SourceError if there is no such source.
+    whole: look at all rows at once. patient: wait for whoever has the table locked, and not for turns.PATIENCE at most,
+    after which psycopg's LockNotAvailable is raised. on_progress: is told how many were looked at, of about how many.
+    Rows from before attach count once a backfill has been through them. Raises SourceError if there is no such source.
     """
     with runtime.engine.begin() as connection:
         source = sources.at_work(connection, source_name)
+        if not patient:
+            turns.wait_shortly(connection)
         if not whole and not locks.try_hold(connection, turns.SWEEP, source.id):
             return 0
         # Before anything is looked at: what comes meanwhile is new to the next look.
@@ -51,8 +55,8 @@ def sweep(
         sweeping.keys_of(source.definition),
         lambda connection, stretch: sweeping.work(connection, source, stretch),
     )
-    looked = looking.look(runtime, source, task, whole=whole, on_progress=on_progress)
-    new = Looked(0) if looked.whole or looked.busy else _sweep_new(runtime, source)
+    looked = looking.look(runtime, source, task, whole=whole, patient=patient, on_progress=on_progress)
+    new = Looked(0) if looked.whole or looked.busy else _sweep_new(runtime, source, patient=patient)
     if not (looked.busy or new.busy):
         with runtime.engine.begin() as connection:
             sweeping.end_look(connection, source, newest)
@@ -62,13 +66,15 @@ def sweep(
     return n_found
 
 
-def _sweep_new(runtime: Runtime, source: Source) -> Looked:
+def _sweep_new(runtime: Runtime, source: Source, *, patient: bool) -> Looked:
     """Queue what was missed of the rows that are new since the last look."""
     n_found = 0
     with runtime.engine.begin() as connection:
         since = turns.place(connection, source.id, turns.SWEEP).seen_to
     while since is not None:
         with runtime.engine.begin() as connection:
+            if not patient:
+                turns.wait_shortly(connection)
             if not locks.try_hold(connection, turns.SWEEP, source.id):
                 return Looked(n_found, busy=True)
             n_here, since = sweeping.enter_new(connection, source, since)
@@ -86,8 +92,8 @@ def sweep_all(runtime: Runtime) -> dict[str, int]:
     settled = set[int]().union(*(_settled(runtime, group) for group in groups))
     done = {source.name: 0 for group in groups for source in group if source.id in settled}
     with runtime.engine.begin() as connection:
-        left = [name for name in sweeping.longest_ago_first(connection) if name not in done]
-    return done | _of_each(runtime, "sweep", left, lambda name: sweep(runtime, name))
+        left = [name for name in turns.longest_ago_first(connection, sweep=True) if name not in done]
+    return done | _of_each(runtime, "sweep", left, lambda name: sweep(runtime, name, patient=False))
 
 
 def _settled(runtime: Runtime, group: Sequence[Source]) -> set[int]:
@@ -131,7 +137,7 @@ def quarantined(runtime: Runtime, source_name: str, *, limit: int) -> list[Quara
 def prune_all(runtime: Runtime) -> dict[str, int]:
     """Remove what belongs to rows that are gone, old training runs and versions; things removed, by source."""
     with runtime.engine.begin() as connection:
-        names = sources.names(connection)
+        names = turns.longest_ago_first(connection, sweep=False)
     return _of_each(runtime, "prune", names, lambda name: _prune(runtime, name))
 
 
@@ -169,7 +175,7 @@ def _prune_in_turn(runtime: Runtime, source: Source, rows: Prunable) -> int:
         lambda connection, stretch: pruning.remove(connection, source, rows, stretch),
         removes=True,
     )
-    n_removed = looking.look(runtime, source, task).n_found
+    n_removed = looking.look(runtime, source, task, patient=False).n_found
     with runtime.engine.begin() as connection:
         turns.end_look(connection, source.id, rows.task)
     return n_removed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,13 +13,14 @@ from sqlalchemy import event
 
 from pgoutlier.db.errors import SourceError
 from pgoutlier.db.scoring import bell, queue
+from pgoutlier.db.upkeep import turns
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.scoring import draining
 from pgoutlier.worker.status import status
 from pgoutlier.worker.upkeep import maintenance
 from tests.integration.conftest import Run
 from tests.servers import Postgres
-from tests.support import Table, attach_table, make_champion, sessions_on, until
+from tests.support import Table, attach_table, make_champion, sessions_on
 
 User = psycopg.Connection[Any]
 
@@ -136,16 +136,27 @@ def test_the_sweep_of_many_finds_the_one_row_that_was_missed(tables: dict[str, T
 
 
 def test_a_locked_table_keeps_none_of_the_others_from_being_swept(
-    tables: dict[str, Table], database_url: str
+    tables: dict[str, Table], database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = tables[NAMES[5]]
     past_the_triggers(tables[NAMES[6]])
-    with ThreadPoolExecutor(1) as pool:
-        with locked(database_url, NAMES[5]):
-            sweeping = pool.submit(maintenance.sweep_all, table.runtime)
-            until(lambda: swept(table.user) >= {*NAMES} - {NAMES[5], NAMES[6]}, "the others are swept")
-        assert {name for name, n_rows in sweeping.result().items() if n_rows} == {NAMES[6]}
-    assert swept(table.user) == set(NAMES)
+    monkeypatch.setattr(turns, "PATIENCE", "100ms")
+    with locked(database_url, NAMES[5]):
+        found = maintenance.sweep_all(table.runtime)
+        pruned = maintenance.prune_all(table.runtime)
+    assert {*NAMES} - {*found} == {*NAMES} - swept(table.user) == {*NAMES} - {*pruned} == {NAMES[5]}
+    assert {name for name, n_rows in found.items() if n_rows} == {NAMES[6]}
+    assert maintenance.sweep_all(table.runtime)[NAMES[5]] == 0
+
+
+def test_those_that_were_looked_at_longest_ago_come_first(tables: dict[str, Table]) -> None:
+    runtime = tables[NAMES[0]].runtime
+    maintenance.sweep(runtime, NAMES[3])
+    maintenance.sweep(runtime, NAMES[1])
+    with runtime.engine.begin() as connection:
+        swept_last = turns.longest_ago_first(connection, sweep=True)
+        assert turns.longest_ago_first(connection, sweep=False) == NAMES
+    assert swept_last == [*(name for name in NAMES if name not in (NAMES[1], NAMES[3])), NAMES[3], NAMES[1]]
 
 
 def test_status_shows_those_in_trouble_first_and_all_of_them_when_asked(
