@@ -111,6 +111,18 @@ def stop() -> None:
             _runtime_of(os.getpid()).stopping.set()
 
 
+def follow_threads(n_threads: int) -> None:
+    """Have this process's runtime, which is not made yet, be one for so many threads, whatever the settings say."""
+    global _n_threads
+    _n_threads = n_threads
+
+
+_n_threads: int | None = None
+
+
 @lru_cache(maxsize=1)
 def _runtime_of(pid: int) -> Runtime:
-    return make_runtime(load_settings(), application_name=f"pgoutlier worker {pid}")
+    settings = load_settings()
+    if _n_threads is not None:
+        settings = settings.model_copy(update={"score_threads": _n_threads})
+    return make_runtime(settings, application_name=f"pgoutlier worker {pid}")
