@@ -1,14 +1,22 @@
-"""What a row costs the database in WAL and in bytes on disk: python -m benchmarks.footprint [--rows 50000]
+"""What a row costs in processor time, in WAL and in bytes on disk: python -m benchmarks.footprint [--rows 50000]
 
-Nothing but the measured statement runs meanwhile, so that the WAL written is its own. One key, 30 double columns.
+Nothing but the measured statement runs meanwhile, so that the WAL written is its own, and the time of all of the
+server's processes. One key, 30 double columns.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import psutil
 
 from benchmarks.ground import COLUMNS, FEATURES, Ground, ground, insert_row
+from pgoutlier.db.embedded import ServerKit
 from pgoutlier.worker.console import console, print_table
 from pgoutlier.worker.logs import configure_logs
 from pgoutlier.worker.scoring import draining
@@ -17,8 +25,17 @@ from pgoutlier.worker.upkeep import maintenance
 N_SINGLE = 2_000
 
 
-def measure(base: Ground, *, n_rows: int) -> dict[str, tuple[float, float]]:
-    """By what is done: (bytes of WAL a row, the same without our triggers or 0)."""
+@dataclass(frozen=True)
+class Cost:
+    """Of one row: bytes of WAL, and microseconds of processor time, the server's and this process's."""
+
+    wal: float
+    server: float
+    own: float
+
+
+def measure(base: Ground, *, n_rows: int) -> dict[str, tuple[Cost, Cost | None]]:
+    """By what is done: (what a row costs, the same without our triggers where it is a writer's)."""
     n_single = min(N_SINGLE, n_rows)
     bulk = f"INSERT INTO transactions ({COLUMNS}) SELECT {COLUMNS} FROM transactions LIMIT {n_rows}"
     change = f"UPDATE transactions SET f1 = f1 + 1 WHERE id <= {n_rows}"
@@ -31,12 +48,10 @@ def measure(base: Ground, *, n_rows: int) -> dict[str, tuple[float, float]]:
         "one UPDATE of another column of many rows": _pair(
             base, lambda: _run(base, note.format(n_rows=n_rows)), n_rows
         ),
-        "scoring rows that came together": (_scored(base, lambda: _run(base, bulk), n_rows), 0.0),
-        "scoring rows that came by themselves, 1 a batch": (
-            _scored(base, lambda: None, n_single, singly=True),
-            0.0,
-        ),
-        "scoring changed rows again": (_scored(base, lambda: _run(base, change), n_rows), 0.0),
+        "scoring rows that came together": (_scored(base, lambda: _run(base, bulk), n_rows), None),
+        "scoring rows that came by themselves, 100 a batch": (_scored_in_batches(base, n_single, 100), None),
+        "scoring rows that came by themselves, 1 a batch": (_scored_in_batches(base, n_single, 1), None),
+        "scoring changed rows again": (_scored(base, lambda: _run(base, change), n_rows), None),
     }
 
 
@@ -54,36 +69,56 @@ def sizes(base: Ground) -> dict[str, float]:
     }
 
 
-def _pair(base: Ground, work: Callable[[], object], n_rows: int) -> tuple[float, float]:
+def _pair(base: Ground, work: Callable[[], object], n_rows: int) -> tuple[Cost, Cost]:
     found = []
     for on in (True, False):
         base.connection.execute(f"ALTER TABLE transactions {'ENABLE' if on else 'DISABLE'} TRIGGER USER")
         work()  # the pages that are touched first after a checkpoint are written whole
-        found.append(_wal(base, work) / n_rows)
+        found.append(_cost(base, work, n_rows))
     base.connection.execute("ALTER TABLE transactions ENABLE TRIGGER USER")
     return found[0], found[1]
 
 
-def _scored(base: Ground, work: Callable[[], object], n_rows: int, *, singly: bool = False) -> float:
+def _scored(base: Ground, work: Callable[[], object], n_rows: int) -> Cost:
     draining.drain(base.runtime, "transactions")
-    if singly:
-        written = 0.0
-        for _ in range(n_rows):
-            _one_by_one(base, 1)
-            written += _wal(base, lambda: draining.drain(base.runtime, "transactions"))
-        return written / n_rows
     work()
-    return _wal(base, lambda: draining.drain(base.runtime, "transactions")) / n_rows
+    return _cost(base, lambda: draining.drain(base.runtime, "transactions"), n_rows)
 
 
-def _wal(base: Ground, work: Callable[[], object]) -> float:
+def _scored_in_batches(base: Ground, n_rows: int, batch: int) -> Cost:
+    """Rows that are inserted one by one, and drained whenever there are so many."""
+    draining.drain(base.runtime, "transactions")
+    found = []
+    for _ in range(n_rows // batch):
+        _one_by_one(base, batch)
+        found.append(_cost(base, lambda: draining.drain(base.runtime, "transactions"), batch))
+    return Cost(*(sum(each) / len(found) for each in zip(*map(astuple, found), strict=True)))
+
+
+def _cost(base: Ground, work: Callable[[], object], n_rows: int) -> Cost:
+    """The server's processes are looked at for their time, which they note a hundred times a second or oftener."""
     before = base.connection.execute("SELECT pg_current_wal_insert_lsn()").fetchone()
+    server, own = _server_seconds(base), time.process_time()
     work()
+    own, server = time.process_time() - own, _server_seconds(base) - server
     found = base.connection.execute(
         "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), %s)::float8", before
     ).fetchone()
     assert found is not None
-    return float(found[0])
+    return Cost(float(found[0]) / n_rows, 1e6 * server / n_rows, 1e6 * own / n_rows)
+
+
+def _server_seconds(base: Ground) -> float:
+    """Processor time of the server's processes, also of those that have ended."""
+    postmaster = ServerKit.of(base.data_dir).postgres.process()
+    assert postmaster is not None
+    own = postmaster.cpu_times()
+    total = own.user + own.system + own.children_user + own.children_system
+    for child in postmaster.children():
+        # Nanoseconds that it has run, finer than the hundredths of a second of /proc/PID/stat.
+        with suppress(OSError, psutil.Error):
+            total += int(Path(f"/proc/{child.pid}/schedstat").read_text().split()[0]) / 1e9
+    return total
 
 
 def _run(base: Ground, statement: str) -> None:
@@ -118,9 +153,19 @@ def main() -> None:
         on_disk = sizes(base)
         written = measure(base, n_rows=n_rows)
     print_table(
-        f"bytes of WAL a row, {len(FEATURES)} double columns",
-        ["what", "with", "without"],
-        [(what, f"{a:,.0f}", f"{b:,.0f}" if b else None) for what, (a, b) in written.items()],
+        f"what a row costs, {len(FEATURES)} double columns; without: the same where our triggers are off",
+        ["what", "WAL bytes", "without", "server µs", "without", "worker µs"],
+        [
+            (
+                what,
+                f"{a.wal:,.0f}",
+                f"{b.wal:,.0f}" if b else None,
+                f"{a.server:,.1f}",
+                f"{b.server:,.1f}" if b else None,
+                None if b else f"{a.own:,.1f}",
+            )
+            for what, (a, b) in written.items()
+        ],
     )
     print_table(
         "bytes on disk a row", ["what", "bytes"], [(what, f"{n:,.0f}") for what, n in on_disk.items()]

@@ -150,7 +150,7 @@ def _report_read(place: Place) -> None:
 
 def _overview(place: Place) -> None:
     with place.runtime.engine.begin() as connection:
-        overview.every(connection)
+        overview.describe(connection, sources.every(connection))
 
 
 def measure(place: Place, n_rows: int) -> dict[str, Cost]:

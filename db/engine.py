@@ -6,7 +6,7 @@ So whoever is behind one leaves nothing in it: see docs/decisions/0033-behind-a-
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,12 +31,12 @@ _SETTINGS = {
 # Executions of a statement after which psycopg has the session keep it prepared: its default.
 _PREPARED_AFTER = 5
 _SHARED = "outlier shared"
-# A server that vanished without a word is noticed within a minute.
-KEEPALIVES = {
-    "keepalives_idle": 30,
-    "keepalives_interval": 10,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 60_000,  # milliseconds
+# A peer that vanished without a word is noticed within a minute, unless the URL says otherwise.
+_KEEPALIVES = {
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "60000",  # milliseconds
 }
 
 
@@ -51,19 +51,34 @@ def sqlalchemy_url(database_url: str) -> URL:
         ) from None
 
 
-def make_engine(database_url: str, *, pool_size: int = 5, application_name: str = APPLICATION_NAME) -> Engine:
-    """An engine whose pooled connections are checked before use, so that a server restart is survived."""
+def keepalives(given: Iterable[str]) -> dict[str, str]:
+    """libpq's parameters by which a peer that has vanished is noticed, but for those that are given in the URL."""
+    return {name: value for name, value in _KEEPALIVES.items() if name not in given}
+
+
+def make_engine(
+    database_url: str,
+    *,
+    pool_size: int = 5,
+    max_overflow: int = 5,
+    application_name: str = APPLICATION_NAME,
+) -> Engine:
+    """An engine whose pooled connections are checked before use, so that a server restart is survived.
+
+    Who wants one more than pool_size and max_overflow waits, for half a minute at most.
+    """
+    url = sqlalchemy_url(database_url)
     engine = create_engine(
-        sqlalchemy_url(database_url),
+        url,
         pool_size=pool_size,
-        max_overflow=pool_size,
+        max_overflow=max_overflow,
         pool_pre_ping=True,
         connect_args={
             "application_name": application_name,
             "client_encoding": "utf8",
             "connect_timeout": 10,
             "prepare_threshold": None,
-            **KEEPALIVES,
+            **keepalives(url.query),
         },
     )
     event.listen(engine, "connect", _connected)
@@ -111,6 +126,7 @@ def secure(driver: psycopg.Connection[Any]) -> bool:
         driver.commit()
     if own is not None:
         driver.prepare_threshold = _PREPARED_AFTER
+        _let_go_of_lost(driver)
     return own is None
 
 
@@ -131,6 +147,21 @@ def _settings(*, local: bool) -> str:
         for name, value in _SETTINGS.items()
     )
     return f"SELECT {', '.join(calls)}"
+
+
+def _let_go_of_lost(driver: psycopg.Connection[Any]) -> None:
+    """Have the server give this session up when we have vanished, as soon as we would give up the server.
+
+    It would keep the rows and locks of a machine that was cut off for two hours: its own keepalives begin after that.
+    """
+    if driver.info.host.startswith(("/", "@")):
+        return
+    given = {**_KEEPALIVES, **driver.info.get_parameters()}
+    values = {f"tcp_{name.removeprefix('tcp_')}": given[name] for name in _KEEPALIVES}
+    set_each = ", ".join(f"pg_catalog.set_config('{name}', %({name})s, false)" for name in values)
+    driver.execute(f"SELECT {set_each}".encode(), values)
+    if not driver.autocommit:
+        driver.commit()
 
 
 def driver_connection(connection: Connection) -> psycopg.Connection[Any]:

@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 import psycopg
 import structlog
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from pgoutlier.db.engine import KEEPALIVES, secure, transaction
+from pgoutlier.db.engine import keepalives, secure, transaction
 from pgoutlier.db.errors import first_line
 from pgoutlier.db.scoring import bell
 from pgoutlier.db.scoring.bell import Look, Session
@@ -69,7 +69,7 @@ def listen(
     ring_flagged is called for each source with new notices. on_ready is called each time the connection stands, to
     catch up with what was missed. None of the three may raise because the broker is away, see worker.app.ring.
     """
-    conninfo = make_conninfo(conninfo, **KEEPALIVES)
+    conninfo = make_conninfo(conninfo, **keepalives(conninfo_to_dict(conninfo)))
     while not stop.is_set():
         try:
             with ExitStack() as sessions:

@@ -50,6 +50,9 @@ class Runtime:
     # is left for new rows.
     places_beside_scoring: threading.Semaphore = field(default_factory=threading.Semaphore)
 
+    # Whose is the one session by which a drain says that it looks into its queue by itself.
+    pacing: threading.Semaphore = field(default_factory=threading.Semaphore)
+
     @property
     def sessions(self) -> Engine:
         """For what is better done in a session of one's own: locks that outlast transactions."""
@@ -93,8 +96,12 @@ def make_runtime(settings: Settings, *, application_name: str = "pgoutlier") -> 
     direct = settings.database_direct_url
     return Runtime(
         settings=settings,
+        # A batch for each thread, and one that is read ahead: nobody waits for one while he holds another.
         engine=make_engine(
-            database_url, pool_size=2 * settings.score_threads + 2, application_name=application_name
+            database_url,
+            pool_size=settings.score_threads + 1,
+            max_overflow=0,
+            application_name=application_name,
         ),
         cache=DetectorCache(_seal(settings)),
         direct=make_engine(direct.get_secret_value(), application_name=application_name) if direct else None,
@@ -118,6 +125,18 @@ def stop() -> None:
             _runtime_of(os.getpid()).stopping.set()
 
 
+def follow_threads(n_threads: int) -> None:
+    """Have this process's runtime, which is not made yet, be one for so many threads, whatever the settings say."""
+    global _n_threads
+    _n_threads = n_threads
+
+
+_n_threads: int | None = None
+
+
 @lru_cache(maxsize=1)
 def _runtime_of(pid: int) -> Runtime:
-    return make_runtime(load_settings(), application_name=f"pgoutlier worker {pid}")
+    settings = load_settings()
+    if _n_threads is not None:
+        settings = settings.model_copy(update={"score_threads": _n_threads})
+    return make_runtime(settings, application_name=f"pgoutlier worker {pid}")

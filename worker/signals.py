@@ -23,7 +23,7 @@ from pgoutlier.detector import load_onnx_runtime
 from pgoutlier.worker.app import app, ring
 from pgoutlier.worker.logs import configure_logs
 from pgoutlier.worker.processes import ending_with, heeded_once
-from pgoutlier.worker.runtime import runtime, stop
+from pgoutlier.worker.runtime import follow_threads, runtime, stop
 from pgoutlier.worker.warming import warm_up
 
 _ARENA_MAX = -8  # M_ARENA_MAX of malloc.h
@@ -39,6 +39,8 @@ def _one_log_format(loglevel: int = 20, **_: Any) -> None:
 def _prepare_to_score(instance: Any, **_: Any) -> None:
     if not _scores_in_threads(instance):
         return
+    if isinstance(instance.concurrency, int):
+        follow_threads(instance.concurrency)
     _keep_one_heap()
     load_onnx_runtime()  # which the first row need not wait for
 

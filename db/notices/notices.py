@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from psycopg import errors
@@ -54,18 +55,18 @@ def triggers_enabled(connection: Connection, source_name: str) -> dict[str, bool
     return {event: notice_objects.trigger_name(event) in live for event in notice_objects.EVENTS}
 
 
-def figures(connection: Connection, source_name: str) -> NoticeFigures | None:
-    """What waits and what was given up of a source's notices; None where notices are off."""
-    row = run(
+def figures(connection: Connection, source_names: Sequence[str]) -> dict[str, NoticeFigures]:
+    """What waits and what was given up of the notices of these sources, of those where notices are on."""
+    rows = run(
         connection,
-        "SELECT (SELECT count(*) FROM outlier.notices n WHERE n.source = w.source AND n.waits)"
+        "SELECT w.source, (SELECT count(*) FROM outlier.notices n WHERE n.source = w.source AND n.waits)"
         " + (SELECT coalesce(sum(d.n_notices), 0) FROM outlier.deliveries d WHERE d.source = w.source)"
         " AS n_pending, (SELECT coalesce(sum(l.n_notices), 0) FROM outlier.dead_letters l"
         " WHERE l.source = w.source) AS n_dead, w.enabled, w.problem, w.sends"
-        " FROM outlier.webhook_states w WHERE w.source = %s",
-        (source_name,),
-    ).fetchone()
-    return None if row is None else NoticeFigures(int(row[0]), int(row[1]), *row[2:])
+        " FROM outlier.webhook_states w WHERE w.source = ANY (%s)",
+        (list(source_names),),
+    ).fetchall()
+    return {row[0]: NoticeFigures(int(row[1]), int(row[2]), *row[3:]) for row in rows}
 
 
 def prune(

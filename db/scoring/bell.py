@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from pgoutlier.db.scoring.queue import AT_ONCE
 from pgoutlier.db.sql import locks
 from pgoutlier.db.sql.identifiers import ours
 from pgoutlier.db.sql.statements import compose
@@ -63,8 +64,11 @@ def newest(session: Session, sources: Mapping[str, int]) -> dict[str, Look]:
         )
         for name, source_id in sources.items()
     ]
-    rows = session.execute(sql.SQL(" UNION ALL ").join(looks)).fetchall()
-    return {name: Look(frozenset(ids or ()), paced) for name, paced, ids in rows}
+    found: dict[str, Look] = {}
+    for first in range(0, len(looks), AT_ONCE):
+        rows = session.execute(sql.SQL(" UNION ALL ").join(looks[first : first + AT_ONCE])).fetchall()
+        found |= {name: Look(frozenset(ids or ()), paced) for name, paced, ids in rows}
+    return found
 
 
 def fall_asleep(session: Session, sources: Collection[str]) -> set[str]:

@@ -20,9 +20,12 @@ from pgoutlier.db.errors import TableReplaced
 from pgoutlier.db.source import identity
 from pgoutlier.db.source.definition import Source, SourceDefinition
 from pgoutlier.db.sql.identifiers import CHANNEL, identifier, ours
-from pgoutlier.db.sql.statements import as_text, compose, one, records, run
+from pgoutlier.db.sql.statements import as_text, compose, one, run
 
 KEYS_PER_QUEUE_ROW = 10_000
+# Queues that one transaction looks into: each that it has read stays locked, with its indexes, to its end, in memory
+# that all sessions share. There is room for some 64 such locks a connection; who finds none fails, whoever took them.
+AT_ONCE = 100
 # The change id of rows that did not change themselves: a row before them did.
 NEIGHBOUR = -1
 # How far behind the oldest due row a batch may look for further rows of its size, in queue ids.
@@ -328,13 +331,23 @@ def wake(connection: Connection, source: SourceDefinition) -> None:
 
 
 def has_due(connection: Connection, source: SourceDefinition) -> bool:
-    """Whether anything could be claimed now. One index probe in the usual case."""
+    """Whether anything could be claimed now."""
+    return bool(with_due(connection, [source.name]))
+
+
+def with_due(connection: Connection, source_names: Sequence[str]) -> list[str]:
+    """Those of these sources of whose queue anything could be claimed now. One index probe each in the usual case."""
     # EXISTS would read the table from its start, where the rows that were finished last lie dead.
-    statement = compose(
-        "SELECT id FROM {queue} WHERE not_before IS NULL OR not_before <= now() ORDER BY id LIMIT 1",
-        queue=ours("queue", source.name),
-    )
-    return one(connection, statement) is not None
+    probes = [
+        compose(
+            "SELECT {name} WHERE (SELECT id FROM {queue} WHERE not_before IS NULL OR not_before <= now()"
+            " ORDER BY id LIMIT 1) IS NOT NULL",
+            name=sql.Literal(name),
+            queue=ours("queue", name),
+        )
+        for name in source_names
+    ]
+    return [name for (name,) in run(connection, sql.SQL(" UNION ALL ").join(probes))] if probes else []
 
 
 def readable(connection: Connection, source_names: Sequence[str]) -> dict[str, bool | None]:
@@ -350,14 +363,20 @@ def readable(connection: Connection, source_names: Sequence[str]) -> dict[str, b
 
 def depth(connection: Connection, source: SourceDefinition) -> Depth:
     """What waits in the queue of a source."""
-    return records(
-        connection,
-        Depth,
+    return depths(connection, [source.name])[source.name]
+
+
+def depths(connection: Connection, source_names: Sequence[str]) -> dict[str, Depth]:
+    """What waits in the queue of each of these sources."""
+    looks = [
         compose(
-            "SELECT coalesce(sum(n_keys), 0)::bigint AS n_keys, count(*) AS n_rows,"
-            " extract(epoch from clock_timestamp() - min(queued_at))::float8 AS oldest_seconds,"
-            " coalesce(sum(n_keys) FILTER (WHERE not_before > now()), 0)::bigint AS n_postponed,"
-            " max(last_error) AS last_error FROM {queue}",
-            queue=ours("queue", source.name),
-        ),
-    )[0]
+            "SELECT {name}, coalesce(sum(n_keys), 0)::bigint, count(*),"
+            " extract(epoch from clock_timestamp() - min(queued_at))::float8,"
+            " coalesce(sum(n_keys) FILTER (WHERE not_before > now()), 0)::bigint, max(last_error) FROM {queue}",
+            name=sql.Literal(name),
+            queue=ours("queue", name),
+        )
+        for name in source_names
+    ]
+    rows = run(connection, sql.SQL(" UNION ALL ").join(looks)).fetchall() if looks else []
+    return {name: Depth(*found) for name, *found in rows}

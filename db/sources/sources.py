@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import fields, replace
 from typing import Any
 
@@ -23,6 +24,8 @@ from pgoutlier.db.sql.identifiers import SCHEMA, Relation, display, identifier
 from pgoutlier.db.sql.statements import compose, one, run, run_dicts
 from pgoutlier.db.tables import JsonObject
 
+# More names than this in a sentence nobody reads.
+_MOST_NAMED = 20
 _SELECT = compose(
     "SELECT s.id, s.definition, jsonb_hash_extended(s.definition, 0) AS digest, s.recipe,"
     " s.attached_xid, s.last_problem, s.promotion, s.columns_filled_at,"
@@ -37,8 +40,15 @@ def find(connection: Connection, name: str) -> Source:
     """Raises SourceError, naming the sources there are."""
     rows = run_dicts(connection, _SELECT + sql.SQL(" WHERE s.name = %s"), (name,))
     if not rows:
-        known = [source.name for source in every(connection)]
-        hint = f"Sources: {', '.join(known)}." if known else "Attach a table first: pgoutlier attach --help."
+        known = names(connection)
+        if len(known) > _MOST_NAMED:
+            near = difflib.get_close_matches(name, known, n=3)
+            meant = f"Did you mean {' or '.join(near)}? " if near else ""
+            hint = f"{meant}There are {len(known):,}; all of them: pgoutlier status --all"
+        else:
+            hint = (
+                f"Sources: {', '.join(known)}." if known else "Attach a table first: pgoutlier attach --help."
+            )
         raise SourceError(f"There is no source {display(name)}. {hint}")
     return _source(rows[0])
 
@@ -47,6 +57,11 @@ def every(connection: Connection) -> list[Source]:
     """All sources by name."""
     rows = run_dicts(connection, _SELECT + sql.SQL(" ORDER BY s.name"))
     return [_source(row) for row in rows]
+
+
+def names(connection: Connection) -> list[str]:
+    """Names of all sources, in order: which of them is another table's is not looked at."""
+    return [name for (name,) in run(connection, "SELECT name FROM outlier.sources ORDER BY name")]
 
 
 def at_work(connection: Connection, name: str) -> Source:

@@ -8,11 +8,13 @@ from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any
 
+from psycopg import sql
 from psycopg.types.json import Jsonb
 from sqlalchemy import Connection, Engine, func, select
 
 from pgoutlier.db.scoring.score_partitions import TABLES_OF_SCORES
 from pgoutlier.db.sql import long_locks
+from pgoutlier.db.sql.identifiers import identifier
 from pgoutlier.db.sql.long_locks import LongLock
 from pgoutlier.db.sql.statements import compose, one, run
 from pgoutlier.db.tables import JsonObject, training_runs
@@ -96,16 +98,19 @@ def finish_run(connection: Connection, run_id: int, *, status: str, **values: An
     update_run(connection, run_id, status=status, finished_at=func.now(), **values)
 
 
-def newest(connection: Connection, source_id: int) -> TrainingRun | None:
-    """The training run of a source that was started last, or None."""
-    columns = training_runs.c
-    row = connection.execute(
-        select(*(columns[field.name] for field in fields(TrainingRun)))
-        .where(columns.source_id == source_id)
-        .order_by(columns.id.desc())
-        .limit(1)
-    ).one_or_none()
-    return None if row is None else TrainingRun(*row)
+def newest(connection: Connection, source_ids: Sequence[int]) -> dict[int, TrainingRun]:
+    """The training run of each of these sources that was started last, where there is one."""
+    # By a probe of the index for each: DISTINCT ON would read all runs that there ever were.
+    rows = run(
+        connection,
+        compose(
+            "SELECT s.id, r.* FROM unnest(%s::bigint[]) s (id), LATERAL (SELECT {columns} FROM"
+            " outlier.training_runs t WHERE t.source_id = s.id ORDER BY t.id DESC LIMIT 1) r",
+            columns=sql.SQL(", ").join(identifier("t", field.name) for field in fields(TrainingRun)),
+        ),
+        (list(source_ids),),
+    )
+    return {row[0]: TrainingRun(*row[1:]) for row in rows}
 
 
 def trained_lately(connection: Connection, source_id: int, *, seconds: float) -> bool:

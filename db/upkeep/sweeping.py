@@ -5,6 +5,7 @@ A look goes through what is new since the last one, which an index finds, and th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from psycopg import sql
@@ -24,6 +25,10 @@ from pgoutlier.db.upkeep.turns import Keys
 _OVERLAP = 10_000
 # Transaction numbers are compared around a circle: age() of anything older than this has wrapped.
 _OLDEST_AGE = 2**31 - 2
+# What the look at several tables at once may wait for a lock of somebody's, and take in all: one of them may turn out
+# to be large.
+_GROUP_PATIENCE = "100ms"
+_GROUP_TIMEOUT = "5s"
 
 
 def keys_of(source: SourceDefinition) -> Keys:
@@ -49,18 +54,84 @@ def enter(connection: Connection, source: Source, stretch: Stretch) -> int:
     is None they are taken too. Those that are too old to have a score never are. Raises TableReplaced if it was
     another table that was read.
     """
-    keys = keys_of(source.definition)
     candidates = compose(
-        "SELECT {key} FROM {rows} AND {stretch} AND {newer} AND {kept}",
-        key=keys.key.as_ours(),
-        rows=keys.rows,
-        stretch=stretch.has(keys.key),
-        newer=_newer(connection, source),
-        # Not in `rows`, which the ends of stretches are sought in: those may lie behind many that are too old.
-        kept=expiry.kept(connection, source.definition, "t"),
+        "{rows} AND {stretch}",
+        rows=_candidates(connection, source, _now_xid(connection)),
+        stretch=stretch.has(keys_of(source.definition).key),
     )
     return queue.enter_missing(
         connection, source, _without(connection, source.definition, candidates, stretch)
+    )
+
+
+def small(connection: Connection, every: Sequence[Source]) -> list[list[Source]]:
+    """Those of these sources whose rows and scores are few, in groups for `settled`."""
+    # Of no table the size, which takes a lock that somebody may be keeping. What has no statistics yet may be larger.
+    n_rows = dict(
+        run(
+            connection,
+            "SELECT s.id, greatest(t.reltuples, pg_stat_get_live_tuples(t.oid), c.reltuples,"
+            " pg_stat_get_live_tuples(c.oid), 0)::bigint FROM outlier.sources s"
+            " JOIN pg_class t ON t.oid = s.relation::oid AND t.relkind = 'r'"
+            " JOIN pg_class c ON c.oid = to_regclass(format('outlier.%%I', 'scores_' || s.name)) AND c.relkind = 'r'"
+            " WHERE s.id = ANY (%s)",
+            ([source.id for source in every if source.table_problem is None],),
+        ).fetchall()
+    )
+    groups: list[list[Source]] = []
+    n_grouped = 0
+    for source in every:
+        n_here = n_rows.get(source.id)
+        if n_here is None or n_here >= turns.KEYS_PER_STRETCH:
+            continue
+        if not groups or n_grouped + n_here > turns.KEYS_PER_STRETCH or len(groups[-1]) >= queue.AT_ONCE:
+            groups.append([])
+            n_grouped = 0
+        groups[-1].append(source)
+        n_grouped += n_here
+    return groups
+
+
+def settled(connection: Connection, group: Sequence[Source]) -> set[int]:
+    """Ids of those of a group of which every row has a score; all of it was looked at, and this is noted.
+
+    Raises psycopg's LockNotAvailable if somebody has locked a table, and QueryCanceled if one is too large.
+    """
+    run(
+        connection,
+        "SELECT set_config('lock_timeout', %s, true), set_config('statement_timeout', %s, true)",
+        (_GROUP_PATIENCE, _GROUP_TIMEOUT),
+    )
+    now_xid = _now_xid(connection)
+    looks = [
+        compose(
+            "SELECT {id}::bigint WHERE NOT EXISTS ({missing})",
+            id=sql.Literal(source.id),
+            missing=_probed(source.definition, _candidates(connection, source, now_xid)),
+        )
+        for source in group
+    ]
+    found = sorted(source_id for (source_id,) in run(connection, sql.SQL(" UNION ALL ").join(looks)))
+    turns.note_whole(connection, found, turns.SWEEP)
+    run(
+        connection,
+        "UPDATE outlier.sources SET swept_at = now() WHERE id IN"
+        " (SELECT id FROM outlier.sources WHERE id = ANY (%s) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED)",
+        (found,),
+    )
+    return set(found)
+
+
+def _candidates(connection: Connection, source: Source, now_xid: int) -> sql.Composed:
+    """SELECT of the keys of rows that are to have a score; a condition may follow."""
+    keys = keys_of(source.definition)
+    return compose(
+        "SELECT {key} FROM {rows} AND {newer} AND {kept}",
+        key=keys.key.as_ours(),
+        rows=keys.rows,
+        newer=_newer(source, now_xid),
+        # Not in `rows`, which the ends of stretches are sought in: those may lie behind many that are too old.
+        kept=expiry.kept(connection, source.definition, "t"),
     )
 
 
@@ -102,11 +173,16 @@ def same_order(connection: Connection, source: SourceDefinition) -> bool:
     )
 
 
-def _newer(connection: Connection, source: Source) -> sql.Composable:
+def _now_xid(connection: Connection) -> int:
+    """The number of this transaction, for `_newer`."""
+    return int(one(connection, "SELECT pg_current_xact_id()::text::bigint"))
+
+
+def _newer(source: Source, now_xid: int) -> sql.Composable:
     """SQL for whether a row was written since attach."""
     if source.attached_xid is None:
         return sql.SQL("true")
-    n_since = one(connection, "SELECT pg_current_xact_id()::text::bigint") - source.attached_xid
+    n_since = now_xid - source.attached_xid
     return compose("age(t.xmin) <= {n}", n=sql.Literal(min(n_since, _OLDEST_AGE)))
 
 
@@ -130,7 +206,7 @@ def enter_new(connection: Connection, source: Source, since: str) -> tuple[int, 
         rows=keys_of(definition).rows,
         moment=moment,
         since=sql.Literal(since),
-        newer=_newer(connection, source),
+        newer=_newer(source, _now_xid(connection)),
         kept=expiry.kept(connection, definition, "t"),
         order=catalog.newest_first(connection, definition.relation, definition.time_column or "", "t"),
         at_most=sql.Literal(turns.KEYS_PER_STRETCH),

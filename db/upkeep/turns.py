@@ -7,6 +7,7 @@ they are so many that the time would not do for them at the usual pace.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -20,6 +21,8 @@ from pgoutlier.db.sql.key_ranges import Stretch
 from pgoutlier.db.sql.statements import as_text, one, run
 
 SWEEP = "sweep"
+# How long a look waits for a lock on one table.
+PATIENCE = "5s"
 # Keys that one transaction looks at, and the fewest that a look does.
 KEYS_PER_STRETCH = 50_000
 # Of fewer rows than this in a day a turn takes no longer for it, so a look costs the same up to there.
@@ -51,6 +54,25 @@ class Keys:
     rows: sql.Composable
     key: KeyColumns
     relation: Relation
+
+
+def wait_shortly(connection: Connection) -> None:
+    """For the rest of the transaction a lock that somebody has is not waited for for long: other sources wait, too."""
+    run(connection, "SELECT set_config('lock_timeout', %s, true)", (PATIENCE,))
+
+
+def longest_ago_first(connection: Connection, *, sweep: bool) -> list[str]:
+    """Names of all sources, that which was swept, or pruned, longest ago or never first.
+
+    So each has its turn, also where a look at all of them is not seen to the end.
+    """
+    rows = run(
+        connection,
+        "SELECT s.name FROM outlier.sources s LEFT JOIN outlier.upkeep_places p ON p.source_id = s.id"
+        " AND (p.task = %s) = %s GROUP BY s.name ORDER BY max(p.looked_at) NULLS FIRST, s.name",
+        (SWEEP, sweep),
+    )
+    return [name for (name,) in rows]
 
 
 def place(connection: Connection, source_id: int, task: str) -> Place:
@@ -101,6 +123,18 @@ def go_on(connection: Connection, source_id: int, task: str, stretch: Stretch) -
         " turn_began_at = CASE WHEN excluded.place IS NULL THEN now() ELSE p.turn_began_at END,"
         " turn_ended_at = coalesce(excluded.turn_ended_at, p.turn_ended_at)",
         {"source": source_id, "task": task, "place": stretch.up_to},
+    )
+
+
+def note_whole(connection: Connection, source_ids: Sequence[int], task: str) -> None:
+    """Note of these sources that a task looked at all keys at once."""
+    run(
+        connection,
+        "INSERT INTO outlier.upkeep_places (source_id, task, turn_began_at, turn_ended_at, looked_at)"
+        " SELECT id, %s, now(), now(), now() FROM unnest(%s::bigint[]) s (id)"
+        " ON CONFLICT (source_id, task) DO UPDATE SET place = NULL, turn_began_at = now(), turn_ended_at = now(),"
+        " looked_at = now()",
+        (task, list(source_ids)),
     )
 
 

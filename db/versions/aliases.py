@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 
@@ -74,19 +75,28 @@ def champion_of(connection: Connection, source: Source) -> int:
 
 def both(connection: Connection, source_id: int) -> Aliases:
     """Both aliases by one statement, since they are read in every scoring transaction."""
+    return of_each(connection, [source_id])[source_id]
+
+
+def of_each(connection: Connection, source_ids: Sequence[int]) -> dict[int, Aliases]:
+    """Both aliases of each of these sources, by its id."""
     rows = run(
         connection,
-        "SELECT a.alias, v.id, v.version, a.problem, coalesce(a.paused_until > now(), false)"
+        "SELECT a.source_id, a.alias, v.id, v.version, a.problem, coalesce(a.paused_until > now(), false)"
         " FROM outlier.model_aliases a JOIN outlier.model_versions v USING (source_id, version)"
-        " WHERE a.source_id = %s",
-        (source_id,),
+        " WHERE a.source_id = ANY (%s)",
+        (list(source_ids),),
     ).fetchall()
-    found = {row[0]: row[1:] for row in rows}
-    challenger = found.get(CHALLENGER)
-    return Aliases(
-        champion=Pointed(*found[CHAMPION][:2]) if CHAMPION in found else None,
-        challenger=Challenger(*challenger) if challenger else None,
-    )
+    found = {(row[0], row[1]): row[2:] for row in rows}
+    return {
+        source_id: Aliases(
+            champion=Pointed(*champion[:2]) if (champion := found.get((source_id, CHAMPION))) else None,
+            challenger=Challenger(*challenger)
+            if (challenger := found.get((source_id, CHALLENGER)))
+            else None,
+        )
+        for source_id in source_ids
+    }
 
 
 def lock_alias(connection: Connection, source_id: int) -> None:

@@ -62,7 +62,7 @@ def mortal_servers(scratch: Path) -> Iterator[Servers]:
             servers.remove()
 
 
-def _on(servers: Servers) -> Iterator[Stack]:
+def on_servers(servers: Servers) -> Iterator[Stack]:
     embedded.ensure_running(servers.kit.folder.path)
     stack = servers.stack()
     try:
@@ -93,19 +93,19 @@ def _flush(servers: Servers) -> None:
 @pytest.fixture
 def stack(shared_servers: Servers) -> Iterator[Stack]:
     """Processes of one test, on servers that stay up."""
-    yield from _on(shared_servers)
+    yield from on_servers(shared_servers)
 
 
 @pytest.fixture
 def table(shared_servers: Servers, stack: Stack, detectors: Sequence[Detector]) -> Table:
     """A table whose scores are audited, with a champion."""
-    return _scored_table(shared_servers, stack, detectors[0])
+    return scored_table(shared_servers, stack, detectors[0])
 
 
 @pytest.fixture(scope="module")
 def live(shared_servers: Servers) -> Iterator[Stack]:
     """Two score workers, two listeners and beat, which run through the tests of a module."""
-    for stack in _on(shared_servers):
+    for stack in on_servers(shared_servers):
         for number in range(2):
             stack.score_worker(f"score{number}", batch_rows=1_000)
             stack.listener()
@@ -117,7 +117,7 @@ def live(shared_servers: Servers) -> Iterator[Stack]:
 @pytest.fixture
 def live_table(shared_servers: Servers, live: Stack, detectors: Sequence[Detector]) -> Iterator[Table]:
     """The same for processes that run already; none of them may end, or log an error, in the test."""
-    made = _scored_table(shared_servers, live, detectors[0])
+    made = scored_table(shared_servers, live, detectors[0])
     yield made
     assert all(process.alive() for process in live.processes)
     assert errors_of(live, made.name) == []
@@ -127,7 +127,7 @@ def live_table(shared_servers: Servers, live: Stack, detectors: Sequence[Detecto
 @pytest.fixture(scope="module")
 def up(shared_servers: Servers) -> Iterator[Stack]:
     """`pgoutlier up`, the one process of its stack, which runs through the tests of a module."""
-    for stack in _on(shared_servers):
+    for stack in on_servers(shared_servers):
         stack.start("up", "pgoutlier.worker.cli", "up")
         yield stack
 
@@ -135,7 +135,7 @@ def up(shared_servers: Servers) -> Iterator[Stack]:
 @pytest.fixture
 def up_table(shared_servers: Servers, up: Stack, detectors: Sequence[Detector]) -> Iterator[Table]:
     """A table there, of which a row has been scored, once beat is ready and the others have said something."""
-    made = _scored_table(shared_servers, up, detectors[0])
+    made = scored_table(shared_servers, up, detectors[0])
     made.insert(1)
     until(made.drained, "a row is scored")
     said = up.processes[0].output
@@ -147,7 +147,7 @@ def up_table(shared_servers: Servers, up: Stack, detectors: Sequence[Detector]) 
 @pytest.fixture(scope="module")
 def mortal(mortal_servers: Servers) -> Iterator[Stack]:
     """A score worker, a listener and beat, on servers that the tests kill."""
-    for stack in _on(mortal_servers):
+    for stack in on_servers(mortal_servers):
         stack.score_worker(batch_rows=500)
         stack.listener()
         stack.beat()
@@ -158,14 +158,14 @@ def mortal(mortal_servers: Servers) -> Iterator[Stack]:
 @pytest.fixture
 def alone(mortal_servers: Servers, detectors: Sequence[Detector]) -> Iterator[Table]:
     """A table on servers that the test kills, on which nothing runs but what the test starts."""
-    for stack in _on(mortal_servers):
-        yield _scored_table(mortal_servers, stack, detectors[0])
+    for stack in on_servers(mortal_servers):
+        yield scored_table(mortal_servers, stack, detectors[0])
 
 
 @pytest.fixture
 def mortal_table(mortal_servers: Servers, mortal: Stack, detectors: Sequence[Detector]) -> Iterator[Table]:
     """A table there; no process may end in the test."""
-    yield _scored_table(mortal_servers, mortal, detectors[0])
+    yield scored_table(mortal_servers, mortal, detectors[0])
     mortal_servers.detach_all()
     assert all(process.alive() for process in mortal.processes)
 
@@ -175,10 +175,10 @@ def keyed_table(
     request: pytest.FixtureRequest, shared_servers: Servers, stack: Stack, detectors: Sequence[Detector]
 ) -> Table:
     """The same with each kind of key."""
-    return _scored_table(shared_servers, stack, detectors[0], key=request.param)
+    return scored_table(shared_servers, stack, detectors[0], key=request.param)
 
 
-def _scored_table(servers: Servers, stack: Stack, detector: Detector, *, key: str = "id") -> Table:
+def scored_table(servers: Servers, stack: Stack, detector: Detector, *, key: str = "id") -> Table:
     made = servers.table(stack, key=key)
     made.register(detector)
     made.audit()

@@ -182,23 +182,27 @@ class Stack:
             process.kill()
 
     def kill_amid(self, workers: list[Started], relation: str, moments: random.Random) -> None:
-        """kill -9 of a worker, which is taken off the list, at a random moment when it holds rows of a table locked.
+        """kill -9 of a worker, which is taken off the list, at a random moment when it holds rows of a table locked."""
+        worker = self.stop_amid(workers, relation, moments)
+        worker.kill()
+        workers.remove(worker)
 
-        It is stopped first: whether it is amid a transaction cannot change then before it is killed.
-        """
+    def stop_amid(self, workers: list[Started], relation: str, moments: random.Random) -> Started:
+        """Stop a worker by a signal, so that it is amid a transaction that has rows of a table locked, and stays so."""
+        stopped: list[Started] = []
 
-        def killed() -> bool:
+        def amid() -> bool:
             time.sleep(moments.uniform(0, 0.1))
             for worker in moments.sample(workers, len(workers)):
                 os.kill(worker.pid, signal.SIGSTOP)
                 if self._holds_rows(worker, relation):
-                    worker.kill()
-                    workers.remove(worker)
+                    stopped.append(worker)
                     return True
                 os.kill(worker.pid, signal.SIGCONT)
             return False
 
-        until(killed, f"a worker is amid a transaction on {relation}")
+        until(amid, f"a worker is amid a transaction on {relation}")
+        return stopped[0]
 
     def _holds_rows(self, worker: Started, relation: str) -> bool:
         """Of a stopped worker: whether a transaction with rows locked waits for it, or for a lock of another's."""

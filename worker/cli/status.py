@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
@@ -31,15 +32,22 @@ if TYPE_CHECKING:
     from pgoutlier.db.notices.notices import NoticeFigures
     from pgoutlier.db.status.overview import DriftFigures, SourceFigures
     from pgoutlier.db.training.training_runs import TrainingRun
-    from pgoutlier.worker.status.status import Status
+    from pgoutlier.worker.status.status import SourceAtWork, Status
 
 _WATCH_SECONDS = 1.5
 _AGO = re.compile(r"^(\d+(?:\.\d+)?)\s*(s|m|h|d)$")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
+# Of more sources those alone are shown that say something, and the busiest, up to so many.
+_MOST_SHOWN = 20
+
+
 def status(
     as_json: AsJson = False,
+    show_all: Annotated[
+        bool, typer.Option("--all", help=f"Every source, also where there are more than {_MOST_SHOWN}.")
+    ] = False,
     watch: Annotated[
         bool, typer.Option("--watch", "-w", help="Show it again every 2 seconds until Ctrl-C.")
     ] = False,
@@ -54,25 +62,27 @@ def status(
         print_json(asdict(status_figures.status(open_runtime)))
         return
     if not watch:
-        console.print(_status_table(status_figures.status(open_runtime)))
+        console.print(_status_table(status_figures.status(open_runtime), show_all=show_all))
         return
     runtime = open_runtime()
     from rich.live import Live
 
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update(_status_table(status_figures.status(lambda: runtime)), refresh=True)
+            figures = status_figures.status(lambda: runtime)
+            live.update(_status_table(figures, show_all=show_all), refresh=True)
             time.sleep(_WATCH_SECONDS)
 
 
-def _status_table(figures: Status) -> Table:
-    with_challenger = any(source.challenger for source in figures.sources)
+def _status_table(figures: Status, *, show_all: bool) -> Table:
+    shown = figures.sources if show_all else first_shown(figures.sources)
+    with_challenger = any(source.challenger for source in shown)
     columns = [
         *("source", "queued", "oldest", "rows/s", "champion", *(["challenger"] if with_challenger else [])),
         *("scored", "quarantine", "training", "note"),
     ]
     table = new_table(f"pgoutlier at {datetime.now(UTC):%H:%M:%S} UTC", columns)
-    for source in figures.sources:
+    for source in shown:
         table.add_row(
             source.name,
             "?" if source.n_queued is None else f"{source.n_queued:,}",
@@ -85,9 +95,43 @@ def _status_table(figures: Status) -> Table:
             _training_text(source.training),
             note(source),
         )
-    lines = (_workers_text(figures), _schedules_text(figures), *map(_job_text, figures.jobs))
+    n_left = len(figures.sources) - len(shown)
+    left = f"{n_left:,} more sources: pgoutlier status --all" if n_left else ""
+    lines = (
+        totals_text(figures.sources),
+        left,
+        _workers_text(figures),
+        _schedules_text(figures),
+        *map(_job_text, figures.jobs),
+    )
     table.caption = "\n".join(filter(None, lines))
     return table
+
+
+def first_shown(every: Sequence[SourceAtWork]) -> Sequence[SourceAtWork]:
+    """All where they are few; else those in trouble, and then those where most waits or is scored."""
+    if len(every) <= _MOST_SHOWN:
+        return every
+    return sorted(
+        every,
+        key=lambda s: (not s.problem, not note(s), -(s.n_queued or 0), -s.rows_per_second, s.name),
+    )[:_MOST_SHOWN]
+
+
+def totals_text(every: Sequence[SourceAtWork]) -> str:
+    """All sources in a line, where there are several."""
+    if len(every) < 2:
+        return ""
+    troubled = sum(1 for source in every if note(source))
+    untrained = sum(1 for source in every if source.champion is None)
+    waiting = [source for source in every if source.n_queued]
+    words = [f"{len(every):,} sources, {troubled:,} with a note"]
+    words += [f"{untrained:,} without a champion"] if untrained else []
+    words += [f"{sum(s.n_queued or 0 for s in waiting):,} queued in {len(waiting):,}"]
+    words += [f"{sum(s.rows_per_second for s in every):,.0f} rows/s"]
+    words += [f"~{sum(s.n_scored_estimate for s in every):,} scored"]
+    words += [f"{sum(s.n_quarantined for s in every):,} in quarantine"]
+    return ", ".join(words)
 
 
 def _drift_text(found: DriftFigures | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -57,8 +58,13 @@ def examine(runtime: Runtime) -> Iterator[Finding]:
     if schema.ok:
         with runtime.engine.begin() as connection:
             yield _owners(connection)
-            for source in sources.every(connection):
-                yield from of_source(connection, runtime, source)
+            every = sources.every(connection)
+        for source in every:
+            # Each in a transaction of its own, since what was looked at stays locked to the end of it.
+            with runtime.engine.begin() as connection:
+                of_it = list(of_source(connection, runtime, source))
+            yield from (replace(each, source=source.name) for each in of_it)
+        with runtime.engine.begin() as connection:
             yield _locks(connection)
             yield from allowed(connection, "listener", lambda: iter([_listeners(connection)]))
             yield from allowed(connection, "beat", lambda: iter([_beat(connection)]))

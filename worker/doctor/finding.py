@@ -16,12 +16,13 @@ from pgoutlier.db.sql.statements import one
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at. mend is empty if all is well."""
+    """One thing looked at. mend is empty if all is well. source: the name of the one that it is about."""
 
     what: str
     ok: bool
     detail: str
     mend: str = ""
+    source: str | None = None
 
 
 def allowed(connection: Connection, what: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import psycopg
 from pydantic import ValidationError
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 from pgoutlier.db.ddl import installation, queue_triggers, written_columns
 from pgoutlier.db.errors import PgoutlierError, first_line
@@ -39,13 +41,21 @@ Check = Callable[[Connection, Runtime, Source], Finding]
 def of_source(connection: Connection, runtime: Runtime, source: Source) -> Iterator[Finding]:
     """Everything that has to be right for rows of the source to be scored, and what was turned on for it."""
     checks: tuple[Check, ...] = (_relation, _triggers, _views, _owners, _champion, _order, _newest, _problem)
-    for check in checks:
-        yield from allowed(connection, source.name, partial(_single, check, connection, runtime, source))
-    yield from allowed(connection, source.name, partial(_rows_before, connection, source))
-    yield from allowed(connection, source.name, partial(_challenger, connection, runtime, source))
-    yield from allowed(connection, source.name, partial(_webhook, connection, runtime, source))
-    yield from allowed(connection, source.name, partial(_columns, connection, source))
-    yield from allowed(connection, source.name, partial(_kept, connection, source))
+    looks: list[Callable[[], Iterator[Finding]]] = [
+        *(partial(_single, check, connection, runtime, source) for check in checks),
+        partial(_rows_before, connection, source),
+        partial(_challenger, connection, runtime, source),
+        partial(_webhook, connection, runtime, source),
+        partial(_columns, connection, source),
+        partial(_kept, connection, source),
+    ]
+    # All behind one savepoint, for each costs as much as most checks; one by one where this role may not do one.
+    try:
+        with connection.begin_nested():
+            found = [finding for look in looks for finding in look()]
+    except (DBAPIError, psycopg.Error):
+        found = [finding for look in looks for finding in allowed(connection, source.name, look)]
+    yield from found
 
 
 def _single(check: Check, connection: Connection, runtime: Runtime, source: Source) -> Iterator[Finding]:
@@ -209,7 +219,7 @@ def _challenger(connection: Connection, runtime: Runtime, source: Source) -> Ite
 
 def _webhook(connection: Connection, runtime: Runtime, source: Source) -> Iterator[Finding]:
     """Nothing where notices are off."""
-    found = notices.figures(connection, source.name)
+    found = notices.figures(connection, [source.name]).get(source.name)
     if found is None:
         return
     what = f"{source.name} notices"
@@ -327,7 +337,7 @@ def _newest(connection: Connection, _: Runtime, source: Source) -> Finding:
 
 
 def _problem(connection: Connection, _: Runtime, source: Source) -> Finding:
-    found = overview.describe(connection, source)
+    [found] = overview.describe(connection, [source])
     detail = f"{found.n_queued or 0:,} queued, {found.n_quarantined:,} in quarantine"
     if found.problem:
         return Finding(f"{source.name} queue", False, f"{detail}; {found.problem}", "see the sentence before")

@@ -110,19 +110,18 @@ def remove(runtime: Runtime, source_name: str) -> bool:
 def listing(runtime: Runtime) -> list[ListedWebhook]:
     """Every webhook with what waits and what is dead, by source."""
     with runtime.engine.begin() as connection:
-        found = [
-            (webhook, notices.figures(connection, webhook.source)) for webhook in webhooks.every(connection)
-        ]
+        every = list(webhooks.every(connection))
+        figures = notices.figures(connection, [webhook.source for webhook in every])
     return [
         ListedWebhook(
             **{
                 **vars(webhook),
                 "url": webhook_url.shown(webhook.url) if webhook.url else None,
-                **vars(figures),
+                **vars(figures[webhook.source]),
             }
         )
-        for webhook, figures in found
-        if figures is not None
+        for webhook in every
+        if webhook.source in figures
     ]
 
 

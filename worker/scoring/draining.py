@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import psycopg
@@ -46,14 +45,22 @@ class DrainResult:
 def sources_with_work(runtime: Runtime) -> list[str]:
     """Names of the sources whose queue has something due."""
     with runtime.engine.begin() as connection:
-        every = sources.every(connection)
+        every = sources.names(connection)
     names = []
-    for source in every:
-        # Detached meanwhile, or a lost grant: no reason to leave the other sources alone.
-        with suppress(psycopg.ProgrammingError):
-            if _has_due(runtime, source):
-                names.append(source.name)
+    for first in range(0, len(every), queue.AT_ONCE):
+        names += _with_due(runtime, every[first : first + queue.AT_ONCE])
     return names
+
+
+def _with_due(runtime: Runtime, source_names: Sequence[str]) -> list[str]:
+    try:
+        with runtime.engine.begin() as connection:
+            return queue.with_due(connection, source_names)
+    except psycopg.ProgrammingError:
+        # Detached meanwhile, or a lost grant: no reason to leave the other sources alone.
+        if len(source_names) == 1:
+            return []
+        return [name for each in source_names for name in _with_due(runtime, [each])]
 
 
 def drain(

@@ -37,7 +37,12 @@ class Pace:
             return
         if not self._rests:
             self._rests = True
-            self._held.enter_context(long_locks.shared(self._runtime.sessions, locks.PACED, self._source_id))
+            # Of a process one at a time has a session for that. Of others a bell more is rung, and heard for nothing.
+            if self._runtime.pacing.acquire(blocking=False):
+                self._held.callback(self._runtime.pacing.release)
+                self._held.enter_context(
+                    long_locks.shared(self._runtime.sessions, locks.PACED, self._source_id)
+                )
         took = time.perf_counter() - started
         seconds = min(_LONGEST_SECONDS - took, (_TIMES_THE_BATCH - 1) * took)
         if seconds > 0:

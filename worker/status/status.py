@@ -10,6 +10,8 @@ from kombu.exceptions import OperationalError as BrokerUnavailable
 
 from pgoutlier.db.jobs import jobs
 from pgoutlier.db.jobs.jobs import JobFigures
+from pgoutlier.db.scoring import queue
+from pgoutlier.db.sources import sources
 from pgoutlier.db.status import overview
 from pgoutlier.db.status.overview import SourceFigures
 from pgoutlier.worker.app import app
@@ -72,8 +74,9 @@ def status(open_runtime: Callable[[], Runtime]) -> Status:
     """What is going on. open_runtime is called while the workers are being asked."""
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(_ask)
-        with open_runtime().engine.begin() as connection:
-            sources = overview.every(connection)
+        runtime = open_runtime()
+        figures = _sources(runtime)
+        with runtime.engine.begin() as connection:
             listeners = overview.listeners(connection)
             beats = schedule_control.beats_alive(connection)
             coming = schedule_control.coming(connection)
@@ -82,7 +85,7 @@ def status(open_runtime: Callable[[], Runtime]) -> Status:
     return Status(
         sources=[
             SourceAtWork(**vars(source), rows_per_second=_rate(workers or (), source.name))
-            for source in sources
+            for source in figures
         ],
         workers=workers,
         listeners=listeners,
@@ -90,6 +93,16 @@ def status(open_runtime: Callable[[], Runtime]) -> Status:
         schedules=coming,
         jobs=at_work,
     )
+
+
+def _sources(runtime: Runtime) -> list[SourceFigures]:
+    with runtime.engine.begin() as connection:
+        every = sources.every(connection)
+    found = []
+    for first in range(0, len(every), queue.AT_ONCE):
+        with runtime.engine.begin() as connection:
+            found += overview.describe(connection, every[first : first + queue.AT_ONCE])
+    return found
 
 
 def _rate(workers: Sequence[Worker], source_name: str) -> float:

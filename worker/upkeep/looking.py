@@ -44,12 +44,13 @@ def look(
     task: Task,
     *,
     whole: bool = False,
+    patient: bool = True,
     on_progress: Callable[[int, int], None] = lambda n_seen, n_all: None,
 ) -> Looked:
     """Go on where the last look ended, for as many keys as are due, or for PGOUTLIER_DRAIN_BUDGET_SECONDS at most.
 
-    whole: go through all keys instead, from the first on. on_progress: is told how many were looked at, of about how
-    many there are.
+    whole: go through all keys instead, from the first on. patient: wait for a lock that somebody has. on_progress: is
+    told how many were looked at, of about how many there are.
     """
     with runtime.engine.begin() as connection:
         standing = turns.place(connection, source.id, task.name)
@@ -63,6 +64,8 @@ def look(
     while True:
         with runtime.engine.begin() as connection:
             # One at a time. Who is not to go through all keys does not wait: the next look sees what this one did.
+            if not patient:
+                turns.wait_shortly(connection)
             if whole:
                 locks.hold(connection, task.name, source.id)
             elif not locks.try_hold(connection, task.name, source.id):

@@ -32,16 +32,20 @@ def sweep(
     source_name: str,
     *,
     whole: bool = False,
+    patient: bool = True,
     on_progress: Callable[[int, int], None] = lambda n_seen, n_all: None,
 ) -> int:
     """Queue the rows that have neither score nor queue entry: what is new since the last look, and of all rows those
     whose turn it is. Returns how many; none where another sweep of the source is under way.
 
-    whole: look at all rows at once. on_progress: is told how many were looked at, of about how many. Rows from before
-    attach count once a backfill has been through them. Raises SourceError if there is no such source.
+    whole: look at all rows at once. patient: wait for whoever has the table locked, and not for turns.PATIENCE at most,
+    after which psycopg's LockNotAvailable is raised. on_progress: is told how many were looked at, of about how many.
+    Rows from before attach count once a backfill has been through them. Raises SourceError if there is no such source.
     """
     with runtime.engine.begin() as connection:
         source = sources.at_work(connection, source_name)
+        if not patient:
+            turns.wait_shortly(connection)
         if not whole and not locks.try_hold(connection, turns.SWEEP, source.id):
             return 0
         # Before anything is looked at: what comes meanwhile is new to the next look.
@@ -51,8 +55,8 @@ def sweep(
         sweeping.keys_of(source.definition),
         lambda connection, stretch: sweeping.work(connection, source, stretch),
     )
-    looked = looking.look(runtime, source, task, whole=whole, on_progress=on_progress)
-    new = Looked(0) if looked.whole or looked.busy else _sweep_new(runtime, source)
+    looked = looking.look(runtime, source, task, whole=whole, patient=patient, on_progress=on_progress)
+    new = Looked(0) if looked.whole or looked.busy else _sweep_new(runtime, source, patient=patient)
     if not (looked.busy or new.busy):
         with runtime.engine.begin() as connection:
             sweeping.end_look(connection, source, newest)
@@ -62,13 +66,15 @@ def sweep(
     return n_found
 
 
-def _sweep_new(runtime: Runtime, source: Source) -> Looked:
+def _sweep_new(runtime: Runtime, source: Source, *, patient: bool) -> Looked:
     """Queue what was missed of the rows that are new since the last look."""
     n_found = 0
     with runtime.engine.begin() as connection:
         since = turns.place(connection, source.id, turns.SWEEP).seen_to
     while since is not None:
         with runtime.engine.begin() as connection:
+            if not patient:
+                turns.wait_shortly(connection)
             if not locks.try_hold(connection, turns.SWEEP, source.id):
                 return Looked(n_found, busy=True)
             n_here, since = sweeping.enter_new(connection, source, since)
@@ -77,8 +83,30 @@ def _sweep_new(runtime: Runtime, source: Source) -> Looked:
 
 
 def sweep_all(runtime: Runtime) -> dict[str, int]:
-    """Sweep every source; rows found, by source. One that cannot be swept does not keep the others from it."""
-    return _of_each(runtime, "sweep", lambda name: sweep(runtime, name))
+    """Sweep every source; rows found, by source. One that cannot be swept does not keep the others from it.
+
+    Small ones first, many at once where none of their rows was missed; then those that were swept longest ago.
+    """
+    with runtime.engine.begin() as connection:
+        groups = sweeping.small(connection, sources.every(connection))
+    settled = set[int]().union(*(_settled(runtime, group) for group in groups))
+    done = {source.name: 0 for group in groups for source in group if source.id in settled}
+    with runtime.engine.begin() as connection:
+        left = [name for name in turns.longest_ago_first(connection, sweep=True) if name not in done]
+    return done | _of_each(runtime, "sweep", left, lambda name: sweep(runtime, name, patient=False))
+
+
+def _settled(runtime: Runtime, group: Sequence[Source]) -> set[int]:
+    """Ids of those of a group of which every row has a score. The others have to be swept."""
+    try:
+        with runtime.engine.begin() as connection:
+            return sweeping.settled(connection, group)
+    except (DBAPIError, psycopg.Error):
+        # One of them is detached, locked or not to be read: the others are looked at without it.
+        if len(group) == 1:
+            return set()
+        half = len(group) // 2
+        return _settled(runtime, group[:half]) | _settled(runtime, group[half:])
 
 
 def retry_quarantine(runtime: Runtime, source_name: str, words: Sequence[Word] | None) -> int:
@@ -109,7 +137,9 @@ def quarantined(runtime: Runtime, source_name: str, *, limit: int) -> list[Quara
 def prune_all(runtime: Runtime) -> dict[str, int]:
     """Remove what belongs to rows that are gone or older than scores are kept, partitions of scores that have come to
     their end, old training runs and versions; things removed, by source."""
-    return _of_each(runtime, "prune", lambda name: _prune(runtime, name))
+    with runtime.engine.begin() as connection:
+        names = turns.longest_ago_first(connection, sweep=False)
+    return _of_each(runtime, "prune", names, lambda name: _prune(runtime, name))
 
 
 def _prune(runtime: Runtime, source_name: str) -> int:
@@ -148,17 +178,17 @@ def _prune_in_turn(runtime: Runtime, source: Source, rows: Prunable) -> int:
         lambda connection, stretch: pruning.remove(connection, source, rows, stretch),
         removes=True,
     )
-    n_removed = looking.look(runtime, source, task).n_found
+    n_removed = looking.look(runtime, source, task, patient=False).n_found
     with runtime.engine.begin() as connection:
         turns.end_look(connection, source.id, rows.task)
     return n_removed
 
 
-def _of_each(runtime: Runtime, what: str, work: Callable[[str], int]) -> dict[str, int]:
-    with runtime.engine.begin() as connection:
-        names = [source.name for source in sources.every(connection)]
-    done = {}
+def _of_each(runtime: Runtime, what: str, names: Sequence[str], work: Callable[[str], int]) -> dict[str, int]:
+    done: dict[str, int] = {}
     for name in names:
+        if runtime.stopping.is_set():
+            return done
         try:
             done[name] = work(name)
         except (PgoutlierError, DBAPIError, psycopg.Error) as error:

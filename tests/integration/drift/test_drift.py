@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from pgoutlier.db.drift import drift_reports
 from pgoutlier.db.drift.drift_reports import DriftReport
 from pgoutlier.db.errors import ModelError
+from pgoutlier.db.sources import sources
 from pgoutlier.db.status import overview
 from pgoutlier.worker.drift import measuring
 from pgoutlier.worker.runtime import Runtime
@@ -191,7 +192,7 @@ def test_a_report_is_logged_kept_shown_in_the_status_and_pruned(payments: Table)
         report = later(payments, x="random_normal() + 2")
     assert [entry["reasons"] for entry in logs if entry["event"] == "drift_found"] == [report.reasons]
     with payments.runtime.engine.begin() as connection:
-        (described,) = overview.every(connection)
+        (described,) = overview.describe(connection, sources.every(connection))
         (kept,) = drift_reports.reports(connection, payments.source.id, limit=5)
     assert described.drift is not None
     assert described.drift.reasons == report.reasons == kept.reasons

@@ -13,6 +13,7 @@ import pytest
 from pgoutlier.db.ddl import installation
 from pgoutlier.db.engine import driver_connection
 from pgoutlier.db.errors import MissingPrivilege, ModelError
+from pgoutlier.db.sources import sources
 from pgoutlier.db.sql.statements import run
 from pgoutlier.db.status import overview
 from pgoutlier.db.versions import aliases
@@ -295,7 +296,7 @@ def test_a_challenger_that_is_refused_is_noted_and_left_alone(
     assert found.paused
     assert f"version {version} of transactions is refused" in (found.problem or "")
     with transactions.runtime.engine.begin() as connection:
-        [row] = overview.every(connection)
+        [row] = overview.describe(connection, sources.every(connection))
     assert row.challenger == version
     assert "challenger: ArtifactRefused: version 2" in note(row)
     end_pause(transactions)
