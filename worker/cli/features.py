@@ -9,7 +9,7 @@ import typer
 
 from pgoutlier.worker.cli.arguments import AsJson, SourceName
 from pgoutlier.worker.cli.context import open_runtime
-from pgoutlier.worker.console import console, print_json, print_table
+from pgoutlier.worker.console import console, identity, print_json, print_table
 from pgoutlier.worker.scoring import row_values
 
 
@@ -34,5 +34,6 @@ def features(
         if row.problem is not None:
             console.print(f"{row.key}: {row.problem}", highlight=False, markup=False, soft_wrap=True)
         lines = [(name, value) for name, value in row.features.items()]
-        print_table(f"{source}, row {row.key}: what the detector gets", ["feature", "value"], lines)
-        print_table("and its columns now", ["column", "value"], list(row.columns.items()))
+        print_table(f"row {row.key}: features", ["feature", "value"], lines)
+        columns = [(name, identity(value)) for name, value in row.columns.items()]
+        print_table(f"row {row.key}: columns", ["column", "value"], columns)

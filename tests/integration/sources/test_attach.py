@@ -645,13 +645,14 @@ def test_attaching_at_once_makes_one_source(user: User, runtime: Runtime) -> Non
     user.execute("CREATE TABLE t (id int PRIMARY KEY, x float8)")
     request = AttachRequest(relation="t", key="id", features="x")
     recipe = recipe_named("default")
-    with ThreadPoolExecutor(3) as pool, runtime.engine.begin() as first:
+    n_at_once = 2  # beside the first as many as a process has connections
+    with ThreadPoolExecutor(n_at_once) as pool, runtime.engine.begin() as first:
         locks.hold(first, "attach")
-        asked = [pool.submit(attaching.attach, runtime, request, recipe) for _ in range(3)]
-        until(lambda: waits(user, n_sessions=3), "each has resolved what was asked for")
+        asked = [pool.submit(attaching.attach, runtime, request, recipe) for _ in range(n_at_once)]
+        until(lambda: waits(user, n_sessions=n_at_once), "each has resolved what was asked for")
         first.commit()
         made = [done.result().made for done in asked]
-    assert sorted(made) == [False, False, True]
+    assert sorted(made) == [False, True]
 
 
 def test_a_table_in_use_is_waited_for_until_attach_gives_up_with_a_sentence(
