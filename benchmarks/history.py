@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import threading
+import time
 from functools import partial
 
 from benchmarks.ground import COLUMNS, DECLARED, FEATURES, Ground, ground, median, seconds_of
+from benchmarks.processes import exists, running, until
 from pgoutlier import detector
 from pgoutlier.db.scoring.queue import KEYS_PER_QUEUE_ROW
 from pgoutlier.db.sources import sources
@@ -21,6 +23,7 @@ from pgoutlier.db.sources.attach import AttachRequest
 from pgoutlier.db.training import training_rows
 from pgoutlier.models_store import registry
 from pgoutlier.models_store.registry import TrainingWindow
+from pgoutlier.worker.jobs import job_control
 from pgoutlier.worker.logs import configure_logs
 from pgoutlier.worker.scoring import draining
 from pgoutlier.worker.sources import attaching
@@ -117,6 +120,86 @@ def training_seconds(base: Ground, n_rows: int) -> dict[str, float]:
     return found
 
 
+def backfill_seconds(base: Ground, name: str) -> float:
+    """Of a job that scores every row of the table, by this process alone."""
+    base.connection.execute(f"TRUNCATE outlier.scores_{name}, outlier.queue_{name}")
+
+    def work() -> None:
+        job = job_control.backfill(base.runtime, name)
+        job_control.work(base.runtime, job.id, budget_seconds=3_600.0)
+        done = job_control.described(base.runtime, job.id)
+        if done.status != "succeeded":
+            raise RuntimeError(f"the backfill of {name} {done.status}: {done.problem}")
+
+    return seconds_of(work)
+
+
+def hot_entity(base: Ground, *, n_rounds: int = 30) -> dict[str, float]:
+    """Milliseconds to score one row of a customer with 1,000,000 rows in the window, and of one with 100."""
+    n_rows = {-1: 1_000_000, -2: 100}
+    (last,) = base.connection.execute("SELECT max(id) FROM past").fetchone() or (0,)
+    for customer, n in n_rows.items():
+        base.connection.execute(
+            f"INSERT INTO past SELECT %s::bigint + i, t.at - i * interval '1 ms', %s, 0, {COLUMNS}"
+            " FROM generate_series(1, %s::bigint) i, (SELECT * FROM past ORDER BY id DESC LIMIT 1) t",
+            (last, customer, n),
+        )
+        last += n
+    base.connection.execute("VACUUM ANALYZE past")
+    found = {}
+    for customer, n in n_rows.items():
+        taken = []
+        for _ in range(n_rounds):
+            base.connection.execute("TRUNCATE outlier.queue_past")
+            last += 1
+            base.connection.execute(
+                f"INSERT INTO past SELECT %s, t.at, %s, 0, {COLUMNS} FROM past t WHERE t.id = 1",
+                (last, customer),
+            )
+            base.connection.execute(
+                "UPDATE past p SET at = m.at FROM (SELECT max(at) AS at FROM past WHERE customer_id = %s) m"
+                " WHERE p.id = %s",
+                (customer, last),
+            )
+            taken.append(1_000 * seconds_of(partial(draining.drain, base.runtime, "past")))
+        found[f"one_row_of_{n}_ms"] = round(median(taken), 1)
+    return found
+
+
+def live(base: Ground, *, seconds: float, per_second: int) -> dict[str, float]:
+    """Median ms from commit to score of single inserts, and what one takes its writer, over that of the plain table."""
+    found: dict[str, float] = {}
+    took: dict[str, list[float]] = {name: [] for name in SOURCES}
+    with running(base):
+        for name in SOURCES:
+            base.connection.execute(f"TRUNCATE outlier.queue_{name}")
+        (last,) = base.connection.execute("SELECT max(id) FROM past").fetchone() or (0,)
+        started = time.perf_counter()
+        for number in range(int(seconds * per_second)):
+            for name in SOURCES:  # in turns, so that both meet the same machine
+                insert = (
+                    f"INSERT INTO {name} SELECT %s, now(), t.customer_id, t.terminal_id, {COLUMNS} FROM {name} t"
+                    " WHERE t.id = %s"
+                )
+                took[name].append(
+                    seconds_of(partial(base.connection.execute, insert, (last + number + 1, 1 + number * 37)))
+                )
+            ahead = started + (number + 1) / per_second - time.perf_counter()
+            if ahead > 0:
+                time.sleep(ahead)
+        until(lambda: not exists(base, "outlier.queue_past") and not exists(base, "outlier.queue_plain"))
+    for name in SOURCES:
+        (p50,) = base.connection.execute(
+            "SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY 1000 * extract(epoch FROM"
+            " pg_xact_commit_timestamp(s.xmin) - pg_xact_commit_timestamp(t.xmin)))"
+            f" FROM {name} t JOIN outlier.scores_{name} s ON s.key = t.id WHERE t.id > %s",
+            (last,),
+        ).fetchone() or (0.0,)
+        found[f"live_{name}_p50_ms"] = round(float(p50), 1)
+    found["insert_over_plain"] = round(median(took["past"]) / median(took["plain"]), 2)
+    return found
+
+
 def measure(base: Ground, *, n_rows: int, n_rounds: int) -> dict[str, float]:
     figures: dict[str, float] = {}
     for n_threads in (1, 2):
@@ -131,7 +214,10 @@ def measure(base: Ground, *, n_rows: int, n_rounds: int) -> dict[str, float]:
         figures[f"{which}_over_plain"] = round(median([r["plain"] / r["past"] for r in rounds]), 3)
     seconds = training_seconds(base, 200_000)
     figures |= {f"training_read_{name}_seconds": round(value, 1) for name, value in seconds.items()}
-    return figures
+    (n_all,) = base.connection.execute("SELECT count(*) FROM past").fetchone() or (0,)
+    figures["backfill_rows_per_second"] = round(n_all / backfill_seconds(base, "past"))
+    figures |= live(base, seconds=20, per_second=100)
+    return figures | hot_entity(base)
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from pgoutlier.db.versions import aliases
 from pgoutlier.models_store import registry
 from pgoutlier.worker.jobs.job_work import Overtaken, RangeFailed, work_one
 from pgoutlier.worker.runtime import Runtime
-from pgoutlier.worker.scoring import draining, failures
+from pgoutlier.worker.scoring import batches, draining, failures
 from pgoutlier.worker.versions import versions
 
 log = structlog.get_logger()
@@ -100,7 +100,8 @@ def _start(
     present = jobs.running(connection, source.id, kind)
     if present is None:
         job = jobs.start(connection, source.id, kind, version, as_champion=as_champion)
-        job_ranges.cut(connection, source, job, at_most=runtime.settings.job_range_rows)
+        at_most = batches.with_rows_before(source, runtime.settings.job_range_rows)
+        job_ranges.cut(connection, source, job, at_most=at_most)
         identity.check(connection, source)
         log.info("job_started", job=job.id, source=source.name, kind=kind, version=version)
         _close_if_done(connection, job)

@@ -78,8 +78,16 @@ class OpenBatch:
 
 
 def most_rows(runtime: Runtime, source: Source) -> int:
-    """Of a batch. Rows of one entity share the rows before them, so that more of them at once read fewer."""
-    return runtime.settings.batch_rows * (_WITH_ROWS_BEFORE if source.definition.past_features else 1)
+    """Of a batch."""
+    return with_rows_before(source, runtime.settings.batch_rows)
+
+
+def with_rows_before(source: Source, n_rows: int) -> int:
+    """How many rows to take at once of a source, where n_rows are taken of others.
+
+    Rows of one entity share the rows before them, so that more rows at once read fewer of these.
+    """
+    return n_rows * (_WITH_ROWS_BEFORE if source.definition.past_features else 1)
 
 
 def open_batch(runtime: Runtime, source: Source, begun: Connection | None = None) -> OpenBatch | None:

@@ -228,3 +228,24 @@ def test_rows_behind_one_that_comes_late_are_scored_again_where_that_is_asked_fo
     )
     assert again == (set(behind) if late == "rescore" else set())
     assert len(behind) > 2
+
+
+def test_a_verdict_that_is_given_later_changes_nothing_of_earlier_rows(payments: Table) -> None:
+    """What would leak: frauds of the very rows that a training learns from, told after these."""
+    trained(payments)
+
+    def rows_of_training() -> Any:
+        with payments.runtime.engine.begin() as connection:
+            return training_rows.read(
+                connection, payments.source, newest=10_000, with_frauds_and_flagged=True
+            ).matrix
+
+    before = rows_of_training()
+    payments.user.execute(
+        "INSERT INTO outlier.verdicts (source, key, verdict) SELECT 'payments', id::text, 'fraud' FROM payments"
+        " WHERE id % 10 = 0"
+    )
+    assert np.array_equal(rows_of_training(), before)
+    # The same verdicts, had they been known from the start, would show.
+    payments.user.execute("UPDATE outlier.verdicts SET created_at = '2026-02-01'")
+    assert not np.array_equal(rows_of_training(), before)
