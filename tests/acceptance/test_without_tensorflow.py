@@ -38,6 +38,7 @@ quarantine retry T
 status
 doctor
 flagged T
+features T 1
 label T 1 fraud
 verdicts T
 threshold T

@@ -239,8 +239,9 @@ def every_use_of_the_scores(table: Table, runtime: Runtime) -> None:
     assert maintenance.sweep(runtime, "payments") == 1
     table.drain_all()
     assert thresholds.describe(runtime, "payments", window=None)
+    source = table.source
     with runtime.engine.begin() as connection:
-        [found] = overview.every(connection)
+        [found] = overview.describe(connection, [source])
     assert found.n_queued == 0
 
 

@@ -82,11 +82,12 @@ def test_a_row_is_scored_while_the_champions_of_other_sources_are_still_loaded(
 def test_two_who_want_the_same_detector_load_it_once(many: list[Table], runtime: Runtime, held: Held) -> None:
     here = replace(runtime, cache=held)
     many[0].user.execute("INSERT INTO t0 VALUES (1, 1, 1)")
+    wanted = pointed_at(here, many[0])
     with ThreadPoolExecutor(2) as pool:
         warmed = pool.submit(warming.warm_up, here)
         assert held.begun.wait(120)
         drained = pool.submit(replace(many[0], runtime=here).drain)
-        until(lambda: held._loading[pointed_at(here, many[0])].locked(), "it is being loaded")
+        until(held._loading[wanted].locked, "it is being loaded")
         held.may_load.set()
         assert drained.result().n_scored == 1
         warmed.result()

@@ -447,10 +447,8 @@ def test_scores_that_a_prune_cannot_move_are_said(
     found = {f["what"]: f for f in json.loads(run("doctor", "--json").output)}
     assert not found["pay scores kept"]["ok"]
     with pay.runtime.engine.begin() as connection:
-        assert (
-            note(overview.describe(connection, pay.source))
-            == "~40 scores in no partition: see pgoutlier doctor"
-        )
+        [figures] = overview.describe(connection, [pay.source])
+    assert note(figures) == "~40 scores in no partition: see pgoutlier doctor"
     attach_table(pay.user, pay.runtime, **ASKED)  # with functions that move no more
     assert prune(pay) == 0
     assert lying(pay) == {"rest": 40}
