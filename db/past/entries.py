@@ -83,7 +83,11 @@ OF_NUMBERS = frozenset({"sum", "mean", "min", "max", "std", "z", "ratio", "lag",
 OF_ANY_VALUE = frozenset({"distinct", "is_new"})
 _BY_STEPS = frozenset({"lag", "diff"})
 
-_ENTRY = re.compile(r"(?P<function>[a-z_]+)\s*(?:\((?P<arguments>.*)\))?(?:\s+by\s+(?P<by>.+))?", re.DOTALL)
+# Brackets in double quotes are part of a name.
+_ARGUMENTS = r"""(?:[^"()]|"[^"]*"|\([^"()]*\))*"""
+_ENTRY = re.compile(
+    rf"(?P<function>[a-z_]+)\s*(?:\((?P<arguments>{_ARGUMENTS})\))?(?:\s+by\s+(?P<by>.+))?", re.DOTALL
+)
 _WINDOW = r"[1-9][0-9]{0,8}[smhd]"
 
 
@@ -185,12 +189,12 @@ def _past(function: str, by: str | None, **others: str | int) -> Past:
 
 
 def _risk(text: str, given: list[str], by: str | None) -> Past:
-    delay = given[2].partition(" ") if len(given) == 3 else ("delay", " ", "")
-    if by is not None or len(given) not in (2, 3) or delay[0] != "delay":
+    delay = re.fullmatch(r"delay\s+(.+)", given[2], re.DOTALL) if len(given) == 3 else None
+    if by is not None or len(given) not in (2, 3) or (len(given) == 3 and delay is None):
         raise SourceError(f"{text!r} is not written as {_form('risk')}.")
     windows = {"window": _window(given[1], text, "risk")}
-    if delay[2]:
-        windows["delay"] = _window(delay[2].strip(), text, "risk")
+    if delay is not None:
+        windows["delay"] = _window(delay[1], text, "risk")
     return _past("risk", parse_identifier(given[0]), **windows)
 
 

@@ -23,6 +23,10 @@ Places = npt.NDArray[np.int64]
 
 # How the two counts of risk are one number: rows * COUNT_UNIT + frauds, which the version makes a share of.
 COUNT_UNIT = 2.0**26
+# Of a sum of both signs: 36 bits of the largest value of the entity, of up to 65,536 rows 52.
+_LEADING_BITS = 36
+# A mean or a spread that is smaller, against the size of the values, is what is left of their last digits.
+_LEAST_MEAN, _LEAST_SPREAD = 1e-12, 1e-14
 # Rows times what is known of those before them, at once.
 _MOST_PAIRS = 5_000_000
 
@@ -91,12 +95,14 @@ def of_no_rows(past: Past, own: Vector) -> Vector:
 
 @dataclass(frozen=True)
 class _Moments:
-    """Of n stretches how many values there are, their sum, mean, and sum of squared differences from it, (n,) each."""
+    """Of n stretches how many values there are, their sum, mean, sum of squared differences from it, and how far above
+    the mean the row's own value is, (n,) each."""
 
     number: Vector
     total: Vector
     mean: Vector
     squares: Vector
+    above: Vector
 
 
 class _Kernel:
@@ -181,14 +187,14 @@ class _Kernel:
         values = self._rows.values[column]
         own, before = values[self._places], self._places - past.steps
         found = np.where(before >= self._first, values[np.maximum(before, 0)], np.nan)
-        found = np.where(np.isnan(found), own, found)
+        found = np.where(np.isfinite(found), found, own)
         return found if past.function == "lag" else own - found
 
     def _extreme(self, past: Past, column: str) -> Vector:
         values = self._rows.values[column]
         smallest = past.function == "min"
         pick, none = (np.minimum, np.inf) if smallest else (np.maximum, -np.inf)
-        missing = np.isnan(values)
+        missing = ~np.isfinite(values)
         found = np.full(len(self._places), none)
         seen = np.zeros(len(self._places), dtype=np.bool_)
         levels = zip(
@@ -218,13 +224,15 @@ class _Kernel:
             spread = np.sqrt((found.squares + np.square(found.mean)) / (n + 1))
             # All of them 0: as far as so many rows can tell.
             none = np.sign(own) * np.sqrt(n + 1)
-            return np.where(n > 0, np.where(spread > 0, (own - found.mean) / spread, none), nothing)
+            return np.where(n > 0, np.where(spread > 0, found.above / spread, none), nothing)
 
     def _moments_of(self, past: Past, column: str) -> _Moments:
         which = column, past.window_seconds
         found = self._moments.get(which)
         if found is None:
-            found = self._moments[which] = _moments(self._rows.values[column], self._low(past), self._places)
+            found = self._moments[which] = _moments(
+                self._rows.values[column], self._rows.entities, self._low(past), self._places
+            )
         return found
 
     def _equal_before(self, column: str) -> Places:
@@ -305,27 +313,58 @@ def _levels(
         values = join(values[::2], values[1::2])
 
 
-def _moments(values: Vector, low: Places, high: Places) -> _Moments:
-    known = ~np.isnan(values)
+def _moments(values: Vector, entities: Places, low: Places, high: Places) -> _Moments:
+    """Digits are not lost to where a stretch begins: what is 0 but for these is 0.
+
+    Squares are of differences from a value of the entity, which are small where those from 0 are large and alike.
+    """
+    known = np.isfinite(values)
     plain = np.where(known, values, 0.0)
-    block: tuple[Vector, ...] = (known.astype(np.float64), plain, np.zeros(len(values)))
-    n_rows = len(low)
-    found = (np.zeros(n_rows), np.zeros(n_rows), np.zeros(n_rows))
+    begins = np.flatnonzero(np.diff(entities, prepend=entities[0] - 1))
+    of_entity = np.repeat(np.arange(len(begins)), np.diff(begins, append=len(values)))
+    first = np.minimum.reduceat(np.where(known, np.arange(len(values)), len(values) - 1), begins)
+    centre = plain[first][of_entity]
+    parts = (known.astype(np.float64), np.where(known, plain - centre, 0.0), np.zeros(len(values)))
     with np.errstate(all="ignore"):
-        for pieces in _pieces(low, high):
-            for who, where in pieces:
-                joined = _joined(tuple(part[who] for part in found), tuple(part[where] for part in block))
-                for part, new in zip(found, joined, strict=True):
-                    part[who] = new
-            if len(block[0]) % 2:
-                block = tuple(np.append(part, 0.0) for part in block)
-            block = _joined(tuple(part[::2] for part in block), tuple(part[1::2] for part in block))
-        number, total, squares = found
-        return _Moments(number, total, total / np.maximum(number, 1), squares)
+        number, shifted, squares, *totals = _summed(
+            (*parts, *_in_parts(plain, begins, of_entity)), low, high
+        )
+        total, n = np.sum(totals, axis=0), np.maximum(number, 1)
+        mean = total / n
+        size = np.sqrt(squares / n + np.square(mean))
+        total = np.where(np.abs(mean) < _LEAST_MEAN * size, 0.0, total)
+        squares = np.where(np.sqrt(squares / n) < _LEAST_SPREAD * size, 0.0, squares)
+        above = values[high] - centre[high] - shifted / n
+        return _Moments(number, total, total / n, squares, above)
 
 
-def _joined(one: tuple[Vector, ...], other: tuple[Vector, ...]) -> tuple[Vector, Vector, Vector]:
-    """Numbers, sums and squared differences from the mean of both together.
+def _in_parts(values: Vector, begins: Places, of_entity: Places) -> tuple[Vector, ...]:
+    """The values (m,) as sums whose parts can be added up in any order: leading digits, of which no sum is rounded, and
+    the rest. Where none is negative no digits are lost anyway."""
+    if (values >= 0).all():
+        return (values,)
+    largest = np.maximum.reduceat(np.abs(values), begins)
+    unit = np.exp2(np.ceil(np.log2(np.where(largest > 0, largest, 1.0))) - _LEADING_BITS)[of_entity]
+    leading = np.where(np.isfinite(unit) & (unit > 0), np.round(values / unit) * unit, values)
+    return leading, values - leading
+
+
+def _summed(block: tuple[Vector, ...], low: Places, high: Places) -> list[Vector]:
+    """Of the stretches from low to high (n,), without the last, what `_joined` makes of all their rows, (n,) each."""
+    found = [np.zeros(len(low)) for _ in block]
+    for pieces in _pieces(low, high):
+        for who, where in pieces:
+            joined = _joined(tuple(part[who] for part in found), tuple(part[where] for part in block))
+            for part, new in zip(found, joined, strict=True):
+                part[who] = new
+        if len(block[0]) % 2:
+            block = tuple(np.append(part, 0.0) for part in block)
+        block = _joined(tuple(part[::2] for part in block), tuple(part[1::2] for part in block))
+    return found
+
+
+def _joined(one: tuple[Vector, ...], other: tuple[Vector, ...]) -> tuple[Vector, ...]:
+    """Numbers, sums and squared differences from the mean of both together, and any further sums.
 
     Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979).
     """
@@ -333,4 +372,5 @@ def _joined(one: tuple[Vector, ...], other: tuple[Vector, ...]) -> tuple[Vector,
     both = n + m
     difference = other[1] / np.maximum(m, 1) - one[1] / np.maximum(n, 1)
     squares = one[2] + other[2] + np.square(difference) * (n * m / np.maximum(both, 1))
-    return both, one[1] + other[1], squares
+    further = (a + b for a, b in zip(one[3:], other[3:], strict=True))
+    return both, one[1] + other[1], squares, *further

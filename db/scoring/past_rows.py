@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, LiteralString
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from sqlalchemy import Connection
 from pgoutlier.db.past import entries, kernel
 from pgoutlier.db.past.kernel import Known, Places, Rows, Vector
 from pgoutlier.db.source import catalog, labels
-from pgoutlier.db.source.definition import SourceDefinition
+from pgoutlier.db.source.definition import Feature, SourceDefinition
 from pgoutlier.db.sql import wire
 from pgoutlier.db.sql.identifiers import display, identifier
 from pgoutlier.db.sql.key_columns import KeyColumns
@@ -34,6 +34,11 @@ _DAY = 86_400 * _MICROSECONDS
 _TIMESTAMPS, _DATES = (1115, 1185), 1182
 # So far from either end of the range no sum overflows.
 _FARTHEST = 2**61
+# Of a value by kind of column, but for what its text tells: equal numbers may be written in many ways (1.0, 1.00).
+_HASHES: dict[str, LiteralString] = {
+    "number": "hashtextextended(trim_scale({c})::text, 0)",
+    "double": "hashfloat8extended({c}, 0)",
+}
 # Of one stretch so many times what its last row needs at most.
 _MOST_READ = 2
 
@@ -90,11 +95,9 @@ def _fill_of(
     most = entries.MOST_ROWS
     while is_open.any():
         params = {**given, "open": wire.Array(16, is_open[which]), "most": _MOST_READ * most}
-        rows, positions, is_cut = _read(connection, source, by, n, params, own)
-        n_before = _rows_before(rows, positions)
+        rows, positions, is_whole = _read(connection, source, by, n, params, own, most)
         # A row that was not found is gone by now, or has no time or entity: its stretch tells nothing of it.
-        done = is_open & (positions >= 0)
-        done[done] &= ~is_cut[rows.entities[positions[done]]] | (n_before[done] >= most)
+        done = is_open & is_whole
         if not done.any():
             break
         found[done] = kernel.compute(wanted, rows, positions[done])
@@ -106,15 +109,6 @@ def _fill_of(
         matrix[:, column] = np.where(lonely, nothing, values[which])
 
 
-def _rows_before(rows: Rows, positions: Places) -> Places:
-    """How many rows of its stretch lie before the one at each position (k,), (k,); 0 where that is -1."""
-    if not len(rows):
-        return np.zeros(len(positions), dtype=np.int64)
-    begins = np.searchsorted(rows.entities, rows.entities[np.maximum(positions, 0)])
-    found: Places = np.maximum(positions - begins, 0)
-    return found
-
-
 def _read(
     connection: Connection,
     source: SourceDefinition,
@@ -122,14 +116,15 @@ def _read(
     n: int,
     params: dict[str, Any],
     own: Places,
+    most: int,
 ) -> tuple[Rows, Places, npt.NDArray[np.bool_]]:
     """The rows of all stretches, where among them the rows with these tags (k,) are (k,), -1 where they are not, and
-    by number of the stretch whether it was cut short."""
+    whether all that these look at is there, or `most` rows (k,)."""
     names, statement, of_verdicts = _statement(source, by, n)
     found, types = binary_rows(connection, statement, params)
     if found[0][0] is None:
         nothing = np.empty(0, np.int64)
-        return Rows(nothing, nothing, 1), np.full(len(own), -1), np.zeros(0, np.bool_)
+        return Rows(nothing, nothing, 1), np.full(len(own), -1), np.zeros(len(own), np.bool_)
     block = dict(zip(names, found[0], strict=True))
     oids = dict(zip(names, types, strict=True))
 
@@ -138,6 +133,7 @@ def _read(
         return wire.elements(block[name], kind)[::-1]
 
     stretch = column("stretch", ">i4").astype(np.int64)
+    is_asked, stretch = stretch > 0, np.abs(stretch)
     stretch = stretch[0] - stretch
     times, units = _times(column, oids["at"])
     values = {name: column(name, ">f8").astype(np.float64) for name in names if name.startswith("value")}
@@ -159,11 +155,32 @@ def _read(
             _verdicts(connection, source, of_verdicts, params) if _has_verdicts(connection, source) else None
         )
         rows = replace(rows, known=_known(rows, tags, is_fraud, told))
+    return rows, *_found(own, tags, stretch, is_asked, most)
+
+
+def _found(
+    own: Places, tags: Places, stretch: Places, is_asked: npt.NDArray[np.bool_], most: int
+) -> tuple[Places, npt.NDArray[np.bool_]]:
+    """Where the rows with these tags `own` are, -1 where they are not, and whether all that they look at is there, or
+    `most` rows, (k,) each.
+
+    A row may lie in several stretches, before the first row asked for in some: there its own window is not whole.
+    """
+    sizes = np.bincount(stretch)
+    n_read = _MOST_READ * most
+    is_cut = sizes >= n_read
+    # Of one that was cut short the rows further down do not go on where the others end.
+    begins = np.cumsum(sizes) - sizes + np.where(is_cut, sizes - n_read, 0)
     at = np.minimum(np.searchsorted(own, tags), len(own) - 1)
-    hit = np.flatnonzero(own[at] == tags)
-    positions = np.full(len(own), -1)
-    positions[at[hit]] = hit
-    return rows, positions, np.bincount(stretch) >= params["most"]
+    hit = np.flatnonzero((own[at] == tags) & is_asked)
+    n_before = hit - begins[stretch[hit]]
+    is_whole = ~is_cut[stretch[hit]] | (n_before >= most)
+    # That in which most is before it is taken.
+    order = np.lexsort((n_before, is_whole))
+    positions, whole = np.full(len(own), -1), np.zeros(len(own), np.bool_)
+    positions[at[hit[order]]] = hit[order]
+    whole[at[hit[order]]] = is_whole[order]
+    return positions, whole
 
 
 def _has_verdicts(connection: Connection, source: SourceDefinition) -> bool:
@@ -229,7 +246,8 @@ def _times(column: Any, oid: int) -> tuple[npt.NDArray[Any], int]:
     if oid == _DATES:
         days = column("at", ">i4").astype(np.int64)
         return np.clip(days, -(_FARTHEST // _DAY), _FARTHEST // _DAY) * _DAY, _MICROSECONDS
-    return column("at", ">f8").astype(np.float64), 1
+    # Infinity less itself is no number.
+    return np.nan_to_num(column("at", ">f8").astype(np.float64)), 1
 
 
 @lru_cache(maxsize=64)
@@ -243,16 +261,19 @@ def _statement(
     counts_frauds = any(f.past and f.past.function == "risk" for f in features)
     steps = max(f.past.rows_before if f.past else 0 for f in features)
     in_numbers = any(f.past and f.past.in_numbers for f in features)
+    # The kernel tells exactly what is in a window, by doubles, which may be one where others than doubles are not.
+    window += int(in_numbers and window > 0)
     time = _time(source)
     columns: dict[str, sql.Composable] = {
-        "stretch": sql.SQL("s.n::integer"),
+        # Negative before the first row that is asked for.
+        "stretch": sql.SQL("(CASE WHEN h.at >= s.first THEN s.n ELSE -s.n END)::integer"),
         "at": sql.SQL("h.at::double precision" if in_numbers else "h.at"),
         "tag": sql.SQL("h.tag"),
     }
     read = {"tag": _tag(source, "h"), "at": identifier("h", time)}
     for (column, kind), name in _value_names(source, by).items():
-        feature = next(f for f in features if f.column == column)
-        value = feature.value("h") if kind == "value" else _code(identifier("h", column))
+        feature = next(f for f in features if _takes(f) == (column, kind))
+        value = feature.value("h") if kind == "value" else _code(feature)
         read[name] = compose(
             "coalesce({v}, {none})", v=value, none=sql.SQL("'NaN'" if kind == "value" else "-1")
         )
@@ -263,7 +284,10 @@ def _statement(
     stretches = compose(
         """
         WITH own AS (
-            SELECT {at}, {e} AS e, {keys} FROM unnest({arrays}, %(open)s::boolean[]) AS o ({given}, is_open)
+            -- Of no rows of the table, so that texts are compared as they are there.
+            SELECT {time} AS at, {entity} AS e, {their_keys} FROM {relation} h WHERE false
+            UNION ALL
+            SELECT o.at, {e}, {keys} FROM unnest({arrays}, %(open)s::boolean[]) AS o ({given}, is_open)
             WHERE o.is_open AND {known}
         ), parted AS (
             SELECT o.*, coalesce({since_own} > lag(o.at) OVER w, true) AS is_first,
@@ -276,7 +300,13 @@ def _statement(
             SELECT row_number() OVER () AS n, b.* FROM begun b WHERE b.is_last
         )
         """,
-        at=sql.SQL("o.at"),
+        time=identifier("h", time),
+        entity=sql.SQL("true") if by is None else identifier("h", by),
+        their_keys=sql.SQL(", ").join(
+            compose("{c} AS {name}", c=identifier("h", column), name=identifier(name))
+            for column, name in zip(source.key.columns, _key_names(source), strict=True)
+        ),
+        relation=source.relation.sql(),
         e=sql.SQL("true" if by is None else "o.e"),
         keys=_keys(source),
         arrays=sql.SQL(", ").join(
@@ -286,7 +316,12 @@ def _statement(
         given=sql.SQL(", ").join(
             identifier(name) for name in ("at", *(() if by is None else ("e",)), *_key_names(source))
         ),
-        known=sql.SQL("o.at IS NOT NULL" if by is None else "o.at IS NOT NULL AND o.e IS NOT NULL"),
+        known=sql.SQL(" AND ").join(
+            [
+                sql.SQL("o.at::double precision <> 'NaN'" if in_numbers else "o.at IS NOT NULL"),
+                *([] if by is None else [sql.SQL("o.e IS NOT NULL")]),
+            ]
+        ),
         since_own=_before(sql.SQL("o.at"), window, in_numbers=in_numbers),
     )
     rows = compose(
@@ -406,17 +441,25 @@ def _value_names(source: SourceDefinition, by: str | None) -> dict[tuple[str, st
     """What is read of the rows before: (column, "value" or "code"), and its name in the statement."""
     found: dict[tuple[str, str], str] = {}
     for _, feature in source.past_features:
-        past = feature.past
-        if past is None or past.by != by or not (past.takes_number or past.takes_any_value):
-            continue
-        kind = "value" if past.takes_number else "code"
-        found.setdefault((feature.column, kind), f"{kind}{len(found)}")
+        takes = _takes(feature)
+        if feature.past is not None and feature.past.by == by and takes is not None:
+            found.setdefault(takes, f"{takes[1]}{len(found)}")
     return found
 
 
-def _code(column: sql.Composable) -> sql.Composable:
-    """SQL of a number, not negative, that is the same where the values are."""
-    return compose("(hashtextextended({c}::text, 0) & {mask})", c=column, mask=sql.Literal(2**63 - 1))
+def _takes(feature: Feature) -> tuple[str, str] | None:
+    """What of the rows before it is made of, as in `_value_names`; None where it takes no column."""
+    past = feature.past
+    if past is None or not (past.takes_number or past.takes_any_value):
+        return None
+    return feature.column, "value" if past.takes_number else "code"
+
+
+def _code(feature: Feature) -> sql.Composable:
+    """SQL of a number, not negative, that is the same where the values of the column are; NULL where it holds none."""
+    column = identifier("h", feature.column)
+    hashed = compose(_HASHES.get(feature.kind, "hashtextextended({c}::text, 0)"), c=column)
+    return compose("({h} & {mask})", h=hashed, mask=sql.Literal(2**63 - 1))
 
 
 def _tag(source: SourceDefinition, table: str) -> sql.Composable:
