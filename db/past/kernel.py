@@ -70,15 +70,20 @@ class Rows:
         return len(self.entities)
 
 
-def compute(wanted: Sequence[tuple[Past, str]], rows: Rows, places: Places) -> Vector:
-    """(n, k) of the rows at these places (n,): the k features wanted, each with the column that it takes."""
+def compute(
+    wanted: Sequence[tuple[Past, str]], rows: Rows, places: Places
+) -> tuple[Vector, npt.NDArray[np.bool_]]:
+    """(n, k) of the rows at these places (n,): the k features wanted, each with the column that it takes.
+
+    And which of the rows (n,) have more before them in a window than are looked at.
+    """
     found = np.empty((len(places), len(wanted)))
     if len(places) == 0:
-        return found
+        return found, np.empty(0, np.bool_)
     kernel = _Kernel(rows, places)
     for column, (past, name) in enumerate(wanted):
         found[:, column] = kernel.feature(past, name)
-    return found
+    return found, kernel.is_cut_short
 
 
 def of_no_rows(past: Past, own: Vector) -> Vector:
@@ -112,6 +117,7 @@ class _Kernel:
         self._rows, self._places = rows, places
         begins = np.flatnonzero(np.diff(rows.entities, prepend=rows.entities[0] - 1))
         self._first = begins[np.searchsorted(begins, places, side="right") - 1]
+        self.is_cut_short = np.zeros(len(places), dtype=np.bool_)
         self._lows: dict[int, Places] = {}
         self._moments: dict[tuple[str, int], _Moments] = {}
         self._earlier: dict[str, Places] = {}
@@ -141,15 +147,21 @@ class _Kernel:
             rows, places = self._rows, self._places
             reach = past.window_seconds * rows.units_per_second
             found = _first_since(rows, places, self._first, rows.times[places] - reach)
-            found = np.maximum(found, places - entries.MOST_ROWS)
+            found = self._bounded(found)
             self._lows[past.window_seconds] = found
         return found
+
+    def _bounded(self, low: Places) -> Places:
+        """So that no more rows are looked at than there may be."""
+        least = self._places - entries.MOST_ROWS
+        self.is_cut_short |= low < least
+        return np.maximum(low, least)
 
     def _risk(self, past: Past) -> Vector:
         rows, places = self._rows, self._places
         now, units = rows.times[places], rows.units_per_second
         low = _first_since(rows, places, self._first, now - past.reach_seconds * units)
-        low = np.maximum(low, places - entries.MOST_ROWS)
+        low = self._bounded(low)
         # The rows of the very moment are old enough.
         after = _first_since(rows, places, self._first, now - past.delay_seconds * units, behind=True)
         high = np.maximum(low, after)

@@ -63,7 +63,14 @@ def read_claimed(
     )
     if claim.change_id is not None:
         change_ids = np.full(len(rows), claim.change_id)
-    return ClaimedRows(rows.keys, rows.matrix, rows.problems, change_ids, refusals=rows.refusals)
+    return ClaimedRows(
+        rows.keys,
+        rows.matrix,
+        rows.problems,
+        change_ids,
+        refusals=rows.refusals,
+        n_cut_short=rows.n_cut_short,
+    )
 
 
 def longest_claimed_key(connection: Connection, source: SourceDefinition, claim: Claim) -> int:

@@ -10,6 +10,7 @@ wrong length is read once more, with such values as NaN and the first problem of
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, LiteralString
 
@@ -64,8 +65,9 @@ def read(
             continue
         if source.past_features and not blank:
             oids = dict(zip(names, types, strict=True))
-            for block, (_, part) in zip(blocks, parts, strict=True):
-                past_rows.fill(connection, source, block, oids, part.matrix)
+            for n, (block, (numbers, part)) in enumerate(zip(blocks, parts, strict=True)):
+                n_cut_short = past_rows.fill(connection, source, block, oids, part.matrix)
+                parts[n] = numbers, replace(part, n_cut_short=n_cut_short)
         return _together(parts, source, longest_key_bytes)
     raise AssertionError("a read with NULLs replaced still holds NULLs")
 

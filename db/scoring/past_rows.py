@@ -62,17 +62,21 @@ def fill(
     block: dict[str, bytes],
     types: dict[str, int],
     matrix: Vector,
-) -> None:
+) -> int:
     """Put the features over the rows before into the matrix (n, d) of the rows of a block.
+
+    Returns how many of them have more before them in a window than are looked at, of one kind of entity or another.
 
     block: what was read, of `asked` at least; types: the pg_type.oid of each column of it.
     """
     tags = wire.elements(block["tag"], ">i8").astype(np.int64)
     own, which = np.unique(tags, return_inverse=True)
+    is_cut_short = np.zeros(len(own), dtype=np.bool_)
     for n, by in enumerate(_entities(source)):
         names = [name for name in ("at", f"by{n}", *_key_names(source)) if name in block]
         given = {name: Received(types[name], block[name]) for name in names}
-        _fill_of(connection, source, n, by, given, own, which, matrix)
+        is_cut_short |= _fill_of(connection, source, n, by, given, own, which, matrix)
+    return int(is_cut_short.sum())
 
 
 def _fill_of(
@@ -84,14 +88,15 @@ def _fill_of(
     own: Places,
     which: Places,
     matrix: Vector,
-) -> None:
-    """The same of the features of one kind of entity."""
+) -> npt.NDArray[np.bool_]:
+    """The same of the features of one kind of entity: which rows they are, by the tags in `own`."""
     places, features = zip(
         *((place, f) for place, f in source.past_features if f.past and f.past.by == by), strict=True
     )
     wanted = [(feature.past, feature.column) for feature in features]
     found = np.empty((len(own), len(wanted)))
     is_open = np.ones(len(own), dtype=np.bool_)
+    is_cut_short = np.zeros(len(own), dtype=np.bool_)
     most = entries.MOST_ROWS
     while is_open.any():
         params = {**given, "open": wire.Array(16, is_open[which]), "most": _MOST_READ * most}
@@ -100,13 +105,14 @@ def _fill_of(
         done = is_open & is_whole
         if not done.any():
             break
-        found[done] = kernel.compute(wanted, rows, positions[done])
+        found[done], is_cut_short[done] = kernel.compute(wanted, rows, positions[done])
         is_open &= ~done
     lonely = is_open[which]
     for column, (past, _), values in zip(places, wanted, found.T, strict=True):
         # The matrix has their own values still.
         nothing = kernel.of_no_rows(past, matrix[:, column]) if lonely.any() else values
         matrix[:, column] = np.where(lonely, nothing, values[which])
+    return is_cut_short
 
 
 def _read(

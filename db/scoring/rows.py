@@ -24,12 +24,14 @@ class FeatureRows:
     matrix (n, d): float64 in the source's units; NaN where the value was NULL.
     problems (n,): int32; 0, or the 1-based feature slot that was NULL (positive) or of wrong length (negative), or
     UNREADABLE. refusals: PostgreSQL's sentence on unreadable rows, these and perhaps others, by key as text.
+    n_cut_short: rows, when they were read, with more before them in a window than are looked at.
     """
 
     keys: key_types.Keys
     matrix: npt.NDArray[np.float64]
     problems: npt.NDArray[np.int32]
     refusals: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    n_cut_short: int = field(default=0, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.matrix)
@@ -46,6 +48,7 @@ class FeatureRows:
             np.concatenate([part.keys for part in parts], dtype=parts[0].keys.dtype),
             np.concatenate([part.matrix for part in parts]),
             np.concatenate([part.problems for part in parts]),
+            n_cut_short=sum(part.n_cut_short for part in parts),
         )
 
     def sound(self, *, imputes: bool) -> npt.NDArray[np.bool_]:

@@ -80,6 +80,7 @@ def read_claimed(
         np.full(len(own), claim.change_id),
         History(rows, numbers > 0, run_numbers(np.abs(numbers)), places, window),
         refusals=rows.refusals,
+        n_cut_short=rows.n_cut_short,
     )
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from pgoutlier.db.errors import PgoutlierError
 from pgoutlier.db.source.labels import says_fraud
+from pgoutlier.db.sql.identifiers import display
 from pgoutlier.worker.demo import simulator
 from pgoutlier.worker.evaluation.files import check_header, column_names, read_table
 
@@ -25,7 +26,10 @@ class DatasetError(PgoutlierError):
 
 @dataclass(frozen=True)
 class Dataset:
-    """rows in the order they arrive, without a key; fraud_kinds: None where a row is none, or not known."""
+    """rows in the order they arrive, without a key; fraud_kinds: None where a row is none, or not known.
+
+    features: as --features of attach has them.
+    """
 
     title: str
     key: str
@@ -50,8 +54,8 @@ def simulated(*, n_rows: int, seed: int) -> Dataset:
     return Dataset(
         title=f"{n_rows:,} simulated card transactions, {int(made.is_fraud.sum())} of them frauds",
         key=simulator.KEY,
-        rows=made.rows,
-        features=simulator.FEATURES,
+        rows=made.rows.drop(columns=list(simulator.OVER_ROWS_BEFORE)),
+        features=tuple(simulator.OVER_ROWS_BEFORE.get(name, name) for name in simulator.FEATURES),
         time=simulator.TIME,
         entity=simulator.ENTITY,
         label=None,
@@ -69,7 +73,7 @@ def from_file(path: Path, *, label: str | None = None) -> Dataset:
     label = _label_column(rows, label, path)
     time = next((str(c) for c in rows.columns if str(c).lower() in _TIME_NAMES), None)
     features = tuple(
-        str(name)
+        display(str(name))
         for name in rows.columns
         if str(name) not in {label, time}
         and _sql_type(rows[name]) in {"bigint", "double precision", "boolean"}

@@ -33,7 +33,7 @@ from pgoutlier.worker.demo.figures import Outcome, measure_detection
 from pgoutlier.worker.demo.stream import Stopwatch, insert_live
 from pgoutlier.worker.processes import Supervisor, plans
 from pgoutlier.worker.runtime import Runtime, make_runtime
-from pgoutlier.worker.sources import attaching
+from pgoutlier.worker.sources import attaching, indexing
 from pgoutlier.worker.status.status import alive_workers
 from pgoutlier.worker.training import recipes, training
 from pgoutlier.worker.upkeep import maintenance
@@ -188,7 +188,7 @@ def _prepare(console: Console, runtime: Runtime, dataset: Dataset, history: list
     request = AttachRequest(
         relation="public.transactions",
         key=display(dataset.key),
-        features=",".join('"' + name.replace('"', '""') + '"' for name in dataset.features),
+        features=", ".join(dataset.features),
         time=dataset.time,
         entity=dataset.entity,
         label=dataset.label,
@@ -197,6 +197,8 @@ def _prepare(console: Console, runtime: Runtime, dataset: Dataset, history: list
     recipe = recipes.chosen_recipe("default", threshold=dataset.threshold)
     source = attaching.attach(runtime, request, recipe, old_rows="swept").source
     _say(console, f"Attached {source.definition.describe()}.")
+    for statement in indexing.make(runtime, source.definition, recipe):
+        _say(console, f"Made for that: {statement}")
     return source
 
 

@@ -46,6 +46,13 @@ FEATURES = (
     "card_age_days",
     "pin_attempts",  # 0 online
 )
+# Those that a detector can be given by what it finds of the rows before, and how that is said.
+OVER_ROWS_BEFORE = {
+    "amount_to_mean": "ratio(amount, 30d) by customer_id",
+    "seconds_since_last": "since_last by customer_id",
+    "transactions_last_hour": "count(1h) by customer_id",
+    "transactions_last_24h": "count(24h) by customer_id",
+}
 FRAUD_SHARES = {
     "card_testing": 0.25,
     "stolen_card": 0.25,

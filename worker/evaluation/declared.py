@@ -186,7 +186,7 @@ def _of_entity(
     )
     asked = [(entry.past, entry.column or "") for entry in wanted]
     found = np.empty((len(frame), len(wanted)))
-    found[order] = kernel.compute(asked, rows, np.arange(len(order)))
+    found[order], _ = kernel.compute(asked, rows, np.arange(len(order)))
     for place, (past, name) in enumerate(asked):
         own = values[name][lonely] if past.takes_number else np.zeros(len(lonely))
         found[lonely, place] = kernel.of_no_rows(past, own)

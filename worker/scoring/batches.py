@@ -121,6 +121,8 @@ def open_batch(runtime: Runtime, source: Source, begun: Connection | None = None
             connection.close()
             return None
         rows = sequences.read(runtime, connection, source, claim)
+        if rows.n_cut_short:
+            log.info("rows_before_cut_short", source=source.name, n_rows=rows.n_cut_short)
     except BaseException as error:
         if connection is not None:
             _give_back(connection)

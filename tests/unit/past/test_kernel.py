@@ -55,5 +55,14 @@ def kernel_on(frame: pd.DataFrame, wanted):
         {"shop": np.where(in_order["shop"].isna(), -1, in_order["shop"].fillna(0)).astype(np.int64)},
     )
     found = np.empty((len(frame), len(wanted)))
-    found[order] = kernel.compute(wanted, rows, np.arange(len(frame)))
+    found[order], _ = kernel.compute(wanted, rows, np.arange(len(frame)))
     return found
+
+
+def test_rows_with_more_before_them_than_are_looked_at_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entries, "MOST_ROWS", 3)
+    rows = Rows(np.zeros(8, np.int64), np.arange(8.0), 1)
+    past = entries.parse("count(100s) by card").past
+    found, is_cut_short = kernel.compute([(past, "card")], rows, np.arange(8))
+    assert found[:, 0].tolist() == [0, 1, 2, 3, 3, 3, 3, 3]
+    assert is_cut_short.tolist() == [False] * 4 + [True] * 4
