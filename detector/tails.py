@@ -28,6 +28,8 @@ KNOTS = 256
 TAIL_SHARE = 0.01
 SHARPNESS = 8.0
 _LEAST_IN_TAIL = 20
+# No value is deeper, so that an error is finite.
+DEEPEST = 1e6
 # A tail whose rows are all alike tells no scale: then a value has to be so many times as large to be one deeper.
 _NO_SPREAD = 1.0
 
@@ -51,7 +53,7 @@ def _tail(values: Float64Vector) -> dict[str, np.ndarray[Any, Any]]:
         different, depths = different[kept], depths[kept]
     is_pareto = start > 0
     with np.errstate(over="ignore"):
-        excess = np.log(values[-n_tail:] / start) if is_pareto else values[-n_tail:] - start
+        excess = np.log(values[-n_tail:]) - np.log(start) if is_pareto else values[-n_tail:] - start
     scale = float(np.mean(np.minimum(excess, np.finfo(np.float64).max / n)))
     room = KNOTS - len(different)
     return {
@@ -71,10 +73,10 @@ def depths_of(rows: Float64Matrix, fitted: Mapping[str, np.ndarray[Any, Any]]) -
         knots, depths = fitted["knots"][column], fitted["depths"][column]
         start = fitted["start"][column]
         with np.errstate(all="ignore"):
-            excess = np.log(values / start) if fitted["is_pareto"][column] else values - start
+            excess = np.log(values) - np.log(start) if fitted["is_pareto"][column] else values - start
             beyond = fitted["depth_at_start"][column] + excess / fitted["scale"][column]
         counted = np.interp(values, knots, depths)
-        found[:, column] = np.where(values > start, beyond, counted)
+        found[:, column] = np.where(values > start, np.minimum(beyond, DEEPEST), counted)
     return found
 
 

@@ -338,9 +338,7 @@ def _moments(values: Vector, entities: Places, low: Places, high: Places) -> _Mo
     centre = plain[first][of_entity]
     parts = (known.astype(np.float64), np.where(known, plain - centre, 0.0), np.zeros(len(values)))
     with np.errstate(all="ignore"):
-        number, shifted, squares, *totals = _summed(
-            (*parts, *_in_parts(plain, begins, of_entity)), low, high
-        )
+        number, shifted, squares, *totals = _summed((*parts, *_in_parts(plain, begins, of_entity)), low, high)
         total, n = np.sum(totals, axis=0), np.maximum(number, 1)
         mean = total / n
         size = np.sqrt(squares / n + np.square(mean))

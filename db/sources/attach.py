@@ -330,7 +330,9 @@ def _over_rows_before(table: RelationInfo, text: str, entry: Entry, time: Column
         kind = column.feature_kind
     if column is not None and past.takes_any_value:
         # What their text does not tell.
-        kind = {"numeric": "number", "double precision": "double", "real": "double"}.get(column.type_name, "any")
+        kind = {"numeric": "number", "double precision": "double", "real": "double"}.get(
+            column.type_name, "any"
+        )
     if column is not None and past.takes_any_value and not column.can_tell_entities:
         raise SourceError(
             f"{text} needs values that can be compared, but {display(column.name)} is {column.type_name}."

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from pgoutlier import detector
-from pgoutlier.db.scoring import past_rows
+from pgoutlier.db.scoring import claimed_rows, past_rows, queue
 from pgoutlier.db.training import training_rows
 from pgoutlier.detector import recipe_named
 from pgoutlier.worker.console import top_features_text
@@ -249,3 +249,89 @@ def test_a_verdict_that_is_given_later_changes_nothing_of_earlier_rows(payments:
     # The same verdicts, had they been known from the start, would show.
     payments.user.execute("UPDATE outlier.verdicts SET created_at = '2026-02-01'")
     assert not np.array_equal(rows_of_training(), before)
+
+
+def read_at_once(table: Table) -> dict[Any, list[float]]:
+    """The features of all rows of the table, read in one claim, by key."""
+    definition = table.source.definition
+    with table.runtime.engine.begin() as connection:
+        claim = queue.claim(connection, definition, at_most=100_000, whole_batch_attempts=3)
+        rows = claimed_rows.read_claimed(connection, definition, claim)
+    return dict(zip(definition.key.to_parameters(rows.keys), rows.matrix.tolist(), strict=True))
+
+
+def test_a_row_far_behind_another_asked_for_sees_it_and_takes_nothing_from_it(
+    user: Connection, runtime: Runtime
+) -> None:
+    user.execute("CREATE TABLE t (id int PRIMARY KEY, at timestamptz, who text, amount float8)")
+    table = attach_table(
+        user,
+        runtime,
+        relation="t",
+        time="at",
+        features="lag(amount, 1) by who, lag(amount, 2) by who, count(1h) by who",
+    )
+    user.execute(
+        "INSERT INTO t SELECT i, timestamptz '2026-01-01' + i * interval '100 days', 'a', i"
+        " FROM generate_series(1, 6) i"
+    )
+    assert read_at_once(table) == {i: [max(i - 1, 1), i - 2 if i > 2 else i, 0] for i in range(1, 7)}
+
+
+def test_equal_values_are_one_value_however_they_are_written(user: Connection, runtime: Runtime) -> None:
+    user.execute("CREATE TABLE t (id int PRIMARY KEY, at timestamptz, n numeric, f float8, c char(5))")
+    table = attach_table(
+        user,
+        runtime,
+        relation="t",
+        time="at",
+        features="distinct(n, 1d), is_new(n, 1d), is_new(f, 1d), is_new(c, 1d)",
+    )
+    user.execute(
+        "INSERT INTO t VALUES (1, '2026-01-01 00:00+00', 1.0, 0.0, 'x'), (2, '2026-01-01 00:01+00', 1.00, '-0', 'x  ')"
+    )
+    assert read_at_once(table)[2] == [1, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("time", "values"),
+    [
+        ("timestamptz", ["'-infinity'", "'infinity'", "'2026-01-01'", "'4000-01-01 BC'"]),
+        ("float8", ["'-infinity'", "'infinity'", "'NaN'", "1e300", "5"]),
+        ("numeric", ["'NaN'", "5", "5.0000001", "1e40"]),
+        ("date", ["'infinity'", "'0001-01-01'"]),
+    ],
+)
+def test_a_time_that_is_none_of_the_calendar_hinders_no_row(
+    user: Connection, runtime: Runtime, time: str, values: list[str]
+) -> None:
+    user.execute(f"CREATE TABLE t (id int PRIMARY KEY, at {time}, who text, amount float8)")  # type: ignore[arg-type]
+    table = attach_table(
+        user,
+        runtime,
+        relation="t",
+        time="at",
+        features="sum(amount, 400d) by who, since_last by who, diff(amount, 1), z(amount, 1s)",
+    )
+    rows = ", ".join(f"({n}, {value}, 'a', {n + 1})" for n, value in enumerate([*values, *values]))
+    user.execute(f"INSERT INTO t VALUES {rows}")  # type: ignore[arg-type]
+    found = read_at_once(table)
+    assert len(found) == 2 * len(values)
+    assert np.isfinite(list(found.values())).all()
+
+
+def test_a_column_with_brackets_and_words_in_its_name_is_named_in_quotes(
+    user: Connection, runtime: Runtime
+) -> None:
+    user.execute(
+        'CREATE TABLE t (id int PRIMARY KEY, at timestamptz, "a) by (b, c" text, "x(1)%" float8);'
+        " INSERT INTO t VALUES (0, '2025-12-31', 'a', 1)"
+    )
+    features = (
+        'sum("x(1)%", 7d) by "a) by (b, c", is_new("a) by (b, c", 7d), risk("a) by (b, c", 7d, delay  1d)'
+    )
+    table = attach_table(user, runtime, relation="t", time="at", features=features)
+    user.execute("INSERT INTO t VALUES (1, '2026-01-01', 'a', 2), (2, '2026-01-02', 'a', 3)")
+    assert [row[:2] for _, row in sorted(read_at_once(table).items())] == [[1, 0], [3, 0]]
+    declared_again = ", ".join(feature.declaration for feature in table.source.definition.features)
+    assert declared_again == features.replace("delay  1d", "delay 1d")
