@@ -19,7 +19,7 @@ import numpy.typing as npt
 from psycopg import sql
 from sqlalchemy import Connection
 
-from pgoutlier.db.scoring import past_rows
+from pgoutlier.db.scoring import past_rows, past_statements
 from pgoutlier.db.scoring.rows import FeatureRows
 from pgoutlier.db.source.definition import Feature, SourceDefinition
 from pgoutlier.db.sql import key_types, search_path, wire
@@ -111,7 +111,7 @@ def _columns(
             )
     columns |= values(source, tolerant=tolerant, blank=blank)
     if not blank:
-        columns |= past_rows.asked(source)
+        columns |= past_statements.asked(source)
     if tolerant and not blank:
         columns["problem"] = _first_problem(source.features)
     return columns
@@ -205,7 +205,7 @@ def _assemble(
     """Numbers and rows of each block; None if a NULL or a guarded array calls for the tolerant read, to tell why."""
     has_arrays = any(feature.length for feature in source.features)
     key_dtype = source.key.wire_dtype(text_bytes=max(longest_key_bytes, 1))
-    may_be_null = past_rows.asked(source).keys()
+    may_be_null = past_statements.asked(source).keys()
     parts = []
     for block in blocks:
         if any(wire.has_null(array) for name, array in block.items() if name not in may_be_null):

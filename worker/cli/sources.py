@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Annotated
 
 import typer
 
 from pgoutlier import detector
-from pgoutlier.db.source.definition import WRITTEN_COLUMNS, SourceDefinition
+from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.sources.attach import AttachRequest
-from pgoutlier.db.sources.suggesting import Suggestion
 from pgoutlier.detector import Recipe
 from pgoutlier.worker import tasks
+from pgoutlier.worker.cli import attached
 from pgoutlier.worker.cli.arguments import AsJson, CommandOfKeys, SourceName
 from pgoutlier.worker.cli.context import open_runtime
-from pgoutlier.worker.cli.jobs import left_out_text
 from pgoutlier.worker.console import console, new_bar, print_json, print_table
-from pgoutlier.worker.jobs import job_control
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.sources import attaching, filling, indexing, listing
 from pgoutlier.worker.sources.attaching import Attached
@@ -156,7 +152,7 @@ def attach(
         keep_scores=keep_scores,
     )
     if suggest:
-        _print_suggestion(attaching.suggest(runtime, request), as_json=as_json)
+        attached.print_suggestion(attaching.suggest(runtime, request), as_json=as_json)
         return
     if dry_run:
         console.file.write(attaching.script(runtime, request, chosen))
@@ -169,111 +165,9 @@ def attach(
     if made:
         done = replace(done, indexes=indexing.lacking(runtime, done.source.definition, chosen))
     if as_json:
-        print_json(_attached_json(done, n_copied=n_copied, made=made))
+        print_json(attached.as_json_of(done, n_copied=n_copied, made=made))
     else:
-        _print_attached(done, n_copied=n_copied, n_old=_n_old(runtime, done))
-
-
-def _print_suggestion(found: Suggestion, *, as_json: bool) -> None:
-    if as_json:
-        print_json(
-            {
-                **asdict(found),
-                "features": found.entries,
-                "why": dict(found.features),
-                "command": shlex.join(found.command),
-            }
-        )
-        return
-    print_table(f"features for {found.relation}", ["entry", "why"], found.features)
-    if found.left_out:
-        console.print(
-            f"Left out: {', '.join(found.left_out)}.", highlight=False, markup=False, soft_wrap=True
-        )
-    console.print(
-        f"To attach it so: {shlex.join(found.command)}", highlight=False, markup=False, soft_wrap=True
-    )
-
-
-def _attached_json(done: Attached, *, n_copied: int, made: Sequence[str] = ()) -> dict[str, object]:
-    return {
-        "source": done.source.name,
-        "attached": done.made,
-        "features": done.source.definition.feature_names,
-        "left_out": done.left_out,
-        "label_values": done.labels,
-        "backfill_job": done.job.id if done.job else None,
-        "n_left_out": done.job.n_left_out if done.job else None,
-        "score_partitions": done.source.definition.score_partitions,
-        "keep_scores_days": done.source.definition.keep_scores_days,
-        "write_columns": done.source.definition.write_columns,
-        "n_scores_copied": n_copied,
-        "index_advice": done.indexes.before_each,
-        "time_index_advice": done.indexes.newest,
-        "past_index_advice": done.indexes.past,
-        "indexes_made": made,
-        "workers_without_table": done.workers_without_table,
-        "analysts_without_rows": done.analysts_without_rows,
-    }
-
-
-def _n_old(runtime: Runtime, done: Attached) -> int | None:
-    """Rows that the backfill has before it."""
-    return job_control.described(runtime, done.job.id).n_rows if done.job else None
-
-
-def _print_attached(done: Attached, *, n_copied: int, n_old: int | None) -> None:
-    definition = done.source.definition
-    word = "Attached" if done.made else "Already attached:"
-    console.print(
-        f"{word} {definition.describe()}, as source [bold]{definition.name}[/bold].", highlight=False
-    )
-    if done.left_out:
-        named = ", ".join(f"{name} ({kind})" for name, kind in done.left_out.items())
-        console.print(f"Left out of the features: {named}.", highlight=False, markup=False, soft_wrap=True)
-    if done.labels:
-        said = {True: "fraud", False: "normal", None: "unknown"}
-        named = ", ".join(
-            f"{'NULL' if v.value is None else repr(v.value)} is {said[v.is_fraud]} ({v.n:,} rows)"
-            for v in done.labels
-        )
-        console.print(
-            f"Label {definition.label_column}: {named}.", highlight=False, markup=False, soft_wrap=True
-        )
-    if done.job is not None:
-        console.print(
-            f"Job {done.job.id} scores the {n_old:,} rows that were there already, once there is a champion: pgoutlier"
-            f" jobs watch {done.job.id}",
-            highlight=False,
-            soft_wrap=True,
-        )
-    _print_kept(done)
-    if definition.write_columns:
-        console.print(
-            f"{definition.relation} has the scores in its columns {' and '.join(WRITTEN_COLUMNS)}"
-            f" ({n_copied:,} copied now). Worker roles need: pgoutlier db grant ROLE --as worker. To take the columns"
-            " away again, attach with --no-write-columns.",
-            highlight=False,
-        )
-    elif done.columns_taken_out:
-        console.print(
-            f"The columns {' and '.join(WRITTEN_COLUMNS)} were taken out of {definition.relation}.",
-            highlight=False,
-        )
-    _print_indexes(done)
-    for roles, what in (
-        (done.workers_without_table, " --as worker"),
-        (done.analysts_without_rows, ""),
-    ):
-        for role in roles:
-            console.print(
-                f"{role} may not read {definition.relation} yet: pgoutlier db grant {role}{what}",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
-            )
-    if done.made:
-        console.print(f"Next: pgoutlier train {definition.name}", highlight=False)
+        attached.print_attached(done, n_copied=n_copied, n_old=attached.n_old_rows(runtime, done))
 
 
 def _make_indexes(runtime: Runtime, done: Attached, recipe: Recipe, *, as_json: bool) -> list[str]:
@@ -283,31 +177,6 @@ def _make_indexes(runtime: Runtime, done: Attached, recipe: Recipe, *, as_json: 
             console.print(f"Making: {statement}", highlight=False, markup=False, soft_wrap=True)
         made.append(statement)
     return made
-
-
-def _print_kept(done: Attached) -> None:
-    definition = done.source.definition
-    if done.job is not None and done.job.n_left_out:
-        console.print(left_out_text(done.job), highlight=False, soft_wrap=True)
-    if definition.score_partitions or definition.keep_scores_days:
-        console.print(f"Scores are kept {scores_text(definition)}.", highlight=False, soft_wrap=True)
-
-
-def scores_text(definition: SourceDefinition) -> str:
-    """How long scores are kept, and in which partitions."""
-    days = definition.keep_scores_days
-    kept = "until their row is gone" if days is None else f"{days:,} days by {definition.expires_by}"
-    return kept + (f", in partitions by {definition.score_partitions}" if definition.score_partitions else "")
-
-
-def _print_indexes(done: Attached) -> None:
-    for why, index in (
-        ("To find the rows before each quickly", done.indexes.before_each),
-        *(("For the features over the rows before", statement) for statement in done.indexes.past),
-        ("To find the newest rows of a large table quickly", done.indexes.newest),
-    ):
-        if index:
-            console.print(f"{why}, first run: {index}", highlight=False, markup=False, soft_wrap=True)
 
 
 def adopt(
@@ -333,9 +202,9 @@ def adopt(
     if done.job is not None:
         tasks.ask_for_work(done.job.id)
     if as_json:
-        print_json(_attached_json(done, n_copied=0))
+        print_json(attached.as_json_of(done, n_copied=0))
     else:
-        _print_attached(done, n_copied=0, n_old=_n_old(runtime, done))
+        attached.print_attached(done, n_copied=0, n_old=attached.n_old_rows(runtime, done))
 
 
 def detach(

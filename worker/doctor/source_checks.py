@@ -14,7 +14,7 @@ from pgoutlier.db.ddl import installation, queue_triggers, written_columns
 from pgoutlier.db.errors import PgoutlierError, first_line
 from pgoutlier.db.notices import notices
 from pgoutlier.db.roles import grants
-from pgoutlier.db.scoring import past_rows, score_partitions, write_back
+from pgoutlier.db.scoring import past_statements, score_partitions, write_back
 from pgoutlier.db.source import catalog
 from pgoutlier.db.source.catalog import RelationInfo
 from pgoutlier.db.source.definition import Source
@@ -317,7 +317,7 @@ def _rows_before(connection: Connection, source: Source) -> Iterator[Finding]:
     what, n = f"{source.name} rows before", len(source.definition.past_features)
     if not n:
         return
-    advice = past_rows.missing_indexes(connection, source.definition)
+    advice = past_statements.missing_indexes(connection, source.definition)
     if advice:
         yield Finding(what, False, "no index finds them; scoring will be slow", " ".join(advice))
     else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from pgoutlier.db.scoring import past_rows
+from pgoutlier.db.scoring import past_statements
 from pgoutlier.db.source import indexes
 from pgoutlier.db.source.definition import SourceDefinition
 from pgoutlier.db.training import newest
@@ -38,7 +38,7 @@ def advice(connection: Connection, definition: SourceDefinition, recipe: Recipe)
     return IndexAdvice(
         before_each=index_advice(connection, definition, [recipe]),
         newest=newest.missing_index(connection, definition),
-        past=tuple(past_rows.missing_indexes(connection, definition)),
+        past=tuple(past_statements.missing_indexes(connection, definition)),
     )
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from pgoutlier import detector
-from pgoutlier.db.scoring import claimed_rows, past_rows, queue
+from pgoutlier.db.scoring import claimed_rows, past_statements, queue
 from pgoutlier.db.training import training_rows
 from pgoutlier.detector import recipe_named
 from pgoutlier.worker.console import top_features_text
@@ -118,7 +118,7 @@ def test_an_attach_says_which_indexes_are_needed_and_makes_them_when_asked(payme
 
 def test_the_rows_before_are_read_by_these_indexes(payments: Table, run: Run) -> None:
     with payments.runtime.engine.begin() as connection:
-        advised = past_rows.missing_indexes(connection, payments.source.definition)
+        advised = past_statements.missing_indexes(connection, payments.source.definition)
     for statement in advised:
         payments.user.execute(statement)  # type: ignore[arg-type]
     payments.user.execute(
