@@ -29,7 +29,7 @@ from pgoutlier.detector import exceeds, top_features
 from pgoutlier.models_store import registry
 from pgoutlier.models_store.registry import LoadedVersion
 from pgoutlier.worker.runtime import Runtime
-from pgoutlier.worker.scoring import challenger, failures, partitions, sequences
+from pgoutlier.worker.scoring import challenger, failures, sequences
 from pgoutlier.worker.scoring.challenger import ChallengerScorer, Outcome
 
 log = structlog.get_logger()
@@ -148,7 +148,6 @@ def score_batch(runtime: Runtime, source: Source, batch: OpenBatch) -> BatchResu
             champion.detector.recipe,
             careful=failures.is_last_whole_try(runtime, claim),
         )
-        partitions.make(runtime, source, partitions.wanted(runtime, source, rows))
         windows.queue_neighbours(connection, source.definition, claim, rows)
         late_rows.queue_behind(connection, source.definition, claim)
         challenger_scorer = challenger.scorer(runtime, connection, source, claim, pointed)

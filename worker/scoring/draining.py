@@ -12,7 +12,7 @@ from pgoutlier.db.scoring import queue
 from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
 from pgoutlier.worker.runtime import Runtime
-from pgoutlier.worker.scoring import challenger, failures
+from pgoutlier.worker.scoring import challenger, failures, partitions
 from pgoutlier.worker.scoring.batches import BatchFailed, BatchReader, BatchResult, most_rows, score_batch
 from pgoutlier.worker.scoring.pace import Pace
 
@@ -89,6 +89,11 @@ def drain(
                 if batch is None:
                     result.more = False
                     return result
+                if missing := partitions.wanted(runtime, source, batch.rows):
+                    # By a connection that nobody has to wait for who holds one, and locks of the user's table with it.
+                    batch.abandon()
+                    partitions.make(runtime, source, missing)
+                    continue
                 is_full = batch.claim.n_keys >= full
                 if is_full and not runtime.stopping.is_set():
                     reader.read_ahead()

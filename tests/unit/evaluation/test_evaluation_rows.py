@@ -142,7 +142,7 @@ def test_the_demo_takes_the_same_files(write: Write) -> None:
     generator = np.random.default_rng(0)
     arrays = npz(X=generator.normal(size=(1_000, 2)), y=np.arange(1_000) < 10)
     found = from_file(write("rows.npz", arrays))
-    assert (found.label, found.features, len(found.rows)) == ("y", ("0", "1"), 1_000)
+    assert (found.label, found.features, len(found.rows)) == ("y", ('"0"', '"1"'), 1_000)
     with pytest.raises(FileError, match="no header"):
         from_file(write("rows.csv", "1,2\n" * 1_000))
 
