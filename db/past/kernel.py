@@ -334,17 +334,23 @@ def _moments(values: Vector, entities: Places, low: Places, high: Places) -> _Mo
     plain = np.where(known, values, 0.0)
     begins = np.flatnonzero(np.diff(entities, prepend=entities[0] - 1))
     of_entity = np.repeat(np.arange(len(begins)), np.diff(begins, append=len(values)))
-    first = np.minimum.reduceat(np.where(known, np.arange(len(values)), len(values) - 1), begins)
-    centre = plain[first][of_entity]
+    least = np.minimum.reduceat(np.where(known, values, np.inf), begins)
+    most = np.maximum.reduceat(np.where(known, values, -np.inf), begins)
+    # The value nearest to 0, from which none differs by digits that it does not have itself.
+    nearest = np.where(least > 0, least, np.where(most < 0, most, 0.0))
+    centre = np.where(np.isfinite(nearest), nearest, 0.0)[of_entity]
     parts = (known.astype(np.float64), np.where(known, plain - centre, 0.0), np.zeros(len(values)))
     with np.errstate(all="ignore"):
         number, shifted, squares, *totals = _summed((*parts, *_in_parts(plain, begins, of_entity)), low, high)
         total, n = np.sum(totals, axis=0), np.maximum(number, 1)
         mean = total / n
         size = np.sqrt(squares / n + np.square(mean))
+        size = np.where(np.isfinite(size), size, 0.0)
         total = np.where(np.abs(mean) < _LEAST_MEAN * size, 0.0, total)
         squares = np.where(np.sqrt(squares / n) < _LEAST_SPREAD * size, 0.0, squares)
-        above = values[high] - centre[high] - shifted / n
+        own = values[high]
+        above = np.where(centre[high] == 0, own - total / n, own - centre[high] - shifted / n)
+        above = np.where(np.abs(above) < _LEAST_SPREAD * np.maximum(np.abs(own), size), 0.0, above)
         return _Moments(number, total, total / n, squares, above)
 
 

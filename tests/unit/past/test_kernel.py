@@ -66,3 +66,44 @@ def test_rows_with_more_before_them_than_are_looked_at_are_told(monkeypatch: pyt
     found, is_cut_short = kernel.compute([(past, "card")], rows, np.arange(8))
     assert found[:, 0].tolist() == [0, 1, 2, 3, 3, 3, 3, 3]
     assert is_cut_short.tolist() == [False] * 4 + [True] * 4
+
+
+_CHOICE = np.random.default_rng(7)
+_STRETCHES = {
+    "all alike": np.full(60, 0.1),
+    "payments and their refunds": _CHOICE.choice([0.1, 0.2, -0.3, 19.99, -19.99], 60),
+    "large, and hardly different": 1.7e9 + _CHOICE.normal(size=60),
+    "a large one, then small ones": np.r_[1e9, _CHOICE.choice([0.1, 0.2, 12.25], 59)],
+    "alike but for the first": np.r_[1e6, np.full(59, 0.1)],
+    "both signs, of all sizes": _CHOICE.choice([1e9, -1e9, 0.01], 60),
+    "at the end of the range": _CHOICE.normal(size=60) * 1e300,
+    "infinite in places": _CHOICE.choice([1.0, 2.0, np.inf, np.nan], 60),
+}
+
+
+@pytest.mark.parametrize("values", _STRETCHES.values(), ids=_STRETCHES.keys())
+def test_a_row_has_the_same_values_whatever_is_read_along_with_it(values):
+    texts = (
+        "sum(a, 7s)",
+        "mean(a, 50s)",
+        "std(a, 7s)",
+        "std(a, 50s)",
+        "z(a, 7s)",
+        "ratio(a, 7s)",
+        "lag(a, 3)",
+    )
+    wanted = [(entries.parse(text).past, "a") for text in texts]
+
+    def read_along(n_others: int):
+        n_rows = n_others + len(values)
+        rows = Rows(
+            np.repeat([0, 1], [n_others, len(values)]),
+            np.arange(n_rows, dtype=np.float64),
+            1,
+            {"a": np.concatenate([np.arange(n_others) * 1.7, values])},
+        )
+        return kernel.compute(wanted, rows, np.arange(n_others, n_rows))[0]
+
+    alone = read_along(0)
+    for n_others in (1, 2, 3, 5, 7):
+        np.testing.assert_allclose(read_along(n_others), alone, rtol=1e-9, atol=0)
