@@ -13,7 +13,14 @@ from pgoutlier.db.source.definition import Source
 from pgoutlier.db.sources import sources
 from pgoutlier.worker.runtime import Runtime
 from pgoutlier.worker.scoring import challenger, failures, partitions
-from pgoutlier.worker.scoring.batches import BatchFailed, BatchReader, BatchResult, most_rows, score_batch
+from pgoutlier.worker.scoring.batches import (
+    BatchFailed,
+    BatchReader,
+    BatchResult,
+    OpenBatch,
+    most_rows,
+    score_batch,
+)
 from pgoutlier.worker.scoring.pace import Pace
 
 # A batch of this share of PGOUTLIER_BATCH_ROWS hints at more to come, which is worth reading ahead. A live trickle
@@ -85,15 +92,10 @@ def drain(
             if result.more and result.n_batches + result.n_failed_batches:
                 return result
             try:
-                batch = reader.next()
+                batch = _next(runtime, reader)
                 if batch is None:
                     result.more = False
                     return result
-                if missing := partitions.wanted(runtime, source, batch.rows):
-                    # By a connection that nobody has to wait for who holds one, and locks of the user's table with it.
-                    batch.abandon()
-                    partitions.make(runtime, source, missing)
-                    continue
                 is_full = batch.claim.n_keys >= full
                 if is_full and not runtime.stopping.is_set():
                     reader.read_ahead()
@@ -113,6 +115,20 @@ def drain(
                 call_for_help()
             if not is_full:
                 pace.rest(batch.claim, batch.started)
+
+
+def _next(runtime: Runtime, reader: BatchReader) -> OpenBatch | None:
+    """The next batch, when its scores have their partitions, or None if nothing is due. Raises BatchFailed."""
+    batch = reader.next()
+    if batch is None:
+        return None
+    missing = partitions.wanted(runtime, reader.source, batch.rows)
+    if not missing:
+        return batch
+    # They take a connection: who holds one and the locks of a batch waits for no other.
+    batch.abandon()
+    partitions.make(runtime, reader.source, missing)
+    return reader.next()
 
 
 def _note(runtime: Runtime, source: Source, problem: str | None) -> Source:
