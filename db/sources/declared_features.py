@@ -17,6 +17,15 @@ from pgoutlier.db.source.catalog import ColumnInfo, RelationInfo
 from pgoutlier.db.source.definition import MAX_FEATURES, RARITY, TRANSFORMS, Feature
 from pgoutlier.db.sql.identifiers import display, parse_identifier
 
+_PRINTED_IN_SEVERAL_WAYS = {
+    "numeric",
+    "real",
+    "double precision",
+    "interval",
+    "time without time zone",
+    "time with time zone",
+    "money",
+}
 _WITH_ARGUMENT = re.compile(r"^(?P<transform>[a-z_]+)\((?P<column>.+)\)$", re.DOTALL)
 _WITH_LENGTH = re.compile(r"^(?P<column>.+)\[(?P<length>[0-9]{1,5})\]$", re.DOTALL)
 
@@ -131,9 +140,15 @@ def plain(connection: Connection, table: RelationInfo, column: ColumnInfo) -> Fe
 
 def _transformed(table: RelationInfo, transform: str, column: ColumnInfo) -> Feature:
     if transform == RARITY:
-        if not column.can_tell_entities:
+        # What PostgreSQL prints of others is said by settings of the session, or in several ways of one value.
+        written_in_one_way = column.type_name not in _PRINTED_IN_SEVERAL_WAYS and column.feature_kind not in {
+            "timestamp",
+            "timestamptz",
+        }
+        if not (column.can_tell_entities and written_in_one_way):
             raise SourceError(
-                f"rarity needs values that can be compared, but {display(column.name)} is {column.type_name}."
+                f"rarity is of text, whole numbers, booleans, enums or UUIDs, but {display(column.name)} is"
+                f" {column.type_name}."
             )
         return Feature(column=column.name, kind="any", transform=RARITY)
     if transform not in TRANSFORMS:

@@ -187,6 +187,8 @@ def test_a_migration_that_renames_the_columns_of_an_entity_is_followed(payments:
         "sum(amount) by customer": "is not written as sum(COLUMN, WINDOW) [by COLUMN]",
         "lag(amount, 0) by customer": "is not a number of rows from 1 to 1,000",
         "risk(shop, 7d, later 1d)": "is not written as risk(COLUMN, WINDOW[, delay WINDOW])",
+        "rarity(amount)": "rarity is of text, whole numbers, booleans, enums or UUIDs, but amount is numeric",
+        "rarity(paid_at)": "but paid_at is timestamp with time zone",
         "amounts(amount)": "There is no transform amounts; known are hour,",
     }.items(),
 )
